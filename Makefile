@@ -1,0 +1,63 @@
+# medmerge: `make help` lists what there is. Needs Python 3.11 or newer and GNU make.
+#   make test PYTHON=python3.12     another interpreter for .venv
+#   make book OMP_NUM_THREADS=8     more threads; the numbers may differ in the last digits
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+HTML   := _build/html
+
+# One thread: on a shared or small machine torch's threads wait for each other,
+# and a fixed count makes a CPU run the same wherever it runs.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo book test lint clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Create .venv and install the pinned requirements and this package
+
+$(STAMP): requirements.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "No '$(PYTHON)' found. Install Python 3.11 or newer, or name one: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "medmerge needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Creating $(VENV) with $$($(PYTHON) -V)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(VENV) holds $$($(BIN)/python -V), older than 3.11: delete it (rm -r $(VENV)) and try again" >&2; exit 1; }
+	@echo "Installing requirements.txt into $(VENV) (about 5 GB the first time, a few minutes)"
+	@$(BIN)/python -m pip install -qq -r requirements.txt
+	@$(BIN)/python -m pip install -qq --no-deps -e .
+	@touch $@
+
+# run NOTEBOOK PARAMS: finished runs are recognised and not repeated
+run = @echo "Running $(1) with $(2)"; $(BIN)/medmerge run $(1) $(2)
+
+demo: $(STAMP) ## Run the demo: drawn images, a small backbone, a minute or two
+	$(call run,notebooks/source.ipynb,params/demo/base.yaml)
+	$(call run,notebooks/source.ipynb,params/demo/source.yaml)
+	$(call run,notebooks/pair.ipynb,params/demo/pair.yaml)
+
+# --all: a second build would not repeat the warnings of the first, and -W would pass.
+book: demo ## Run the demo, then build the book; any warning is an error
+	@echo "Building the book"
+	@rm -rf $(HTML)
+	@$(BIN)/jupyter-book build . --all -W -n --keep-going -q >/dev/null || { echo "The book did not build; the reasons are above" >&2; exit 1; }
+	@test -s $(HTML)/index.html -a -s $(HTML)/book/index.html || { echo "The build made no $(HTML)/index.html" >&2; exit 1; }
+	@echo "The book: file://$(CURDIR)/$(HTML)/index.html"
+
+test: $(STAMP) ## Run the tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check the code's style
+	@$(BIN)/ruff check .
+
+clean: ## Delete the built book, the demo's results and caches; .venv stays
+	@rm -rf _build results/demo .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,80 @@
+"""The state of an interrupted phase of training, on disk."""
+
+import copy
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """How far a phase has come, on disk after every epoch: the next epoch can always start from it.
+
+    Args:
+        model, optimizer: what is trained; set to the checkpoint's state where there is one with the same key.
+        phase: the phase's name, noted in every row of history.
+        key: names what is being computed; a checkpoint with another key is not used.
+        path: the checkpoint file, or None to keep none. It is written beside and moved, so it is always whole.
+
+    Attributes:
+        history: a row an epoch: ``phase``, ``epoch`` (from 1) and the epoch's scores.
+        best: state dict of the epoch with the best validation macro F1 so far, the first of equals.
+        seconds: time spent in the epochs done, interruptions not counted.
+        peak_memory: MiB.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, phase: str, key: str, path: Path | None = None
+    ):
+        self.model, self.optimizer, self.phase, self.key, self.path = model, optimizer, phase, key, path
+        self.history: list[dict] = []
+        self.best: dict[str, Tensor] = {}
+        self.seconds = self.peak_memory = 0.0
+        if self.path and self.path.exists():
+            self._resume()
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    @property
+    def best_score(self) -> float:
+        return max((row["val_macro_f1"] for row in self.history), default=float("-inf"))
+
+    def advance(self, scores: dict[str, float], seconds: float, memory: float) -> None:
+        """Note an epoch, keep its weights if they are the best so far, write the checkpoint."""
+        if scores["val_macro_f1"] > self.best_score:
+            self.best = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
+        self.history.append({"phase": self.phase, "epoch": self.epoch + 1, **scores})
+        self.seconds += seconds
+        self.peak_memory = max(self.peak_memory, memory)
+        if self.path:
+            self._save()
+
+    def _save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        state = {"key": self.key, "history": self.history, "best": self.best, "seconds": self.seconds}
+        state |= {"peak_memory": self.peak_memory, "model": self.model.state_dict()}
+        torch.save({**state, "optimizer": self.optimizer.state_dict()}, partial)
+        partial.replace(self.path)
+
+    def _resume(self) -> None:
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            if state["key"] != self.key:
+                log.info("%s belongs to a run with other parameters: starting over", self.path)
+                return
+            model, optimizer = copy.deepcopy(self.model), self.optimizer
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:  # a damaged file may raise anything
+            log.warning("%s cannot be read (%s): starting the phase over", self.path, error)
+            return
+        self.model.load_state_dict(state["model"])
+        self.history, self.best = state["history"], state["best"]
+        self.seconds, self.peak_memory = state["seconds"], state["peak_memory"]

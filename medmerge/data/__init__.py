@@ -1,0 +1,19 @@
+"""Datasets: each as a table, split by patient or lesion, decoded once, served in batches."""
+
+from medmerge.data.base import DataError, Table
+from medmerge.data.dataset import Dataset, load
+from medmerge.data.images import Samples, load_images
+from medmerge.data.splits import split
+from medmerge.data.tables import DATASETS, load_table
+
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "Dataset",
+    "Samples",
+    "Table",
+    "load",
+    "load_images",
+    "load_table",
+    "split",
+]

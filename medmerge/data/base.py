@@ -1,0 +1,178 @@
+"""What every dataset has in common: the table, its error, and reading files strictly.
+
+The modules that know one dataset each (`skin`, `labelled`, `synthetic`) build on this one, and
+`tables` puts them behind one function.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class DataError(ValueError):
+    """Bad or missing data. The message names the value, what is allowed, and the next step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A dataset as a table of images that are on the disk.
+
+    Attributes:
+        name: The dataset's name, such as "isic2019".
+        frame: One row an image, sorted by id, with a `RangeIndex` and the columns
+
+            - `id`: str, unique;
+            - `path`: str, where the image is (a name for `synthetic.draw`, for drawn images);
+            - `label`: int64, an index into `classes`;
+            - `group`: str, what must not be cut by a split: the patient or the lesion. An image
+              without one is a group of its own, named by its id;
+            - `split`: "train", "val" or "test" of the official split, None where there is none.
+        classes: Names of the classes in the dataset's official order.
+        notes: Sentences: what was left out, and what was read leniently.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What a dataset's own files say, before anything is left out.
+
+    Attributes:
+        frame: Columns `id`, `path` (None where the image is not on the disk), `label` (name of
+            the class), `group` (None where there is none), `split` (None likewise); any order.
+        classes: Names of the classes in the dataset's official order.
+        notes: What was read leniently.
+        expected: A sentence that says which files belong where and how to get them.
+    """
+
+    frame: pd.DataFrame
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    expected: str = field(default="")
+
+
+def listing_frame(ids, paths, labels, groups=None, splits=None) -> pd.DataFrame:
+    """Builds the frame of a `Listing`; empty strings in the last two columns become None."""
+
+    def optional(values):
+        return [None] * len(ids) if values is None else [value or None for value in values]
+
+    columns = {
+        "id": list(ids),
+        "path": list(paths),
+        "label": list(labels),
+        "group": optional(groups),
+        "split": optional(splits),
+    }
+    return pd.DataFrame(columns, dtype=object)
+
+
+def dataset_folder(name: str, root: str | os.PathLike | None, expected: str) -> Path:
+    """Returns the folder of a dataset.
+
+    Raises:
+        DataError: No folder is given, or it is not there.
+    """
+    if root is None:
+        raise DataError(f"{name} needs the folder that it was unpacked to. {expected}")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"{name}: there is no folder {folder}. {expected}")
+    return folder
+
+
+def first_file(name: str, root: Path, candidates: Sequence[str], expected: str) -> Path:
+    """Returns the first of `candidates` that is a file in `root`.
+
+    Raises:
+        DataError: None of them is.
+    """
+    for candidate in candidates:
+        if (root / candidate).is_file():
+            return root / candidate
+    raise DataError(f"{name}: there is no {candidates[0]} in {root}. {expected}")
+
+
+def read_rows(path: Path, columns: Iterable[str]) -> pd.DataFrame:
+    """Reads a comma or tab separated file as stripped strings, empty where there is no value.
+
+    Nothing is taken for a number, a truth value or a missing value: a class may be called "NA".
+    The separator is a tab where the first line has one.
+
+    Args:
+        path: The file, UTF-8 with or without a byte order mark.
+        columns: Columns that must be there.
+
+    Raises:
+        DataError: The file is not such a table, has no row, or lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            separator = "\t" if "\t" in file.readline() else ","
+        with warnings.catch_warnings():
+            # A line longer than the header is only a warning to pandas, which cuts it.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                path,
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                index_col=False,
+                encoding="utf-8-sig",
+            )
+    except (OSError, UnicodeError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{path} is empty; it needs the columns {', '.join(columns)}") from error
+    frame.columns = frame.columns.str.strip()
+    absent = [column for column in columns if column not in frame.columns]
+    if absent:
+        raise DataError(
+            f"{path} has no column {', '.join(absent)}; its columns are {', '.join(frame.columns)}"
+        )
+    if frame.empty:
+        raise DataError(f"{path} has a header and no row")
+    # A line shorter than the header still yields missing values.
+    return frame.fillna("").apply(lambda column: column.str.strip())
+
+
+def index_images(folders: Iterable[Path]) -> dict[str, str]:
+    """Maps the name without suffix of each image in the folders to its path.
+
+    Folders that are not there are passed over; a folder within itself (`images/images`, as some
+    archives unpack) is looked into; the first folder that has a name wins.
+    """
+    found: dict[str, str] = {}
+    for folder in folders:
+        for candidate in (folder, folder / folder.name):
+            if not candidate.is_dir():
+                continue
+            with os.scandir(candidate) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    stem, suffix = os.path.splitext(entry.name)
+                    if suffix.lower() in IMAGE_SUFFIXES:
+                        found.setdefault(stem, entry.path)
+    return found
+
+
+def first_duplicate(values: Iterable[str]) -> str | None:
+    """Returns the first value that occurs a second time, or None."""
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None

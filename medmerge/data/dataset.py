@@ -1,0 +1,108 @@
+"""From a dataset's name to the three parts that are trained, validated and tested on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from medmerge.data import splits
+from medmerge.data.cache import hash_row
+from medmerge.data.images import Samples, load_images
+from medmerge.data.tables import Table, load_table
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A dataset, split and decoded.
+
+    Attributes:
+        name: Its name, such as "isic2019".
+        classes: Names of the classes; labels index them.
+        train: What is learnt from.
+        val: What choices are made on.
+        test: What is read once, by the evaluation.
+        counts: Images, int64: a row for each class, the columns train, val and test.
+        fingerprint: SHA-256 in hex over the fingerprint of the images (their ids, class names
+            and contents) and the part that each id is in.
+        notes: Sentences: what was left out, and what was read leniently.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Samples
+    val: Samples
+    test: Samples
+    counts: pd.DataFrame
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+def load(
+    name: str,
+    root: Path | None = None,
+    *,
+    image_size: int,
+    labels: str | None = None,
+    missing: str = "error",
+    exclude: Collection[str] = (),
+    split: str = "grouped",
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    split_seed: int = 0,
+    cache: Path | None = None,
+) -> Dataset:
+    """Reads, splits and decodes a dataset.
+
+    Args:
+        name: A key of `tables.DATASETS`.
+        root: Folder of the dataset as unpacked; it is only read.
+        image_size: Side of the images in pixels.
+        labels: Path of the labels file, for "csv" only.
+        missing: "error", or "drop" to go on with a partial download.
+        exclude: Ids to leave out.
+        split: "grouped", "random" or "official"; see `splits.split`.
+        fractions: Shares of train, val and test.
+        split_seed: Seed of the split.
+        cache: Folder of the decoded images; see `images.load_images`.
+
+    Returns:
+        The dataset. The images of its three parts are views of one memory-mapped array.
+
+    Raises:
+        DataError: As `load_table`, `splits.split` and `load_images` say.
+    """
+    table = load_table(name, root, labels=labels, missing=missing, exclude=exclude)
+    parts = splits.split(table, method=split, fractions=fractions, seed=split_seed)
+    pixels, images_fingerprint = load_images(table, image_size, cache=cache)
+    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return Dataset(
+        name=name,
+        classes=table.classes,
+        **{part: _samples(table, inputs, parts == part) for part in splits.SPLITS},
+        counts=splits.count(table, parts),
+        fingerprint=_fingerprint(table, images_fingerprint, parts),
+        notes=table.notes,
+    )
+
+
+def _samples(table: Table, inputs: torch.Tensor, members: np.ndarray) -> Samples:
+    rows = np.flatnonzero(members)
+    return Samples(
+        inputs=inputs,
+        rows=torch.from_numpy(rows.astype(np.int64)),
+        labels=torch.from_numpy(table.frame["label"].to_numpy(dtype=np.int64, copy=True)[rows]),
+        ids=tuple(table.frame["id"].iloc[rows]),
+    )
+
+
+def _fingerprint(table: Table, images_fingerprint: str, parts: np.ndarray) -> str:
+    hasher = hashlib.sha256()
+    hash_row(hasher, [images_fingerprint])
+    for image, part in sorted(zip(table.frame["id"], parts.tolist(), strict=True)):
+        hash_row(hasher, [image, part])
+    return hasher.hexdigest()

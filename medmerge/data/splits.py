@@ -1,0 +1,201 @@
+"""Which image trains, which validates and which tests."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from medmerge.data.base import SPLITS, DataError, Table
+
+METHODS = ("grouped", "random", "official")
+MAX_FOLDS = 20
+
+_logger = logging.getLogger(__name__)
+
+
+def split(
+    table: Table,
+    *,
+    method: str = "grouped",
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+) -> np.ndarray:
+    """Assigns each image to train, val or test.
+
+    The result depends on the ids, labels and groups and on the seed, and neither on the order of
+    the rows nor on the machine.
+
+    Args:
+        table: The dataset.
+        method: One of
+
+            - "grouped": by `group`, so that no patient or lesion is on two sides, and stratified
+              by label: the folds of scikit-learn's `StratifiedGroupKFold`, as few as express the
+              fractions. The number of images in each part is close to the fractions, no more.
+            - "random": by image, not stratified, as the paper reads ("a random 60%, 20%, and 20%
+              split", section 3). Images of one lesion end on both sides.
+            - "official": the dataset's own. Where it has no val, val is drawn from train as in
+              "grouped", with the share val / (train + val) of `fractions`.
+        fractions: Shares of train, val and test: positive, with sum 1; for the folds, multiples
+            of 1/k for some k up to 20.
+        seed: From 0 to 2**32 - 1.
+
+    Returns:
+        str [N], "train", "val" or "test", aligned with `table.frame`.
+
+    Raises:
+        DataError: An argument is not as said above, there is no official split, a part is empty,
+            or a class has no image in train. A class that val or test lacks is logged as a
+            warning.
+    """
+    _check_arguments(method, fractions, seed)
+    order = np.argsort(table.frame["id"].to_numpy(dtype=object), kind="stable")
+    frame = table.frame.iloc[order]
+    if method == "grouped":
+        parts = _grouped(frame, fractions, SPLITS, seed)
+        _warn_of_sizes(table.name, parts, fractions)
+    elif method == "random":
+        parts = _random(len(frame), fractions, seed)
+    else:
+        parts = _official(table.name, frame, fractions, seed)
+    result = np.empty_like(parts)
+    result[order] = parts
+    _check_result(table, result)
+    return result
+
+
+def count(table: Table, parts: np.ndarray) -> pd.DataFrame:
+    """Counts images: int64, a row for each class and a column for each of train, val, test."""
+    labels = table.frame["label"].to_numpy()
+    columns = {part: np.bincount(labels[parts == part], minlength=len(table.classes)) for part in SPLITS}
+    return pd.DataFrame(columns, index=list(table.classes), dtype=np.int64)
+
+
+def _check_arguments(method: str, fractions: tuple[float, ...], seed: int) -> None:
+    if method not in METHODS:
+        raise DataError(f"There is no split {method!r}; it is one of {', '.join(METHODS)}")
+    if len(fractions) != 3 or not all(math.isfinite(share) and share > 0 for share in fractions):
+        raise DataError(f"fractions are {fractions}; give train, val and test, each above 0")
+    if not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
+        raise DataError(f"fractions {fractions} have the sum {sum(fractions):g}; it must be 1")
+    if not 0 <= seed < 2**32:
+        raise DataError(f"the split's seed is {seed}; it is from 0 to {2**32 - 1}")
+
+
+def _folds(shares: tuple[float, ...]) -> list[int]:
+    """Returns the number of folds for each share, out of as few folds as express them all."""
+    for total in range(len(shares), MAX_FOLDS + 1):
+        folds = [round(share * total) for share in shares]
+        if all(
+            number and abs(share - number / total) < 1e-6 for share, number in zip(shares, folds, strict=True)
+        ):
+            return folds
+    given = ", ".join(f"{share:g}" for share in shares)
+    raise DataError(
+        f"The shares {given} are not multiples of 1/k for any k up to {MAX_FOLDS}, so groups "
+        "cannot be dealt into that many equal folds; take near ones that are, such as "
+        "0.65, 0.15, 0.2, or 0.6, 0.2, 0.2"
+    )
+
+
+def _grouped(frame: pd.DataFrame, shares: tuple[float, ...], names: tuple[str, ...], seed: int) -> np.ndarray:
+    """Deals whole groups to `names`, the first of which takes what the others leave."""
+    folds = _folds(shares)
+    if frame["group"].nunique() < sum(folds):
+        raise DataError(
+            f"{frame['group'].nunique()} groups cannot be dealt into {sum(folds)} folds; it takes "
+            "more patients or lesions, or simpler fractions"
+        )
+    splitter = StratifiedGroupKFold(sum(folds), shuffle=True, random_state=seed)
+    labels, groups = frame["label"].to_numpy(), frame["group"].to_numpy(dtype=str)
+    owners = np.repeat([*names[1:], names[0]], [*folds[1:], folds[0]])
+    parts = np.full(len(frame), names[0], dtype="<U5")
+    with warnings.catch_warnings():
+        # A class with fewer images than folds is judged by what it ends up with, afterwards.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        try:
+            for owner, (_, members) in zip(owners, splitter.split(labels, labels, groups), strict=True):
+                parts[members] = owner
+        except ValueError as error:
+            raise DataError(
+                f"{len(frame)} images cannot be dealt into {sum(folds)} folds: {error}"
+            ) from error
+    return parts
+
+
+def _random(count: int, fractions: tuple[float, ...], seed: int) -> np.ndarray:
+    bounds = np.rint(np.cumsum(fractions)[:2] * count).astype(int)
+    parts = np.empty(count, dtype="<U5")
+    pieces = np.split(np.random.default_rng(seed).permutation(count), bounds)
+    for name, members in zip(SPLITS, pieces, strict=True):
+        parts[members] = name
+    return parts
+
+
+def _official(name: str, frame: pd.DataFrame, fractions: tuple[float, ...], seed: int) -> np.ndarray:
+    given = frame["split"]
+    if given.isna().all():
+        raise DataError(f"{name} has no official split; take split: grouped or split: random")
+    wrong = ~given.isin(SPLITS)
+    if wrong.any():
+        row = frame[wrong].iloc[0]
+        raise DataError(
+            f"{name}: the official split of {row['id']} is {row['split']!r}; it is one of {', '.join(SPLITS)}"
+        )
+    parts = given.to_numpy(dtype="<U5")
+    absent = {"train", "test"} - set(parts)
+    if absent:
+        raise DataError(
+            f"{name}: the official split has no {' and no '.join(sorted(absent))}; take "
+            "split: grouped or split: random"
+        )
+    if "val" not in parts:
+        train, val, _ = fractions
+        shares = (train / (train + val), val / (train + val))
+        rest = parts == "train"
+        parts[rest] = _grouped(frame[rest], shares, ("train", "val"), seed)
+    shared = int((pd.Series(parts).groupby(frame["group"].to_numpy()).nunique() > 1).sum())
+    if shared:
+        _logger.warning("%s: %d groups are in more than one part of the split", name, shared)
+    return parts
+
+
+def _warn_of_sizes(name: str, parts: np.ndarray, fractions: tuple[float, ...]) -> None:
+    """Tells of a part that a few large groups keep far from its share."""
+    for part, share in zip(SPLITS, fractions, strict=True):
+        actual = float((parts == part).mean())
+        if abs(actual - share) > 0.05:
+            _logger.warning(
+                "%s: %s has %.0f %% of the images instead of %.0f %%: groups are too large to be dealt evenly",
+                name,
+                part,
+                100 * actual,
+                100 * share,
+            )
+
+
+def _check_result(table: Table, parts: np.ndarray) -> None:
+    counts = count(table, parts)
+    totals = counts.sum(axis=1)
+    for part in SPLITS:
+        if not counts[part].any():
+            raise DataError(
+                f"{table.name}: {part} is empty with {len(parts):,} images; it takes more images "
+                "or groups, or other fractions"
+            )
+    untrained = [label for label in table.classes if not counts.loc[label, "train"]]
+    if untrained:
+        named = ", ".join(f"{label} ({totals[label]:,} images)" for label in untrained)
+        raise DataError(
+            f"{table.name}: no image to train on in class {named}; take another split_seed, leave "
+            "the class's images out with exclude, or merge it with another class"
+        )
+    for part in ("val", "test"):
+        absent = [label for label in table.classes if not counts.loc[label, part]]
+        if absent:
+            _logger.warning("%s: %s has no image of %s", table.name, part, ", ".join(absent))

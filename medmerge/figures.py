@@ -1,0 +1,372 @@
+"""Every figure of the book, drawn from records: data frames and arrays, never models or training.
+
+Each function returns a `matplotlib.figure.Figure` on white, made without pyplot, which a notebook shows once
+when it is a cell's last value. Colours are safe for colour-blind readers, an approach has the same colour in
+every figure, and every colour has a text label beside it.
+"""
+
+import io
+import itertools
+import math
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+APPROACH_NAMES = {"ft": "FT", "lp_ft": "LP-FT", "medmerge": "MedMerge"}
+APPROACH_COLOURS = {"ft": "#0173B2", "lp_ft": "#DE8F05", "medmerge": "#029E73"}
+
+_FURTHER_COLOURS = "#CC78BC #CA9161 #56B4E9 #882255 #332288 #7A7A7A #999933".split()
+_LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+_BLOCKS = {"denseblock": "block ", "transition": "T", "layer": "layer "}
+_PHASES = {"linear_probe": 0, "fine_tune": 1}
+_GREY = "0.35"
+_STYLE = {
+    **{"figure.facecolor": "white", "figure.dpi": 150, "savefig.dpi": "figure", "savefig.facecolor": "auto"},
+    **{"font.size": 8, "axes.labelsize": 9.5, "axes.titlesize": 9.5, "axes.titlelocation": "left"},
+    **{"xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8, "legend.frameon": False},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": "0.9"},
+}
+
+
+def _book_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the book's style whatever the reader's own settings are."""
+
+    @wraps(draw)
+    def drawn(*args: object, **kwargs: object) -> Figure:
+        with matplotlib.style.context(["default", _STYLE]):
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+        return figure
+
+    return drawn
+
+
+def approach_colour(approach: str) -> str:
+    """Hex colour of an approach, the same everywhere; those without an entry above take one by their name."""
+    further = _FURTHER_COLOURS[zlib.crc32(approach.encode()) % len(_FURTHER_COLOURS)]
+    return APPROACH_COLOURS.get(approach, further)
+
+
+@_book_style
+def learning_curves(history: pd.DataFrame) -> Figure:
+    """Validation macro F1 (top) and losses (bottom) of each run and seed over the epochs of both phases.
+
+    Epochs are counted on from the linear probe to fine-tuning, with a line at the change. The last phase's
+    epoch with the best validation macro F1 (the first of equals) has a dot. Names stand at the right in the
+    order of the final scores. The line style follows the source: what `run` says after the approach's name.
+
+    Args:
+        history: a row per run, seed, phase and epoch, with columns run (label such as "MedMerge ImageNet +
+            HAM10K"), approach, seed, phase ("linear_probe" or "fine_tune"), epoch (from 1 in each phase),
+            train_loss, val_loss (cross-entropy, nats) and val_macro_f1 (in [0, 1]).
+
+    Raises:
+        ValueError: no rows, a column missing, an unknown phase, or scores that are not numbers.
+    """
+    columns = ["run", "approach", "seed", "phase", "epoch", "train_loss", "val_loss", "val_macro_f1"]
+    history = _continued(_required(history, columns, ["train_loss", "val_loss", "val_macro_f1"]))
+    styles = _line_styles(history)
+    figure = _Figure(figsize=(8, 5.6), layout="constrained")
+    scores, losses = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    ends = {}
+    for (run, approach), rows in history.groupby(["run", "approach"], sort=False):
+        look = {"color": approach_colour(approach), "linestyle": styles[run, approach]}
+        for seed, curve in rows.groupby("seed"):
+            line = {**look, "linewidth": 1.1, "marker": "." if len(curve) == 1 else None}
+            scores.plot(curve.moment, curve.val_macro_f1, gid=f"f1/{run}/{seed}", **line)
+            losses.plot(curve.moment, curve.val_loss, gid=f"val/{run}/{seed}", **line)
+            losses.plot(curve.moment, curve.train_loss, gid=f"train/{run}/{seed}", alpha=0.4, **line)
+            best = curve.loc[curve.val_macro_f1.where(curve.turn == curve.turn.max()).idxmax()]
+            dot = {"markeredgecolor": "white", "markersize": 6, "zorder": 4, "gid": f"best/{run}/{seed}"}
+            scores.plot(best.moment, best.val_macro_f1, "o", color=look["color"], **dot)
+        ends[run] = rows.groupby("seed").val_macro_f1.last().mean(), look
+    scores.set(title="Validation (dot: best epoch of the last phase)", ylabel="macro F1")
+    losses.set(title="Loss (strong: validation, pale: training)", ylabel="cross-entropy", xlabel="epoch")
+    losses.set_xlim(0, history.moment.max() * 1.02 + 0.5)
+    losses.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    _mark_phases(scores, losses, history)
+    _name_lines(scores, ends)
+    return figure
+
+
+@_book_style
+def depth_heatmap(weights: Mapping[str, Mapping[str, ArrayLike]], first: str, second: str) -> Figure:
+    """Mean merge weight of each layer's kernels over depth, one row per run (the paper's Fig. 2 and Fig. 4).
+
+    The colour scale is [0.5 - h, 0.5 + h], where h is the largest deviation of any mean from 0.5, rounded up
+    and at least 0.01; the colour bar states it.
+
+    Args:
+        weights: {row label: {layer name: w of its kernels, shape [kernels]}}, layers in forward order and the
+            same in every row. w is the first source's share; it is not bounded to [0, 1].
+        first, second: names of the sources that w = 1 and w = 0 take.
+
+    Raises:
+        ValueError: no rows, no layers, rows whose layers differ, or weights that are not finite vectors.
+    """
+    if not weights:
+        raise ValueError("weights is empty: give at least one run, {label: {layer: w}}")
+    rows = {label: _vectors(row) for label, row in weights.items()}
+    layers = list(next(iter(rows.values())))
+    for label, row in rows.items():
+        differing = [pair for pair in itertools.zip_longest(row, layers) if pair[0] != pair[1]]
+        if differing:
+            found, expected = differing[0]
+            raise ValueError(f"{label!r} has layer {found}, the first row {expected}: draw backbones apart")
+    means = np.array([[w.mean() for w in row.values()] for row in rows.values()])
+    half = _half_range(means)
+    figure = _Figure(figsize=(8, 1.7 + 0.3 * len(rows)), layout="constrained")
+    axes, bar_axes = figure.subplots(2, 1, height_ratios=[0.3 * len(rows), 0.13])
+    image = axes.imshow(
+        means, "PuOr", aspect="auto", interpolation="nearest", vmin=0.5 - half, vmax=0.5 + half
+    )
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.hlines(np.arange(1, len(rows)) - 0.5, -0.5, len(layers) - 0.5, color="white", linewidth=2)
+    axes.tick_params(axis="y", length=0)
+    _mark_depth(axes, layers)
+    bar = figure.colorbar(image, cax=bar_axes, orientation="horizontal", format="{x:g}")
+    bar.set_ticks(np.linspace(0.5 - half, 0.5 + half, 5).round(6))
+    ends = f"← more {second}          more {first} →"
+    bar.set_label(f"mean w of the layer's kernels (scale: 0.5 ± {half:g})\n{ends}")
+    return figure
+
+
+@_book_style
+def weight_spread(weights: Mapping[str, ArrayLike], first: str, second: str) -> Figure:
+    """Median and 5-95 % band of each layer's merge weights over depth, and the histogram of all kernels.
+
+    Args:
+        weights: {layer name: w of its kernels, shape [kernels]}, in forward order; w is the share of first.
+        first, second: names of the sources that w = 1 and w = 0 take.
+
+    Raises:
+        ValueError: no layers, or weights that are not finite vectors.
+    """
+    vectors = _vectors(weights)
+    low, median, high = np.array([np.quantile(w, [0.05, 0.5, 0.95]) for w in vectors.values()]).T
+    kernels = np.concatenate(list(vectors.values()))
+    figure = _Figure(figsize=(8, 3.2), layout="constrained")
+    depth, histogram = figure.subplots(1, 2, sharey=True, width_ratios=[5, 1])
+    colour = APPROACH_COLOURS["medmerge"]
+    depth.vlines(range(len(vectors)), low, high, color=colour, alpha=0.3, linewidth=250 / len(vectors))
+    depth.plot(median, "o-", color=colour, markersize=2.5, linewidth=0.5)
+    depth.set_title("dot: median of the layer's kernels, band: 5-95 %", pad=26)
+    depth.set_ylabel(f"merge weight w\n← {second}          {first} →")
+    histogram.hist(kernels, min(40, 4 + len(kernels) // 8), orientation="horizontal", color=colour)
+    histogram.set(xlabel=f"of {len(kernels):,} kernels")
+    histogram.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+    for axes in (depth, histogram):
+        axes.axhline(0.5, color=_GREY, linewidth=0.8, linestyle="--")
+    _mark_depth(depth, list(vectors))
+    return figure
+
+
+@_book_style
+def score_intervals(table: pd.DataFrame) -> Figure:
+    """Forest plot of macro F1: mean and interval of each row, in the table's order from the top.
+
+    Args:
+        table: columns label, approach, mean, low, high (in [0, 1]), and optionally paper, the published value
+            (NaN where there is none), drawn as an open diamond.
+
+    Raises:
+        ValueError: no rows, a column missing, or a score that is not a finite number.
+    """
+    numbers = ["mean", "low", "high"]
+    table = _required(table, ["label", "approach", *numbers], numbers)
+    figure = _Figure(figsize=(8, 1.1 + 0.32 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    for y, row in enumerate(table.itertuples()):
+        colour = approach_colour(row.approach)
+        axes.plot([row.low, row.high], [y, y], color=colour, linewidth=2, gid=f"interval/{y}")
+        axes.plot(row.mean, y, "o", color=colour, gid=f"mean/{y}")
+        text = f"{row.mean:.3f}  [{row.low:.3f}, {row.high:.3f}]"
+        axes.annotate(text, (1.01, y), xycoords=axes.get_yaxis_transform(), va="center")
+    if "paper" in table and table.paper.notna().any():
+        axes.plot(table.paper, range(len(table)), "kD", markerfacecolor="none", label="paper", gid="paper")
+        figure.legend(loc="outside upper right")
+    axes.set(xlabel="macro F1 on the test images (dot: mean, bar: interval)", ylim=(len(table) - 0.5, -0.5))
+    axes.set_yticks(range(len(table)), table.label)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    return figure
+
+
+@_book_style
+def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -> Figure:
+    """Confusion matrix: share of the true class (colour, first line) and images; cells without any are blank.
+
+    Args:
+        labels, predicted: class indices, integers of shape [N] in 0 .. K-1.
+        classes: the K class names.
+
+    Raises:
+        ValueError: no images, different shapes, or values that are not indices of a class.
+    """
+    labels, predicted, k = np.asarray(labels), np.asarray(predicted), len(classes)
+    if not labels.size or labels.ndim != 1 or labels.shape != predicted.shape:
+        raise ValueError(f"labels {labels.shape} and predicted {predicted.shape}: give both, as [N], N > 0")
+    found = np.unique([labels, predicted])
+    if found.dtype.kind not in "iu" or found[0] < 0 or found[-1] >= k:
+        raise ValueError(f"labels and predicted hold {found}: {k} classes allow the integers 0 .. {k - 1}")
+    counts = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
+    images = counts.sum(axis=1)
+    shares = counts / np.maximum(images, 1)[:, None]
+    texts = [f"{share:.2f}\n{n:,}" if n else "" for share, n in zip(shares.flat, counts.flat, strict=True)]
+    figure = _Figure(figsize=(2 + 0.62 * k, 1.6 + 0.5 * k), layout="constrained")
+    axes = figure.subplots()
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 1, "linewidths": 1, "cbar": False}
+    sns.heatmap(shares, annot=np.reshape(texts, (k, k)), fmt="", ax=axes, **look)
+    axes.set(xlabel="predicted", ylabel="true", title="share of true class, images")
+    names = [f"{name} ({n:,})" for name, n in zip(classes, images, strict=True)]
+    axes.set_yticks(np.arange(k) + 0.5, names, rotation=0)
+    axes.set_xticks(np.arange(k) + 0.5, classes, rotation=40, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0)
+    return figure
+
+
+@_book_style
+def class_counts(counts: pd.DataFrame) -> Figure:
+    """Images of each class in each split, on a log scale if a split's largest is 20 times its smallest.
+
+    Args:
+        counts: a row per class (index: names), a column per split, numbers of images >= 0.
+
+    Raises:
+        ValueError: no classes or splits, or a number that is negative or not finite.
+    """
+    values = counts.to_numpy(float)
+    if not values.size or not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError("counts must hold at least one class and one split, with finite numbers >= 0")
+    smallest = np.where(values > 0, values, np.inf).min(axis=0)
+    long_tailed = bool((values.max(axis=0) >= 20 * smallest).any())
+    classes, splits = values.shape
+    figure = _Figure(figsize=(8, 1.0 + classes * (0.12 + 0.2 * splits)), layout="constrained")
+    axes = figure.subplots()
+    colours = sns.color_palette("crest", splits)
+    for j, split in enumerate(counts):
+        at = np.arange(classes) + 0.85 * (j - (splits - 1) / 2) / splits
+        axes.barh(at, values[:, j], 0.85 / splits, color=colours[j], label=str(split), log=long_tailed)
+        for y, n in zip(at, values[:, j], strict=True):
+            offset = {"xytext": (2, 0), "textcoords": "offset points"}
+            axes.annotate(
+                f"{n:,.0f}", (max(n, 0.7 if long_tailed else 0), y), va="center", fontsize=7, **offset
+            )
+    axes.set(xlabel="images (log scale)" if long_tailed else "images", ylim=(classes - 0.4, -0.6))
+    axes.set_xlim((0.7, 2 * values.max()) if long_tailed else (0, 1.08 * max(values.max(), 1)))
+    axes.set_yticks(range(classes), counts.index)
+    axes.grid(axis="x")
+    figure.legend(loc="outside upper right", ncols=splits)
+    return figure
+
+
+class _Figure(Figure):
+    """A figure that a notebook shows although pyplot, and so its display hook, is never used."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", facecolor="white")
+        width, height = (96 * self.get_size_inches()).astype(int).tolist()
+        return buffer.getvalue(), {"width": width, "height": height}
+
+
+def _required(frame: pd.DataFrame, columns: list[str], numbers: list[str]) -> pd.DataFrame:
+    """The frame itself, if it has rows, these columns, and finite values in those that hold numbers."""
+    missing = [column for column in columns if column not in frame]
+    if missing or frame.empty:
+        raise ValueError(
+            f"the frame has {len(frame)} rows and lacks columns {missing}: give rows with {columns}"
+        )
+    if not np.isfinite(frame[numbers].to_numpy(float)).all():
+        raise ValueError(f"the frame has values in {numbers} that are not finite: leave unfinished runs out")
+    return frame
+
+
+def _vectors(weights: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float64]]:
+    """Kernel weights as checked float vectors."""
+    vectors = {layer: np.asarray(w, dtype=np.float64) for layer, w in weights.items()}
+    wrong = [layer for layer, w in vectors.items() if w.ndim != 1 or not w.size or not np.isfinite(w).all()]
+    if wrong or not vectors:
+        raise ValueError(
+            f"weights has {len(vectors)} layers, wrong: {wrong}: each needs a finite vector [kernels]"
+        )
+    return vectors
+
+
+def _half_range(means: NDArray) -> float:
+    """Largest deviation from 0.5, rounded up to half a unit of its first digit, at least 0.01."""
+    deviation = max(float(np.abs(means - 0.5).max()), 0.01)
+    step = 10 ** math.floor(math.log10(deviation)) / 2
+    return math.ceil(round(deviation / step, 6)) * step
+
+
+def _continued(history: pd.DataFrame) -> pd.DataFrame:
+    """The history in order of time, with the phase's `turn` and epoch `moment` of the whole run."""
+    if not history.phase.isin(_PHASES).all():
+        raise ValueError(f"phase holds {sorted(set(history.phase))}: only {list(_PHASES)} are allowed")
+    history = history.assign(turn=history.phase.map(_PHASES)).sort_values(["turn", "epoch"], kind="stable")
+    probe = history.epoch.where(history.turn == 0, 0).groupby([history.run, history.seed]).transform("max")
+    return history.assign(moment=history.epoch + probe * history.turn).reset_index(drop=True)
+
+
+def _line_styles(history: pd.DataFrame) -> dict[tuple[str, str], object]:
+    """Line style of each (run, approach): by source in order of appearance, solid for joint ones (A + B)."""
+    runs = list(history[["run", "approach"]].drop_duplicates().itertuples(index=False, name=None))
+    source = {key: key[0].removeprefix(APPROACH_NAMES.get(key[1], key[1])).strip() for key in runs}
+    single = [name for name in dict.fromkeys(source.values()) if "+" not in name]
+    order = {name: single.index(name) if name in single else 0 for name in source.values()}
+    return {key: _LINE_STYLES[order[name] % len(_LINE_STYLES)] for key, name in source.items()}
+
+
+def _mark_phases(scores: Axes, losses: Axes, history: pd.DataFrame) -> None:
+    """A line wherever some run goes from the linear probe to fine-tuning."""
+    probes = history.moment - history.epoch
+    right = (
+        " fine-tuning" if (probes[history.turn == 1] > 0).all() else " fine-tuning (of runs with both phases)"
+    )
+    for end in probes[probes > 0].unique():
+        for axes in (scores, losses):
+            axes.axvline(end + 0.5, color=_GREY, linewidth=0.8, linestyle=":", gid="phase")
+        for text, side in (("linear probe ", "right"), (right, "left")):
+            where = {"xycoords": scores.get_xaxis_transform(), "ha": side, "va": "bottom"}
+            scores.annotate(text, (end + 0.5, 0.01), color=_GREY, **where)
+
+
+def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, dict]]) -> None:
+    """Run names right of the axes, each with its line, as near to its final score as their height allows."""
+    names = sorted(ends, key=lambda run: ends[run][0])
+    bottom, top = axes.get_ylim()
+    wanted = [(ends[run][0] - bottom) / (top - bottom) for run in names]
+    steps = min(0.085, 1 / len(names)) * np.arange(len(names))
+    heights = np.minimum(np.maximum.accumulate(wanted - steps) + steps, 1 - steps[::-1])
+    for name, y in zip(names, heights, strict=True):
+        look = ends[name][1]
+        axes.plot([1.015, 1.065], [y, y], transform=axes.transAxes, clip_on=False, **look)
+        axes.annotate(name, (1.075, y), xycoords="axes fraction", va="center", color=look["color"])
+
+
+def _mark_depth(axes: Axes, layers: Sequence[str]) -> None:
+    """Number the layers, a dozen at most, and mark the blocks of a DenseNet or ResNet above the axes."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(layers)) if len(layers) <= 12 * step)
+    axes.set_xticks(range(step - 1, len(layers), step), range(step, len(layers) + 1, step))
+    axes.set(xlabel=f"convolution in forward order ({len(layers)} in all)", xlim=(-0.5, len(layers) - 0.5))
+    found = [re.search(r"(?:^|\.)(denseblock|transition|layer)(\d+)\.", name) for name in layers]
+    blocks = [f"{_BLOCKS[match[1]]}{match[2]}" if match else "stem" for match in found]
+    across, start = axes.get_xaxis_transform(), 0
+    for block, group in itertools.groupby(blocks if any(found) else ()):
+        end = start + len(list(group))
+        up = 14 if (end - start) / len(layers) < 0.012 * len(block) else 3
+        where = {"xytext": (0, up), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(block, ((start + end - 1) / 2, 1), xycoords=across, color=_GREY, **where)
+        axes.vlines(start - 0.5, 0, 1, transform=across, color=_GREY, linewidth=0.6)
+        start = end

@@ -1,0 +1,228 @@
+"""The parameters of a run: their names, types, defaults and reasons, checked before anything starts."""
+
+import ast
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+class ParameterError(ValueError):
+    """Parameters that no run can start from; the message has a line for each thing that is wrong."""
+
+
+class Parameters(BaseModel):
+    """Everything that a notebook can be asked for, flat as papermill wants it.
+
+    Raises:
+        ParameterError: from :meth:`parse` and :meth:`from_notebook`, with a line for each problem.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    track: Literal["demo", "open", "paper"] = Field("demo", description="folder below results/: demo, open or paper")
+    pair: Name = Field("demo", description="name of this study, a folder below the track")
+    base_data: Name = Field("imagenet", description="what source b was trained on; names it in tables")
+    base_weights: str = Field("imagenet", description="source b: torchvision's name, a file, random or zeros")
+    source_data: str = Field("", description="what source c was trained on; empty where there is no source c")
+    source_weights: str = Field("", description="source c: a file as the source notebook writes it, or as above")
+    target_data: str = Field("synthetic:moles", description="dataset to learn and to test on")
+    target_root: str = Field("", description="its folder as unpacked, here or under $MEDMERGE_DATA")
+    target_labels: str = Field("", description="the labels file, for target_data csv only")
+    target_missing: Literal["error", "drop"] = Field("error", description="images not there: error, or drop them")
+    exclude_data: str = Field("", description="leave out target images that this dataset holds too")
+    exclude_root: str = Field("", description="that dataset's folder")
+    split: Literal["grouped", "random", "official"] = Field(
+        "grouped", description="grouped keeps a patient's or lesion's images together; random is the paper's"
+    )
+    fractions: list[Positive] = Field(
+        [0.6, 0.2, 0.2], min_length=3, max_length=3, description="shares of training, validation and test images"
+    )
+    split_seed: Seed = Field(0, description="draws the split; one split for all seeds pairs their tests")
+    backbone: str = Field("densenet121", description="a torchvision CNN by its name; the paper's first choice")
+    image_size: int = Field(224, ge=16, le=1024, description="side in pixels; the paper's")
+    batch_size: int = Field(32, ge=2, description="images a step; the paper is silent")
+    seeds: list[Seed] = Field([0], min_length=1, description="one run each: head's initial values, order of images")
+    approaches: list[str] = Field(
+        ["ft", "lp_ft", "medmerge"], min_length=1, description="rows of the table; the first two once for each source"
+    )
+    lp_epochs: Count = Field(50, description="epochs of the linear probe; the paper's")
+    lp_lr: Positive = Field(1.0e-4, description="its learning rate; the paper's")
+    ft_epochs: Count = Field(50, description="epochs of fine-tuning; the paper's")
+    ft_lr: Positive = Field(1.0e-5, description="its learning rate; the paper's")
+    weight_decay: float = Field(
+        0.01, ge=0, allow_inf_nan=False, description="AdamW's own default, on kernels only; the paper is silent"
+    )
+    select: Literal["best", "last"] = Field(
+        "best", description="epoch kept: best validation macro F1, or the last; the paper is silent"
+    )
+    lp_batchnorm: Literal["eval", "train"] = Field(
+        "eval", description="batch norm of a frozen backbone in LP; eval as Kumar et al., the paper is silent"
+    )
+    granularity: Literal["kernel", "parameter", "layer", "model"] = Field(
+        "kernel", description="what shares one merging weight; the paper's"
+    )
+    batchnorm: Literal["mean"] | Annotated[int, Field(ge=0, le=1)] = Field(
+        "mean", description="merged batch norms start at the sources' mean (the paper), or at source 0 or 1"
+    )
+    normalisation: Literal["affine", "softmax"] = Field(
+        "affine", description="affine learns w and 1 - w, unbounded (the paper); softmax keeps them in 0 to 1"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto takes bf16 where the hardware computes in it; the paper is silent"
+    )
+    results: str = Field("results", description="folder of the records")
+    save_weights: str = Field("", description="file for the trained backbone, to be another run's source")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Parameters":
+        problems = []
+        if abs(sum(self.fractions) - 1) > 1e-6:
+            problems.append(f"fractions: {self.fractions} sum to {sum(self.fractions):g}, not to 1")
+        for name in ("seeds", "approaches"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                problems.append(f"{name}: {values} names one twice")
+        if bool(self.source_data) != bool(self.source_weights):
+            problems.append("source_data and source_weights: give both, or neither")
+        if self.source_data and self.source_data == self.base_data:
+            problems.append(f"source_data: {self.source_data!r} is base_data too; two sources need two names")
+        if self.target_data == "csv" and not self.target_labels:
+            problems.append("target_labels: the dataset csv needs the path of its labels file")
+        if self.target_labels and self.target_data != "csv":
+            problems.append(f"target_labels: {self.target_data} has its own labels; this is for the dataset csv")
+        if self.save_weights and (len(self.seeds), self.approaches, self.source_data) != (1, ["ft"], ""):
+            problems.append("save_weights: saves one network; give one seed, approaches: [ft] and no source c")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @classmethod
+    def parse(cls, values: Mapping, origin: str = "parameters", allowed: Iterable[str] | None = None) -> "Parameters":
+        """Parameters from a mapping, or one error that lists every problem.
+
+        Args:
+            origin: where the values come from, for the message.
+            allowed: the names that this notebook takes, where it takes not all.
+        """
+        known = list(cls.model_fields if allowed is None else allowed)
+        unknown = [f"{name}: {_unknown(str(name), known)}" for name in values if name not in known]
+        try:
+            parameters = cls(**{str(name): value for name, value in values.items() if name in cls.model_fields})
+        except ValidationError as error:
+            problems = unknown + [line for item in error.errors() for line in _explain(item)]
+            raise ParameterError(_listing(origin, problems)) from None
+        if unknown:
+            raise ParameterError(_listing(origin, unknown))
+        return parameters
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping) -> "Parameters":
+        """Parameters from a running notebook's variables.
+
+        Papermill sets whatever it is given, known or not; here a name that is no parameter is refused.
+
+        Args:
+            namespace: ``globals()`` of the notebook. Its executed cells (``In``) tell which names were injected.
+        """
+        injected = [cell for cell in namespace.get("In", []) if cell.lstrip().startswith("# Parameters")]
+        names = {name for cell in injected for name in assigned_names(cell)}
+        names |= {name for name in cls.model_fields if name in namespace}
+        return cls.parse({name: namespace[name] for name in sorted(names)}, "the notebook's parameters")
+
+
+def assigned_names(source: str) -> list[str]:
+    """Names that the top-level assignments of a cell set, in their order."""
+    targets = []
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign):
+            targets += statement.targets
+        elif isinstance(statement, ast.AnnAssign):
+            targets.append(statement.target)
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def load_yaml(path: Path) -> dict:
+    """The mapping in a parameter file, which may not name a key twice.
+
+    Raises:
+        ParameterError: no such file, not YAML, not a mapping, or a key that comes twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")], 1)
+        hint = f"; is it {Path(path).with_name(near[0])}?" if near else ""
+        raise ParameterError(f"no parameter file at {path}{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} cannot be read: {error}") from error
+    try:
+        values = yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ParameterError(f"{path} holds {type(values).__name__}, not parameters as `name: value` lines")
+    return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader that refuses a key that comes twice."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} comes twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _listing(origin: str, problems: list[str]) -> str:
+    return "\n  ".join([f"{origin}: {len(problems)} problem{'s' * (len(problems) > 1)}", *problems])
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    return "unknown parameter; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
+
+
+def _explain(item: Mapping) -> list[str]:
+    """Lines for one of pydantic's errors: the parameter, the value, what is allowed."""
+    if not item["loc"]:
+        return item["msg"].removeprefix("Value error, ").split("\n")
+    name = str(item["loc"][0]) + "".join(f"[{part}]" for part in item["loc"][1:] if isinstance(part, int))
+    value, message = item["input"], item["msg"][0].lower() + item["msg"][1:]
+    if isinstance(value, str) and _is_number(value) and item["type"] in ("float_type", "int_type"):
+        hint = f"{float(value):.1e}" if item["type"] == "float_type" else f"{float(value):g}"
+        return [f"{name}: {value!r} is text, not a number; write {hint} (YAML reads 1e-3 as text, 1.0e-3 as a number)"]
+    return [f"{name}: {value!r}: {message}"]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def cell(names: Iterable[str]) -> str:
+    """Source of a notebook's parameters cell: each name with its default and, as a comment, its reason."""
+    fields = {name: Parameters.model_fields[name] for name in names}
+    lines = [(f"{name} = {field.default!r}", field.description) for name, field in fields.items()]
+    return "\n".join(f"{code}  # {reason}" for code, reason in lines)
+
+
+def markdown() -> str:
+    """The parameters as a Markdown table, for the book."""
+    rows = [f"| `{n}` | `{f.default!r}` | {f.description} |" for n, f in Parameters.model_fields.items()]
+    return "\n".join(["| parameter | default | meaning and reason |", "| --- | --- | --- |", *rows])

@@ -1,0 +1,171 @@
+"""A run's folder: written once, whole, and enough to rebuild every table and figure without a GPU.
+
+``results/<track>/<pair>/<backbone>/<row>/seed<k>/`` holds ``run.json``, ``history.csv``, ``predictions.csv`` and, for
+merged runs, ``kernel_weights.safetensors``. ``run.json`` is written last: where it is, the run is finished.
+"""
+
+import functools
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import safetensors.numpy
+
+LIBRARIES = ("medmerge", "torch", "torchvision", "numpy", "scikit-learn", "pandas", "pillow")
+
+
+class RecordError(ValueError):
+    """A record that cannot be read, or that stands where another run would be written."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run.
+
+    Attributes:
+        folder: where it lies.
+        run: ``run.json``: ``definition`` and its ``hash``; ``row`` (``approach``, ``title``, ``sources``), ``seed``;
+            ``parameters`` as resolved; ``data`` (classes, counts, fingerprint, notes); ``sources`` (fingerprints);
+            ``metrics`` on test; ``cost`` by phase; ``provenance``.
+    """
+
+    folder: Path
+    run: Mapping
+
+    @property
+    def label(self) -> str:
+        """The row in words, such as ``"MedMerge ImageNet + HAM10K"``."""
+        return f"{self.run['row']['title']} {' + '.join(self.run['row']['sources'])}"
+
+    @functools.cached_property
+    def history(self) -> pd.DataFrame:
+        """A row an epoch: phase, epoch (from 1), train_loss, val_loss, val_accuracy, val_macro_f1."""
+        return pd.read_csv(self.folder / "history.csv")
+
+    @functools.cached_property
+    def predictions(self) -> pd.DataFrame:
+        """A row a test image: id, label (class name), and a column of probabilities by class, ``p_<class>``."""
+        return pd.read_csv(self.folder / "predictions.csv", dtype={"id": str, "label": str}, keep_default_na=False)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """True classes of the test images, int64 ``[N]``."""
+        return pd.Categorical(self.predictions["label"], self.run["data"]["classes"]).codes.astype(np.int64)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Test probabilities, float64 ``[N, K]``."""
+        return self.predictions[[f"p_{name}" for name in self.run["data"]["classes"]]].to_numpy(float)
+
+    @functools.cached_property
+    def kernel_weights(self) -> dict[str, np.ndarray]:
+        """The first source's learnt weight w by layer, in forward order; empty for a run that merged nothing."""
+        path = self.folder / "kernel_weights.safetensors"
+        if not path.exists():
+            return {}
+        weights = safetensors.numpy.load_file(path)
+        return {name: weights[name] for name in self.run["layers"]}
+
+
+def write(
+    folder: Path,
+    run: Mapping,
+    history: pd.DataFrame,
+    predictions: pd.DataFrame,
+    kernel_weights: Mapping[str, np.ndarray],
+) -> Record:
+    """Write a finished run. Each file appears whole, ``run.json`` last.
+
+    Args:
+        kernel_weights: arrays by layer, in forward order; with a weight a parameter, the mean of each kernel's is kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "history.csv", history.to_csv(index=False).encode())
+    _write(folder / "predictions.csv", predictions.to_csv(index=False, float_format="%.9g").encode())
+    if kernel_weights:
+        _write(folder / "kernel_weights.safetensors", safetensors.numpy.save(dict(kernel_weights)))
+    run = {**run, "layers": list(kernel_weights)}
+    _write(folder / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
+    return Record(folder, run)
+
+
+def read(folder: Path) -> Record:
+    """The finished run in ``folder``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RecordError: ``run.json`` is damaged or files are missing.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no finished run in {folder}")
+    try:
+        run = json.loads(path.read_bytes())
+        missing = {"definition", "hash", "row", "seed", "data", "metrics", "layers"} - run.keys()
+    except (ValueError, AttributeError) as error:
+        raise RecordError(f"{path} is damaged ({error}); restore it, or remove its folder and run again") from error
+    wanted = ["history.csv", "predictions.csv", *(["kernel_weights.safetensors"] if run.get("layers") else [])]
+    missing |= {name for name in wanted if not (folder / name).is_file()}
+    if missing:
+        raise RecordError(f"the record in {folder} lacks {', '.join(sorted(missing))}; restore it or run it again")
+    return Record(folder, run)
+
+
+def gather(results: Path, pattern: str = "*/*/*/*/seed*") -> list[Record]:
+    """All finished runs below ``results`` whose folder matches ``<track>/<pair>/<backbone>/<row>/seed<k>``."""
+    return [read(path.parent) for path in sorted(results.glob(f"{pattern}/run.json"))]
+
+
+def table(records: list[Record]) -> pd.DataFrame:
+    """A row a run: track, pair, backbone, row's label, approach, sources, seed, and the test metrics."""
+    rows = []
+    for record in records:
+        track, pair, backbone = record.folder.parts[-5:-2]
+        row, metrics = record.run["row"], record.run["metrics"]
+        rows.append(
+            {"track": track, "pair": pair, "backbone": backbone, "run": record.label, "approach": row["approach"]}
+            | {"sources": " + ".join(row["sources"]), "seed": record.run["seed"], **metrics}
+        )
+    return pd.DataFrame(rows)
+
+
+def provenance() -> dict:
+    """Versions of the package and its libraries, of Python and the system, and the commit with its state."""
+    return {
+        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "system": f"{platform.system()} {platform.machine()}",
+        "commit": _commit(),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    """The package's git commit, with ``+changes`` where its sources differ from it, or ``"unknown"``."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", str(here)) else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

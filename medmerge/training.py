@@ -1,0 +1,279 @@
+"""One training loop and the two phases that use it: linear probe and fine-tune (paper, sections 2 and 3).
+
+Nothing here can reach test data: a :class:`Task` holds the training and validation images only.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor, nn
+
+from medmerge.checkpoints import Progress
+from medmerge.data import Samples
+from medmerge.devices import channels_last, choose_device, choose_precision, peak_memory, reset_peak_memory, seeded
+from medmerge.merge import KernelMerge
+
+log = logging.getLogger(__name__)
+
+PHASES = ("linear_probe", "fine_tune")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says where it stopped and what to change."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How to train: the paper's section 3 and, where it is silent, the defaults of the book's protocol.
+
+    Attributes:
+        lp_epochs, ft_epochs: epochs of the linear probe and of fine-tuning.
+        lp_lr, ft_lr: AdamW's learning rates, constant within a phase.
+        batch_size: images a step.
+        weight_decay: of the weights of convolutions and linear layers; merging weights, normalisation and biases
+            have none.
+        select: the epoch that a phase hands on: ``"best"`` by validation macro F1 (the first of equals) or ``"last"``.
+        lp_batchnorm: mode of a frozen backbone's batch norms in the linear probe: ``"eval"`` (running statistics, as
+            Kumar et al. 2022) or ``"train"`` (batch statistics, running ones drift).
+        precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where the device computes in it.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one.
+    """
+
+    lp_epochs: int = 50
+    lp_lr: float = 1e-4
+    ft_epochs: int = 50
+    ft_lr: float = 1e-5
+    batch_size: int = 32
+    weight_decay: float = 0.01
+    select: str = "best"
+    lp_batchnorm: str = "eval"
+    precision: str = "auto"
+    device: str = "auto"
+
+
+@dataclass
+class Task:
+    """What an approach is given: training and validation images, the protocol, and a place for what is learnt.
+
+    Attributes:
+        train, val: images (uint8 ``[N, 3, S, S]`` RGB) with labels.
+        num_classes: width of the head.
+        seed: decides the head's initialisation and the order of the images, alike for all approaches.
+        protocol: how to train.
+        checkpoints: folder for interrupted phases, or None to keep none.
+        key: names what is being computed; a checkpoint with another key is not used.
+        history: a row an epoch, filled by :func:`fit`.
+        cost: by phase seconds, images a second and peak memory in MiB, filled by :func:`fit`.
+    """
+
+    train: Samples
+    val: Samples
+    num_classes: int
+    seed: int = 0
+    protocol: Protocol = field(default_factory=Protocol)
+    checkpoints: Path | None = None
+    key: str = ""
+    history: list[dict] = field(default_factory=list)
+    cost: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return choose_device(self.protocol.device)
+
+    @property
+    def autocast(self) -> torch.autocast:
+        enabled = choose_precision(self.protocol.precision, self.device) == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+
+def linear_probe(model: nn.Module, task: Task) -> None:
+    """Train a classifier's head on frozen features, in place (LP; Kumar et al. 2022).
+
+    Of a :class:`~medmerge.merge.KernelMerge` the merging weights and normalisation layers learn too (paper, section
+    2). Any other backbone is frozen; with its batch norms in eval mode its features are computed once.
+    """
+    protocol = task.protocol
+    learns = isinstance(model.backbone, KernelMerge)
+    model.backbone.requires_grad_(learns)
+    if learns or protocol.lp_batchnorm == "train":
+        fit(model, task.train, task.val, "linear_probe", task)
+        return
+    model.to(task.device)
+    started = time.perf_counter()
+    train, val = (features(model.backbone, samples, task) for samples in (task.train, task.val))
+    task.cost["features"] = {"seconds": time.perf_counter() - started}
+    fit(model.head, train, val, "linear_probe", task)
+
+
+def fine_tune(model: nn.Module, task: Task) -> None:
+    """Train all of a classifier, in place (FT)."""
+    model.requires_grad_(True)
+    fit(model, task.train, task.val, "fine_tune", task)
+
+
+def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) -> None:
+    """Minimise cross-entropy over one phase; leave ``model`` at the selected epoch.
+
+    An interrupted phase goes on after its last whole epoch, and ends with the same numbers: the order of the images
+    and the random state are functions of seed, phase and epoch. A finished one is read from its checkpoint.
+
+    Args:
+        model: maps a batch of inputs to logits ``[B, num_classes]``.
+        train, val: images, or features computed once.
+        phase: one of :data:`PHASES`; the protocol gives its epochs and learning rate.
+        task: the rest; gains rows of history and the phase's cost.
+
+    Raises:
+        TrainingError: fewer than two training images, or a loss that is not finite (epoch and step are named).
+    """
+    epochs, lr = {
+        "linear_probe": (task.protocol.lp_epochs, task.protocol.lp_lr),
+        "fine_tune": (task.protocol.ft_epochs, task.protocol.ft_lr),
+    }[phase]
+    if len(train) < 2:
+        raise TrainingError(f"training needs at least two images, got {len(train)}")
+    device = task.device
+    channels_last(model.to(device))
+    train, val = _resident(train, device), _resident(val, device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, task.protocol.weight_decay), lr=lr, fused=True)
+    path = task.checkpoints / f"{phase}.pt" if task.checkpoints else None
+    state = Progress(model, optimizer, phase, f"{task.key}/{phase}", path)
+    reset_peak_memory(device)
+    while state.epoch < epochs:
+        started = time.perf_counter()
+        with seeded(device, task.seed, PHASES.index(phase), state.epoch):
+            loss = _train_epoch(model, train, optimizer, task, f"{phase}, epoch {state.epoch + 1}")
+            scores = _validate(model, val, task)
+        state.advance({"train_loss": loss, **scores}, time.perf_counter() - started, peak_memory(device))
+        _report(phase, state, epochs, len(train))
+    model.load_state_dict(state.best if task.protocol.select == "best" else model.state_dict())
+    task.history.extend(state.history)
+    task.cost[phase] = {
+        "seconds": state.seconds,
+        "images_per_second": epochs * len(train) / state.seconds,
+        "peak_memory_mib": state.peak_memory,
+    }
+
+
+def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task, where: str) -> float:
+    """One pass over the training images; returns the mean loss."""
+    batch_size = task.protocol.batch_size
+    model.train()
+    order = torch.randperm(len(train)).to(train.rows.device)
+    losses, sizes = [], []
+    for positions in _batches(order, batch_size):
+        inputs, labels = _to(train.batch(positions), task.device)
+        with task.autocast:
+            logits = model(prepare(inputs))
+        loss = F.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        sizes.append(len(positions))
+    steps = torch.stack(losses).cpu()
+    if not torch.isfinite(steps).all():
+        step = int((~torch.isfinite(steps)).nonzero()[0]) + 1
+        raise TrainingError(f"the loss is {steps[step - 1].item()} in {where}, step {step}: lower the learning rate")
+    return float(np.average(steps.double().numpy(), weights=sizes))
+
+
+def _validate(model: nn.Module, val: Samples, task: Task) -> dict[str, float]:
+    logits = _logits(model, val, task)
+    labels = val.labels.cpu()
+    predicted, truth = logits.argmax(1).numpy(), labels.numpy()
+    classes = range(task.num_classes)
+    return {
+        "val_loss": F.cross_entropy(logits, labels).item(),
+        "val_accuracy": float(accuracy_score(truth, predicted)),
+        "val_macro_f1": float(f1_score(truth, predicted, average="macro", labels=classes, zero_division=0)),
+    }
+
+
+def predict(model: nn.Module, samples: Samples, task: Task) -> np.ndarray:
+    """Class probabilities, float32 ``[N, num_classes]``, in eval mode."""
+    model.to(task.device)
+    return _logits(model, samples, task).softmax(1).numpy()
+
+
+def features(backbone: nn.Module, samples: Samples, task: Task) -> Samples:
+    """``samples`` with a frozen backbone's features, float32 ``[N, num_features]``, in place of images (eval mode)."""
+    values = _logits(backbone, samples, task)
+    return replace(samples, inputs=values, rows=torch.arange(len(samples)))
+
+
+def _logits(model: nn.Module, samples: Samples, task: Task) -> Tensor:
+    """What ``model`` returns in eval mode for all samples, float32 on the CPU. The model's mode is left as it was."""
+    training = model.training
+    model.eval()
+    outputs = []
+    with torch.inference_mode():
+        for positions in torch.arange(len(samples), device=samples.rows.device).split(4 * task.protocol.batch_size):
+            inputs, _ = _to(samples.batch(positions), task.device)
+            with task.autocast:
+                outputs.append(model(prepare(inputs)).float())
+    model.train(training)
+    return torch.cat(outputs).cpu().clone()
+
+
+def prepare(inputs: Tensor) -> Tensor:
+    """uint8 RGB ``[B, 3, H, W]`` to float32, ImageNet's mean and deviation, channels last; features pass unchanged."""
+    if inputs.dtype != torch.uint8:
+        return inputs
+    mean, std = (torch.tensor(v, device=inputs.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((inputs / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """What learns, in two groups: kernels of convolutions and linear layers decay, everything else does not."""
+    kernels = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and module.weight is not None
+    }
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in learning if id(p) in kernels], "weight_decay": weight_decay},
+        {"params": [p for p in learning if id(p) not in kernels], "weight_decay": 0.0},
+    ]
+
+
+def _report(phase: str, state: Progress, epochs: int, images: int) -> None:
+    row, rate = state.history[-1], state.epoch * images / state.seconds
+    left = (epochs - state.epoch) * state.seconds / state.epoch
+    log.info(
+        "%s %d/%d  loss %.4f  validation F1 %.4f (best %.4f)  %.0f images/s  %d:%02d left",
+        *(phase, state.epoch, epochs, row["train_loss"], row["val_macro_f1"], state.best_score, rate),
+        *divmod(round(left), 60),
+    )
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    """``order`` in batches; a last batch of one joins the one before it, since batch norm has no variance of one."""
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _resident(samples: Samples, device: torch.device) -> Samples:
+    """``samples`` on the device where they take up at most half of its free memory, else as they are."""
+    if device.type != "cuda":
+        return samples
+    each = samples.inputs[:1].nbytes
+    if each * len(samples) > torch.cuda.mem_get_info(device)[0] / 2:
+        return samples
+    inputs = samples.inputs[samples.rows].to(device, non_blocking=True)
+    return replace(samples, inputs=inputs, rows=torch.arange(len(samples), device=device), labels=samples.labels.to(device))
+
+
+def _to(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    inputs, labels = batch
+    return inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -1,0 +1,236 @@
+"""Splits: no lesion on two sides, the shares asked for, and nothing but ids, labels and seed."""
+
+import hashlib
+import logging
+
+import numpy as np
+import pytest
+from data_fixtures import made_table, real
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medmerge.data import DataError, Table, load_table, split
+from medmerge.data.splits import MAX_FOLDS, count
+
+
+def straddling(table, parts):
+    """How many groups are in more than one part."""
+    return int((table.frame.assign(part=parts).groupby("group")["part"].nunique() > 1).sum())
+
+
+def shuffled(table, seed):
+    return Table(table.name, table.frame.sample(frac=1.0, random_state=seed), table.classes)
+
+
+@st.composite
+def tables(draw):
+    """Groups of 1 to 4 images with one label each; every class has 40 groups or more."""
+    classes = draw(st.integers(2, 4))
+    groups = [draw(st.integers(40, 80)) for _ in range(classes)]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    label_of = rng.permutation(np.repeat(np.arange(classes), groups))
+    sizes = rng.integers(1, 5, len(label_of))
+    group_of = rng.permutation(np.repeat(np.arange(len(label_of)), sizes))
+    return made_table(label_of[group_of], [f"lesion{group}" for group in group_of])
+
+
+@st.composite
+def shares(draw):
+    """Fractions of k folds, with 3 <= k <= 10."""
+    total = draw(st.integers(3, 10))
+    val = draw(st.integers(1, total - 2))
+    test = draw(st.integers(1, total - val - 1))
+    return ((total - val - test) / total, val / total, test / total)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(table=tables(), fractions=shares(), seed=st.integers(0, 2**32 - 1))
+def test_grouped_split_holds_its_promises(table, fractions, seed):
+    parts = split(table, fractions=fractions, seed=seed)
+    assert parts.shape == (len(table.frame),)
+    assert straddling(table, parts) == 0
+    counts = count(table, parts)
+    for part, share in zip(("train", "val", "test"), fractions, strict=True):
+        # Stratified: each class by itself keeps the share, to within some groups of four.
+        assert np.abs(counts[part] - share * counts.sum(axis=1)).max() <= 12
+    other = shuffled(table, 1)
+    again = dict(zip(other.frame["id"], split(other, fractions=fractions, seed=seed), strict=True))
+    assert again == dict(zip(table.frame["id"], parts, strict=True))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    labels=st.lists(st.integers(0, 1), min_size=40, max_size=300),
+    cuts=st.tuples(st.floats(0.3, 0.6), st.floats(0.2, 0.3)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_random_split_has_exact_sizes(labels, cuts, seed):
+    labels[:20] = [0, 1] * 10
+    table = made_table(labels)
+    fractions = (*cuts, 1.0 - sum(cuts))
+    try:
+        parts = split(table, method="random", fractions=fractions, seed=seed)
+    except DataError as error:
+        assert "no image to train on" in str(error)
+        return
+    for part, share in zip(("train", "val", "test"), fractions, strict=True):
+        assert abs((parts == part).sum() - share * len(labels)) <= 1
+    other = shuffled(table, 2)
+    again = dict(zip(other.frame["id"], split(other, method="random", fractions=fractions, seed=seed)))
+    assert again == dict(zip(table.frame["id"], parts, strict=True))
+
+
+def test_seeds_differ_and_the_global_generator_does_not_matter():
+    table = load_table("synthetic:moles")
+    for method in ("grouped", "random"):
+        np.random.seed(0)
+        first = split(table, method=method, seed=0)
+        np.random.seed(1)
+        assert (split(table, method=method, seed=0) == first).all()
+        assert (split(table, method=method, seed=1) != first).any()
+
+
+@pytest.mark.parametrize(
+    ("method", "digest"),
+    [("grouped", "ef3e9091eecef1d9"), ("random", "e3fea80a14517284")],
+)
+def test_split_is_the_same_on_every_machine(method, digest):
+    """If a new scikit-learn or numpy changes this, the committed records are of another split."""
+    parts = split(load_table("synthetic:moles"), method=method, seed=7)
+    assert hashlib.sha256("".join(part[1] for part in parts).encode()).hexdigest()[:16] == digest
+
+
+def test_real_lesions_stay_together():
+    table = load_table("ham10k", real("ham10000"))
+    parts = split(table)
+    assert straddling(table, parts) == 0
+    counts = count(table, parts)
+    assert counts.sum().tolist() == [6008, 2004, 2003]
+    assert counts["test"].tolist() == [66, 103, 220, 23, 222, 1341, 28]
+    leaky = split(table, method="random")
+    assert straddling(table, leaky) == 1240
+
+
+def test_real_partial_isic2019():
+    table = load_table("isic2019", real("isic2019"), missing="drop")
+    counts = count(table, split(table))
+    assert counts.loc["MEL"].tolist() == [313, 104, 104]
+    assert counts.sum().sum() == 2_745
+
+
+def test_official_split_as_it_is():
+    official = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+    table = made_table([0, 1] * 5, official=official)
+    assert split(table, method="official").tolist() == official
+
+
+def test_official_split_without_val_takes_it_from_train():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(100), 3)
+    official = np.where(groups < 80, "train", "test")
+    table = made_table(rng.permutation(100)[groups] % 2, groups, official)
+    parts = split(table, method="official", fractions=(0.6, 0.2, 0.2))
+    assert (parts[groups >= 80] == "test").all()
+    assert straddling(table, parts) == 0
+    assert abs((parts == "val").sum() - 240 * 0.25) <= 6
+
+
+def test_official_split_that_cuts_groups_is_told(caplog):
+    official = ["train", "train", "test", "test", "val", "val"]
+    table = made_table([0, 1] * 3, ["a", "b", "a", "c", "d", "e"], official)
+    with caplog.at_level(logging.WARNING):
+        split(table, method="official")
+    assert "1 groups are in more than one part" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("official", "message"),
+    [
+        (None, "no official split"),
+        (["train"] * 6, "no test"),
+        (["test"] * 3 + ["val"] * 3, "no train"),
+        (["train", "train", "test", "test", "val", None], "official split of image00005 is None"),
+        (["train", "train", "test", "test", "val", "dev"], "'dev'; it is one of"),
+    ],
+)
+def test_official_split_that_is_none(official, message):
+    with pytest.raises(DataError, match=message):
+        split(made_table([0, 1] * 3, official=official), method="official")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "stratified"}, "no split 'stratified'; it is one of grouped, random, official"),
+        ({"fractions": (0.8, 0.2)}, "give train, val and test"),
+        ({"fractions": (0.8, 0.2, 0.0)}, "each above 0"),
+        ({"fractions": (1.2, -0.4, 0.2)}, "each above 0"),
+        ({"fractions": (0.5, 0.2, float("nan"))}, "each above 0"),
+        ({"fractions": (0.6, 0.2, 0.3)}, "sum 1.1; it must be 1"),
+        ({"fractions": (60, 20, 20)}, "sum 100; it must be 1"),
+        ({"fractions": (0.64, 0.16, 0.2)}, f"not multiples of 1/k for any k up to {MAX_FOLDS}"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(DataError, match=message):
+        split(made_table([0, 1] * 50), **arguments)
+
+
+def test_random_takes_fractions_that_folds_cannot_express():
+    parts = split(made_table([0, 1] * 50), method="random", fractions=(0.64, 0.16, 0.2))
+    assert [(parts == part).sum() for part in ("train", "val", "test")] == [64, 16, 20]
+
+
+def test_class_without_a_training_image_is_named():
+    table = made_table([0] * 60 + [1] * 60 + [2])
+    seeds_with_error = 0
+    for seed in range(12):
+        try:
+            parts = split(table, seed=seed)
+        except DataError as error:
+            assert "no image to train on in class class2 (1 images)" in str(error)
+            assert "split_seed" in str(error)
+            seeds_with_error += 1
+        else:
+            assert parts[-1] == "train"
+    assert 0 < seeds_with_error < 12
+
+
+def test_class_that_nothing_has_is_named():
+    table = made_table([0, 2] * 30)
+    with pytest.raises(DataError, match=r"class1 \(0 images\)"):
+        split(table)
+
+
+def test_class_absent_from_test_is_only_told(caplog):
+    official = ["train", "train", "val", "val", "test", "test"]
+    with caplog.at_level(logging.WARNING):
+        split(made_table([0, 1, 0, 1, 0, 0], official=official), method="official")
+    assert "test has no image of class1" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["grouped", "random"])
+def test_too_few_images(method):
+    with pytest.raises(DataError):
+        split(made_table([0, 1]), method=method)
+
+
+def test_too_few_groups():
+    with pytest.raises(DataError, match="4 groups cannot be dealt into 5 folds"):
+        split(made_table([0, 1] * 20, [row % 4 for row in range(40)]))
+
+
+def test_each_class_smaller_than_the_folds():
+    with pytest.raises(DataError, match="cannot be dealt into 5 folds"):
+        split(made_table([0, 1, 2, 3] * 2))
+
+
+def test_one_giant_group_is_told(caplog):
+    """A patient with nine tenths of the images fills one part and leaves the others the rest."""
+    table = made_table([row % 2 for row in range(200)], ["giant"] * 180 + [f"p{row}" for row in range(20)])
+    with caplog.at_level(logging.WARNING):
+        parts = split(table)
+    assert straddling(table, parts) == 0
+    assert "val has 92 % of the images instead of 20 %" in caplog.text

@@ -1,0 +1,86 @@
+"""The drawn images: the same everywhere, photographed in groups, the target long-tailed."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from medmerge.data import DataError, load_table, synthetic
+
+# Of the first three images of each class, and of the listing. A change of a pixel changes these:
+# then raise synthetic.VERSION, or caches of the old drawings will be taken for the new.
+DIGESTS = {
+    "synthetic:objects": ("39a26dc9d9ae03af", 900, 900),
+    "synthetic:lesions": ("dbe26d5a8820dc88", 802, 400),
+    "synthetic:moles": ("455247e0afc53511", 600, 310),
+}
+
+
+@pytest.mark.parametrize("name", synthetic.SETS)
+def test_drawings_are_the_same_on_every_machine(name):
+    frame = synthetic.listing(name).frame
+    hasher = hashlib.sha256("\n".join(frame["path"]).encode())
+    for kind in synthetic.SETS[name].things:
+        for path in frame["path"][frame["label"] == kind][:3]:
+            hasher.update(synthetic.draw(path).tobytes())
+    assert synthetic.VERSION == 1
+    assert (hasher.hexdigest()[:16], len(frame), frame["group"].nunique()) == DIGESTS[name]
+
+
+@pytest.mark.parametrize("name", synthetic.SETS)
+def test_images_are_uint8_and_all_different(name):
+    paths = load_table(name).frame["path"][::17]
+    drawn = [synthetic.draw(path) for path in paths]
+    assert all(image.shape == (64, 64, 3) and image.dtype == np.uint8 for image in drawn)
+    assert len({image.tobytes() for image in drawn}) == len(drawn)
+    assert all(image.std() > 5 for image in drawn)
+
+
+def test_moles_are_long_tailed():
+    table = load_table("synthetic:moles")
+    sizes = table.frame["label"].value_counts().sort_index().tolist()
+    assert sizes == [314, 170, 76, 40]
+    assert table.classes == ("common", "atypical", "globular", "melanoma")
+
+
+@pytest.mark.parametrize("name", ["synthetic:lesions", "synthetic:moles"])
+def test_photographs_of_a_lesion_are_alike_and_not_equal(name):
+    frame = load_table(name).frame
+    assert set(frame["group"].value_counts()) == {1, 2, 3}
+    assert (frame.groupby("group")["label"].nunique() == 1).all()
+    # The lesion's own colour comes back in its next photograph, and not in another lesion's.
+    centre = np.stack([synthetic.draw(path)[22:42, 22:42].mean((0, 1)) for path in frame["path"][:200]])
+    groups = frame["group"][:200].to_numpy()
+    distance = np.linalg.norm(centre[:, None] - centre[None], axis=-1)
+    same = (groups[:, None] == groups[None]) & ~np.eye(200, dtype=bool)
+    assert distance[same].min() > 0
+    assert distance[same].mean() < 0.5 * distance[groups[:, None] != groups[None]].mean()
+
+
+def test_ids_do_not_tell_the_class():
+    for name, drawn_set in synthetic.SETS.items():
+        ids = load_table(name).frame["id"]
+        assert not any(kind in image for image in ids for kind in drawn_set.things)
+
+
+def test_the_generator_of_a_key_is_its_own():
+    keys = [("a", 0), ("a", 1), ("a", 0, 0), ("a", 1, 0), ("b", 0), ("", 0), ("a",), ("a", "b"), ("ab",)]
+    draws = {synthetic._generator(*key).integers(2**60) for key in keys}
+    assert len(draws) == len(keys)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "synthetic:moles",
+        "synthetic:moles/nevus/0000-0",
+        "synthetic:molds/common/0000-0",
+        "synthetic:moles/common/-0",
+        "synthetic:moles/common/0000",
+        "synthetic:moles/common/0000-x",
+        "/etc/passwd",
+    ],
+)
+def test_path_of_no_image(path):
+    with pytest.raises(DataError, match="names no drawn image"):
+        synthetic.draw(path)

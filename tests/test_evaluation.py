@@ -1,0 +1,325 @@
+"""Scores against scikit-learn; resampling against plain image-by-image versions of the same procedures."""
+
+import itertools
+import json
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
+
+from medmerge.evaluation import Comparison, bootstrap_interval, compare, holm, metrics
+
+
+def macro_f1(labels, predicted, num_classes):
+    """Class by class from the definition; scikit-learn agrees but takes a millisecond."""
+    scores = []
+    for k in range(num_classes):
+        hits = ((labels == k) & (predicted == k)).sum()
+        both = (labels == k).sum() + (predicted == k).sum()
+        scores.append(2 * hits / both if both else 0.0)
+    return np.mean(scores)
+
+
+def plain_difference(labels, a, b, num_classes):
+    """Mean over seeds of macro F1 of a - macro F1 of b, [S, N] each."""
+    return np.mean(
+        [
+            macro_f1(labels, x, num_classes) - macro_f1(labels, y, num_classes)
+            for x, y in zip(a, b, strict=True)
+        ]
+    )
+
+
+def predictions(generator, labels, num_classes, accuracy, seeds=None):
+    shape = len(labels) if seeds is None else (seeds, len(labels))
+    guesses = generator.integers(0, num_classes, shape)
+    return np.where(generator.random(shape) < accuracy, labels, guesses)
+
+
+def within_class_draw(generator, labels):
+    """Indices of one stratified resample, drawn image by image."""
+    chosen = np.arange(len(labels))
+    for k in np.unique(labels):
+        members = np.flatnonzero(labels == k)
+        chosen[members] = generator.choice(members, len(members))
+    return chosen
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(2, 6))
+def test_metrics_agree_with_scikit_learn(seed, images, num_classes):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, num_classes, images)
+    probabilities = generator.dirichlet(np.ones(num_classes), images)
+    classes = [f"c{k}" for k in range(num_classes)]
+    found = metrics(labels, probabilities, classes)
+    predicted = probabilities.argmax(axis=1)
+    assert found["accuracy"] == accuracy_score(labels, predicted)
+    assert found["macro_f1"] == pytest.approx(macro_f1(labels, predicted, num_classes))
+    assert found["macro_f1"] == pytest.approx(
+        f1_score(labels, predicted, labels=range(num_classes), average="macro", zero_division=0)
+    )
+    with warnings.catch_warnings(action="ignore"):
+        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    table = confusion_matrix(labels, predicted, labels=range(num_classes))
+    for k, name in enumerate(classes):
+        expected = table[k, k] / table[k].sum() if table[k].any() else None
+        assert found[f"recall/{name}"] == (expected if expected is None else pytest.approx(expected))
+    if len(np.unique(labels)) == num_classes > 2:
+        expected = roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+        assert found["macro_auroc"] == pytest.approx(expected)
+    json.loads(json.dumps(found, allow_nan=False))
+    assert all(value is None or type(value) is float and 0 <= value <= 1 for value in found.values())
+
+
+def test_absent_class_counts_in_macro_f1_but_not_elsewhere():
+    found = metrics([0, 0, 1, 1], np.eye(3)[[0, 0, 1, 1]], ["a", "b", "c"])
+    assert found["macro_f1"] == pytest.approx(2 / 3)
+    assert found["balanced_accuracy"] == found["macro_auroc"] == found["accuracy"] == 1.0
+    assert found["recall/a"] == 1.0 and found["recall/c"] is None
+
+
+def test_auroc_is_undefined_with_one_class_present():
+    assert metrics([1, 1], [[0.2, 0.8], [0.6, 0.4]], ["a", "b"])["macro_auroc"] is None
+
+
+def test_auroc_averages_one_against_the_rest():
+    """Class a's one positive is above both others, b's above one, c's above none."""
+    probabilities = [[0.7, 0.1, 0.2], [0.4, 0.3, 0.3], [0.3, 0.6, 0.1]]
+    found = metrics([0, 1, 2], probabilities, ["a", "b", "c"])
+    assert found["macro_auroc"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found["recall/a"] == 1 and found["recall/b"] == found["recall/c"] == 0
+
+
+def test_calibration_error_by_hand():
+    """Bins of width 1/15: 0.61 and 0.65 share (0.6, 0.667]; 0.95 lies in (0.933, 1]."""
+    top = np.array([0.61, 0.65, 0.95, 0.95])
+    labels = [0, 1, 0, 0]
+    expected = (2 * abs(0.63 - 0.5) + 2 * abs(0.95 - 1.0)) / 4
+    assert metrics(labels, np.stack([top, 1 - top], axis=1), ["a", "b"])["ece"] == pytest.approx(expected)
+
+
+def test_calibration_error_of_certain_predictions():
+    assert metrics([0, 1], np.eye(2), ["a", "b"])["ece"] == 0
+    assert metrics([1, 0], np.eye(2), ["a", "b"])["ece"] == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "classes", "message"),
+    [
+        ([], np.empty((0, 2)), "ab", "labels has shape"),
+        ([0, 1], np.ones((2, 3)) / 3, "ab", "probabilities has shape"),
+        ([0, 1], np.ones((3, 2)) / 2, "ab", "probabilities has shape"),
+        ([0, 2], np.ones((2, 2)) / 2, "ab", r"from 0 to 2: only 0 \.\. 1"),
+        ([0, -1], np.ones((2, 2)) / 2, "ab", "from -1 to 0"),
+        ([0.0, 1.0], np.ones((2, 2)) / 2, "ab", "dtype float64"),
+        ([[0], [1]], np.ones((2, 2)) / 2, "ab", "labels has shape"),
+        ([0, 1], [[0.5, 0.5], [np.nan, 0.5]], "ab", "non-finite value in row 1"),
+        ([0, 1], [[2.0, -1.0], [0.5, 0.5]], "ab", "softmax"),
+        ([0, 1], [[0.5, 0.9], [0.5, 0.5]], "ab", "softmax"),
+        ([0, 0], np.ones((2, 1)), "a", "at least two"),
+        ([0, 1], np.ones((2, 2)) / 2, "aa", "all different"),
+    ],
+)
+def test_metrics_refuses(labels, probabilities, classes, message):
+    with pytest.raises(ValueError, match=message):
+        metrics(labels, probabilities, list(classes))
+
+
+@pytest.mark.parametrize("seeds", [None, 3])
+def test_bootstrap_interval_matches_drawing_images(seeds):
+    generator = np.random.default_rng(1)
+    labels = np.repeat([0, 1, 2, 4], [30, 15, 8, 1])
+    predicted = predictions(generator, labels, 5, 0.6, seeds)
+    rows = np.atleast_2d(predicted)
+    scores = []
+    for _ in range(1500):
+        drawn = within_class_draw(generator, labels)
+        scores.append(np.mean([macro_f1(labels[drawn], row[drawn], 5) for row in rows]))
+    found = bootstrap_interval(labels, predicted, 5, resamples=20_000)
+    assert found == pytest.approx(np.quantile(scores, [0.025, 0.975]), abs=0.012)
+    narrower = bootstrap_interval(labels, predicted, 5, confidence=0.5, resamples=20_000)
+    assert narrower == pytest.approx(np.quantile(scores, [0.25, 0.75]), abs=0.012)
+
+
+def test_bootstrap_of_accuracy_has_the_stratified_variance():
+    """Of 100 images with recall 0.5 and 300 with recall 0.9, the standard error is known in closed form."""
+    labels = np.repeat([0, 1], [100, 300])
+    predicted = np.concatenate([np.repeat([0, 1], [50, 50]), np.repeat([1, 0], [270, 30])])
+    error = np.sqrt(100 * 0.5 * 0.5 + 300 * 0.9 * 0.1) / 400
+    low, high = bootstrap_interval(labels, predicted, 2, metric="accuracy", resamples=40_000)
+    assert (low + high) / 2 == pytest.approx(0.8, abs=0.003)
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.04)
+
+
+def test_bootstrap_interval_covers():
+    """The score over the population that the test images come from is inside about 95 times in 100."""
+    sizes, recall = np.array([120, 60, 40]), np.array([[0.8, 0.15, 0.05], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
+    population = sizes[:, None] * recall
+    hits = np.diag(population)
+    truth = np.mean(2 * hits / (sizes + population.sum(axis=0)))
+    generator = np.random.default_rng(3)
+    labels = np.repeat(range(3), sizes)
+    inside = 0
+    for repetition in range(400):
+        predicted = np.concatenate([generator.choice(3, n, p=p) for n, p in zip(sizes, recall, strict=True)])
+        low, high = bootstrap_interval(labels, predicted, 3, resamples=600, seed=repetition)
+        inside += low <= truth <= high
+    assert 0.90 <= inside / 400 <= 0.98
+
+
+def test_more_than_one_batch_gives_the_same_interval(monkeypatch):
+    generator = np.random.default_rng(4)
+    labels = generator.integers(0, 3, 90)
+    a, b = predictions(generator, labels, 3, 0.7), predictions(generator, labels, 3, 0.5)
+    whole, whole_test = bootstrap_interval(labels, a, 3), compare(labels, a, b, 3)
+    monkeypatch.setattr("medmerge.evaluation._DRAWS_AT_ONCE", 1700)
+    assert bootstrap_interval(labels, a, 3) == pytest.approx(whole, abs=0.01)
+    assert compare(labels, a, b, 3).p_value == pytest.approx(whole_test.p_value, abs=0.01)
+
+
+def test_perfect_predictions_have_an_interval_without_width():
+    assert bootstrap_interval([0, 1, 1], [0, 1, 1], 2) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("trial", range(4))
+def test_permutation_test_matches_exact_enumeration(trial, seeds):
+    generator = np.random.default_rng(trial)
+    labels = generator.integers(0, 3, 9)
+    a, b = (predictions(generator, labels, 3, accuracy, seeds) for accuracy in (0.9, 0.2))
+    observed = plain_difference(labels, a, b, 3)
+    as_large = [
+        abs(plain_difference(labels, np.where(swap, b, a), np.where(swap, a, b), 3)) >= abs(observed) - 1e-12
+        for swap in itertools.product([False, True], repeat=9)
+    ]
+    found = compare(labels, a, b, 3, resamples=20_000)
+    assert found.difference == pytest.approx(observed)
+    assert found.p_value == pytest.approx(np.mean(as_large), abs=0.015)
+
+
+def test_interval_of_the_difference_matches_drawing_images():
+    generator = np.random.default_rng(7)
+    labels = np.repeat(range(3), [25, 12, 6])
+    a, b = (predictions(generator, labels, 3, accuracy, 2) for accuracy in (0.8, 0.6))
+    drawn = [within_class_draw(generator, labels) for _ in range(800)]
+    differences = [plain_difference(labels[d], a[:, d], b[:, d], 3) for d in drawn]
+    found = compare(labels, a, b, 3, resamples=20_000)
+    assert (found.low, found.high) == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=0.02)
+
+
+def test_pairing_narrows_the_interval_of_models_that_err_alike():
+    generator = np.random.default_rng(8)
+    labels = generator.integers(0, 2, 400)
+    a = predictions(generator, labels, 2, 0.6)
+    b = np.where(np.arange(400) < 8, labels, a)
+    alike = compare(labels, a, b, 2)
+    apart = bootstrap_interval(labels, a, 2)
+    assert alike.high - alike.low < 0.5 * (apart[1] - apart[0])
+    assert alike.difference < 0 and alike.high <= 0
+
+
+def test_seeds_that_repeat_each_other_add_no_evidence():
+    """Images are the clusters: ten copies of a seed must not look like ten times the images."""
+    generator = np.random.default_rng(9)
+    labels = generator.integers(0, 3, 80)
+    a, b = predictions(generator, labels, 3, 0.7), predictions(generator, labels, 3, 0.55)
+    one, ten = compare(labels, a, b, 3), compare(labels, np.tile(a, (10, 1)), np.tile(b, (10, 1)), 3)
+    assert ten.difference == pytest.approx(one.difference)
+    assert (ten.low, ten.high, ten.p_value) == pytest.approx((one.low, one.high, one.p_value), abs=1e-9)
+
+
+def test_identical_predictions_do_not_differ():
+    labels = np.array([0, 1, 2, 2, 1])
+    predicted = np.array([0, 1, 1, 2, 0])
+    assert compare(labels, predicted, predicted, 3) == Comparison(0.0, 0.0, 0.0, 1.0)
+
+
+def test_exchanging_the_models_turns_the_sign():
+    generator = np.random.default_rng(10)
+    labels = generator.integers(0, 3, 200)
+    a, b = predictions(generator, labels, 3, 0.8), predictions(generator, labels, 3, 0.7)
+    ab, ba = compare(labels, a, b, 3), compare(labels, b, a, 3)
+    assert ba.difference == -ab.difference and ab.difference > 0
+    assert (-ba.high, -ba.low) == pytest.approx((ab.low, ab.high), abs=0.01)
+    assert ba.p_value == pytest.approx(ab.p_value, abs=0.01)
+
+
+def test_a_clear_difference_reaches_the_smallest_p():
+    labels = np.repeat([0, 1], 50)
+    found = compare(labels, labels, 1 - labels, 2, resamples=999)
+    assert found == Comparison(1.0, 1.0, 1.0, 1 / 1000)
+
+
+def test_type_one_error_is_the_level():
+    """Models that err with the same chances: p <= 0.05 about 5 times in 100, p uniform in between."""
+    generator = np.random.default_rng(11)
+    labels = np.repeat(range(3), [60, 30, 20])
+    p_values = []
+    for repetition in range(400):
+        a, b = predictions(generator, labels, 3, 0.6, 2)
+        p_values.append(compare(labels, a, b, 3, resamples=400, seed=repetition).p_value)
+    p_values = np.array(p_values)
+    assert 0.02 <= (p_values <= 0.05).mean() <= 0.085
+    assert 0.42 <= (p_values <= 0.5).mean() <= 0.58
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "accuracy"])
+def test_order_of_images_does_not_matter(metric):
+    generator = np.random.default_rng(12)
+    labels = generator.integers(0, 4, 60)
+    a, b = (predictions(generator, labels, 4, accuracy, 2) for accuracy in (0.8, 0.6))
+    order = generator.permutation(60)
+    assert compare(labels, a, b, 4, metric, 500) == compare(
+        labels[order], a[:, order], b[:, order], 4, metric, 500
+    )
+    shuffled = bootstrap_interval(labels[order], a[:, order], 4, metric, resamples=500)
+    assert bootstrap_interval(labels, a, 4, metric, resamples=500) == shuffled
+
+
+def test_seed_decides_the_draws():
+    generator = np.random.default_rng(13)
+    labels = generator.integers(0, 3, 50)
+    a = predictions(generator, labels, 3, 0.7)
+    draws = [bootstrap_interval(labels, a, 3, resamples=50, seed=seed) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": "f1"}, "choose macro_f1 or accuracy"),
+        ({"predicted_b": [0, 1]}, "predicted_b has shape"),
+        ({"predicted_b": [[0, 1, 1], [0, 1, 1]]}, "1 seeds, predicted_b has 2"),
+        ({"predicted_a": [0, 1, 2]}, "predicted_a runs from 0 to 2"),
+        ({"labels": [], "predicted_a": [], "predicted_b": []}, "labels has shape"),
+        ({"resamples": 0}, "resamples is 0"),
+        ({"num_classes": 1}, "num_classes is 1"),
+    ],
+)
+def test_compare_refuses(changes, message):
+    arguments = {"labels": [0, 1, 1], "predicted_a": [0, 1, 1], "predicted_b": [0, 0, 1], "num_classes": 2}
+    with pytest.raises(ValueError, match=message):
+        compare(**arguments | changes)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95])
+def test_bootstrap_refuses_confidence(confidence):
+    with pytest.raises(ValueError, match="confidence is"):
+        bootstrap_interval([0, 1], [0, 1], 2, confidence=confidence)
+
+
+def test_holm_by_hand():
+    """4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04 raised to the one before it."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.7, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([0.2]) == pytest.approx([0.2])
+
+
+@pytest.mark.parametrize("values", [[], [0.1, 1.2], [0.1, np.nan], [[0.1]], [-0.1]])
+def test_holm_refuses(values):
+    with pytest.raises(ValueError, match="p_values"):
+        holm(values)

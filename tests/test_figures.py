@@ -1,0 +1,292 @@
+"""What is drawn is what was given: data are read back from the figures' artists."""
+
+import ast
+import inspect
+import io
+
+import matplotlib
+import matplotlib.image
+import matplotlib.pyplot
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgba
+
+from medmerge import figures
+
+SCORES = ["train_loss", "val_loss", "val_macro_f1"]
+
+
+def history(runs=(("MedMerge A + B", "medmerge"), ("FT A", "ft"), ("FT B", "ft")), seeds=2, epochs=4):
+    """FT has fine-tuning only; every other approach has the linear probe before it."""
+    generator, rows = np.random.default_rng(0), []
+    for run, approach in runs:
+        for seed in range(seeds):
+            for phase in ["fine_tune"] if approach == "ft" else ["linear_probe", "fine_tune"]:
+                for epoch in range(1, epochs + 1):
+                    rows.append([run, approach, seed, phase, epoch, *generator.random(3)])
+    return pd.DataFrame(rows, columns=["run", "approach", "seed", "phase", "epoch", *SCORES])
+
+
+def kernel_weights(layers=6, spread=0.02, names="layer{}", seed=0):
+    generator = np.random.default_rng(seed)
+    return {names.format(i): generator.normal(0.5, spread, 4 + i) for i in range(layers)}
+
+
+def table():
+    rows = [("FT A", "ft", 0.60, 0.55, 0.66, 0.685), ("MedMerge", "medmerge", 0.71, 0.70, 0.75, np.nan)]
+    return pd.DataFrame(rows, columns=["label", "approach", "mean", "low", "high", "paper"])
+
+
+def counts():
+    return pd.DataFrame({"train": [2000, 60], "test": [200, 0]}, index=["nevus", "melanoma"])
+
+
+def marked(figure, gid):
+    """The one line with this id."""
+    (line,) = [line for axes in figure.axes for line in axes.lines if line.get_gid() == gid]
+    return line
+
+
+def words(figure):
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+def pixels(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return matplotlib.image.imread(io.BytesIO(buffer.getvalue()))
+
+
+DENSENET = ["features.conv0"] + [
+    f"features.{part}.conv{j}"
+    for k in range(1, 5)
+    for part in [f"denseblock{k}.denselayer{i}" for i in range(1, 15)] + [f"transition{k}"] * (k < 4)
+    for j in ([1, 2] if "dense" in part else [""])
+]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.learning_curves(history()),
+        lambda: figures.learning_curves(history([("FT A", "ft")], seeds=1, epochs=1)),
+        lambda: figures.learning_curves(history([(f"run {i}", f"kind{i}") for i in range(10)])),
+        lambda: figures.learning_curves(history().assign(val_macro_f1=0.5)),
+        lambda: figures.depth_heatmap({"one": kernel_weights(1)}, "A", "B"),
+        lambda: figures.depth_heatmap({"same": {"conv": np.full(3, 0.5)}}, "A", "B"),
+        lambda: figures.depth_heatmap({f"run {i}": kernel_weights(150) for i in range(10)}, "A", "B"),
+        lambda: figures.depth_heatmap({"dense": {name: [0.4, 0.5] for name in DENSENET}}, "A", "B"),
+        lambda: figures.weight_spread(kernel_weights(150), "A", "B"),
+        lambda: figures.weight_spread({"conv": [0.5]}, "A", "B"),
+        lambda: figures.score_intervals(table()),
+        lambda: figures.score_intervals(table().iloc[:1].drop(columns="paper")),
+        lambda: figures.confusion([0], [0], ["only"]),
+        lambda: figures.confusion([0, 1, 1], [0, 1, 1], [f"class {i}" for i in range(14)]),
+        lambda: figures.class_counts(counts()),
+        lambda: figures.class_counts(pd.DataFrame({"train": [0]}, index=["none"])),
+        lambda: figures.class_counts(pd.DataFrame({"train": [3, 4]}, index=["a", "b"])),
+    ],
+)
+def test_odd_inputs_draw_whole_on_white(draw):
+    """No warnings (they are errors), no text cut off at the edge, no figure left in pyplot's hands."""
+    figure = draw()
+    image = pixels(figure)
+    edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    assert (edge == 1).all()
+    assert (image[..., :3] < 0.5).any()
+    assert not matplotlib.pyplot.get_fignums()
+
+
+def test_own_settings_of_the_reader_change_nothing():
+    before = pixels(figures.class_counts(counts()))
+    with matplotlib.rc_context({"text.color": "white", "xtick.labelsize": 30, "axes.facecolor": "black"}):
+        assert (pixels(figures.class_counts(counts())) == before).all()
+
+
+def test_notebook_shows_a_picture_of_the_figures_size():
+    data, size = figures.class_counts(counts())._repr_png_()
+    assert matplotlib.image.imread(io.BytesIO(data)).shape[1] == 8 * 150
+    assert size["width"] == 8 * 96
+
+
+def test_colours_are_fixed():
+    assert list(figures.APPROACH_COLOURS) == list(figures.APPROACH_NAMES) == ["ft", "lp_ft", "medmerge"]
+    assert figures.approach_colour("ft") == figures.APPROACH_COLOURS["ft"]
+    further = {figures.approach_colour(name) for name in ("uniform", "zeros", "soup", "kernel", "layer")}
+    assert len(further) > 1 and not further & set(figures.APPROACH_COLOURS.values())
+    assert figures.approach_colour("uniform") == "#CC78BC", "must not change from one process to the next"
+
+
+def test_learning_curves_draw_the_history():
+    given = history()
+    figure = figures.learning_curves(given.sample(frac=1, random_state=0))
+    for (run, seed), rows in given.groupby(["run", "seed"]):
+        for gid, column in (("f1", "val_macro_f1"), ("val", "val_loss"), ("train", "train_loss")):
+            line = marked(figure, f"{gid}/{run}/{seed}")
+            assert line.get_xdata().tolist() == list(range(1, len(rows) + 1))
+            assert line.get_ydata().tolist() == rows[column].tolist()
+    scores, losses = figure.axes
+    assert scores.get_ylabel() == "macro F1"
+    assert (losses.get_ylabel(), losses.get_xlabel()) == ("cross-entropy", "epoch")
+
+
+def test_learning_curves_mark_the_best_epoch_of_the_last_phase():
+    given = history([("MedMerge A + B", "medmerge")], seeds=1).assign(
+        val_macro_f1=[0.9, 0.1, 0.1, 0.1, 0.3, 0.7, 0.7, 0.2]
+    )
+    best = marked(figures.learning_curves(given), "best/MedMerge A + B/0")
+    assert (*best.get_xdata(), *best.get_ydata()) == (6, 0.7)
+
+
+def test_learning_curves_mark_the_change_of_phase():
+    boundaries = [line for axes in figures.learning_curves(history()).axes for line in axes.lines]
+    assert [line.get_xdata()[0] for line in boundaries if line.get_gid() == "phase"] == [4.5, 4.5]
+    tuned = figures.learning_curves(history([("FT A", "ft")]))
+    assert not [line for axes in tuned.axes for line in axes.lines if line.get_gid() == "phase"]
+
+
+def test_learning_curves_tell_approaches_by_colour_and_sources_by_style():
+    figure = figures.learning_curves(history())
+    lines = [marked(figure, f"f1/{run}/0") for run in ("MedMerge A + B", "FT A", "FT B")]
+    names = ("medmerge", "ft", "ft")
+    assert [line.get_color() for line in lines] == [figures.APPROACH_COLOURS[name] for name in names]
+    assert lines[0].get_linestyle() == lines[1].get_linestyle() == "-" != lines[2].get_linestyle()
+
+
+def test_names_of_lines_do_not_overlap():
+    runs = [(f"run {i}", "lp_ft") for i in range(10)]
+    figure = figures.learning_curves(history(runs).assign(val_macro_f1=0.5))
+    renderer = figure._get_renderer()
+    boxes = [t.get_window_extent(renderer) for t in figure.axes[0].texts if t.get_text().startswith("run")]
+    assert len(boxes) == 10
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_heatmap_draws_the_mean_of_each_layer():
+    weights = {"first run": kernel_weights(5), "second run": kernel_weights(5, spread=0.2, seed=1)}
+    figure = figures.depth_heatmap(weights, "ImageNet", "HAM10K")
+    (image,) = figure.axes[0].images
+    means = [[w.mean() for w in row.values()] for row in weights.values()]
+    assert np.asarray(image.get_array()) == pytest.approx(np.array(means))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(weights)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("means", "half"),
+    [([0.5, 0.5], 0.01), ([0.45, 0.52], 0.05), ([0.5, 0.534], 0.035), ([0.39, 0.5], 0.15), ([1.3, 0.5], 0.8)],
+)
+def test_heatmap_scale_is_symmetric_about_a_half(means, half):
+    weights = {"run": {f"conv{i}": np.full(3, mean) for i, mean in enumerate(means)}}
+    figure = figures.depth_heatmap(weights, "ImageNet", "HAM10K")
+    (image,) = figure.axes[0].images
+    assert image.get_clim() == pytest.approx((0.5 - half, 0.5 + half))
+    middle = np.array(image.cmap(image.norm(0.5)))
+    assert np.ptp(middle[:3]) < 0.02, "neither source at 0.5"
+    label = figure.axes[1].get_xlabel()
+    assert f"0.5 ± {half:g}" in label
+    assert label.index("← more HAM10K") < label.index("more ImageNet →"), "w is the first source's share"
+
+
+def test_blocks_stand_where_they_begin_and_end():
+    figure = figures.depth_heatmap({"run": {name: [0.5] for name in DENSENET}}, "A", "B")
+    assert {"stem", "block 1", "T1", "block 2", "T2", "block 3", "T3", "block 4"} <= set(words(figure))
+    middle = {text.get_text(): text.xy[0] for text in figure.axes[0].texts}
+    assert (middle["stem"], middle["block 1"], middle["T1"]) == (0, (1 + 28) / 2, 29)
+    resnet = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2.0.downsample.0"]
+    found = words(figures.weight_spread({name: [0.5, 0.6] for name in resnet}, "A", "B"))
+    assert {"stem", "layer 1", "layer 2"} <= set(found)
+    assert "stem" not in words(figures.weight_spread(kernel_weights(), "A", "B"))
+
+
+def test_spread_draws_quantiles_and_counts_every_kernel():
+    weights = kernel_weights(7)
+    depth, histogram = figures.weight_spread(weights, "ImageNet", "HAM10K").axes
+    median = depth.lines[0].get_ydata()
+    assert median == pytest.approx([np.median(w) for w in weights.values()])
+    bands = np.array([segment[:, 1] for segment in depth.collections[0].get_segments()])
+    assert bands == pytest.approx(np.array([np.quantile(w, [0.05, 0.95]) for w in weights.values()]))
+    assert sum(bar.get_width() for bar in histogram.patches) == sum(map(len, weights.values()))
+    assert "← HAM10K" in depth.get_ylabel() and "ImageNet →" in depth.get_ylabel()
+
+
+def test_intervals_are_drawn_in_order_from_the_top():
+    figure = figures.score_intervals(table())
+    for y, row in enumerate(table().itertuples()):
+        assert marked(figure, f"interval/{y}").get_xdata().tolist() == [row.low, row.high]
+        assert marked(figure, f"mean/{y}").get_xdata().tolist() == [row.mean]
+        assert marked(figure, f"mean/{y}").get_color() == figures.APPROACH_COLOURS[row.approach]
+    assert marked(figure, "paper").get_xdata()[0] == 0.685
+    (axes,) = figure.axes
+    assert axes.get_ylim() == (1.5, -0.5)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["FT A", "MedMerge"]
+    assert "0.710  [0.700, 0.750]" in words(figure) and "macro F1" in axes.get_xlabel()
+
+
+def test_confusion_has_true_rows_and_predicted_columns():
+    figure = figures.confusion([0, 0, 0, 0, 1], [0, 1, 1, 1, 1], ["a", "b", "never"])
+    (axes,) = figure.axes
+    shares = np.asarray(axes.collections[0].get_array()).reshape(3, 3)
+    assert shares.tolist() == [[0.25, 0.75, 0], [0, 1, 0], [0, 0, 0]]
+    assert axes.collections[0].get_clim() == (0, 1)
+    written = [text.get_text() for text in axes.texts]
+    assert written == ["0.25\n1", "0.75\n3", "", "", "1.00\n1", "", "", "", ""]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a (4)", "b (1)", "never (0)"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+
+
+def test_class_counts_draw_every_number():
+    figure = figures.class_counts(counts())
+    (axes,) = figure.axes
+    assert [[bar.get_width() for bar in bars] for bars in axes.containers] == [[2000, 60], [200, 0]]
+    assert {"2,000", "60", "200", "0", "train", "test", "nevus", "melanoma"} <= set(words(figure))
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "images (log scale)"
+    assert axes.yaxis_inverted()
+    balanced = figures.class_counts(pd.DataFrame({"train": [900, 800], "test": [9, 8]}, index=["a", "b"]))
+    assert balanced.axes[0].get_xscale() == "linear" and balanced.axes[0].get_xlabel() == "images"
+    assert (
+        to_rgba(balanced.axes[0].patches[0].get_facecolor()) != balanced.axes[0].patches[-1].get_facecolor()
+    )
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: figures.learning_curves(history().iloc[:0]), "0 rows"),
+        (
+            lambda: figures.learning_curves(history().drop(columns="val_loss")),
+            r"lacks columns \['val_loss'\]",
+        ),
+        (lambda: figures.learning_curves(history().assign(phase="warmup")), "warmup.*linear_probe"),
+        (lambda: figures.learning_curves(history().assign(val_loss=np.nan)), "not finite"),
+        (lambda: figures.depth_heatmap({}, "A", "B"), "weights is empty"),
+        (lambda: figures.depth_heatmap({"run": {}}, "A", "B"), "0 layers"),
+        (
+            lambda: figures.depth_heatmap({"a": kernel_weights(3), "b": kernel_weights(2)}, "A", "B"),
+            "layer None",
+        ),
+        (lambda: figures.weight_spread({"conv": [[0.5]]}, "A", "B"), r"wrong: \['conv'\]"),
+        (lambda: figures.weight_spread({"conv": [np.nan]}, "A", "B"), r"wrong: \['conv'\]"),
+        (lambda: figures.score_intervals(table().iloc[:0]), "0 rows"),
+        (lambda: figures.score_intervals(table().assign(low=np.nan)), "not finite"),
+        (lambda: figures.confusion([], [], ["a"]), "N > 0"),
+        (lambda: figures.confusion([0, 1], [0], ["a", "b"]), "give both"),
+        (lambda: figures.confusion([0, 2], [0, 1], ["a", "b"]), r"0 \.\. 1"),
+        (lambda: figures.confusion([0.0], [0.0], ["a"]), "integers"),
+        (lambda: figures.class_counts(pd.DataFrame()), "at least one class"),
+        (lambda: figures.class_counts(counts() - 100), "numbers >= 0"),
+    ],
+)
+def test_refuses(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+def test_draws_from_records_only():
+    """The module imports neither torch nor anything of the package."""
+    nodes = list(ast.walk(ast.parse(inspect.getsource(figures))))
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert "numpy" in imported
+    assert not {name.split(".")[0] for name in imported} & {"torch", "torchvision", "medmerge", ""}
