@@ -1,0 +1,8 @@
+"""MedMerge: learn, kernel by kernel, how to merge pre-trained CNNs into one (Almakky et al., 2024)."""
+
+from medmerge.backbones import Classifier, backbone, save_backbone
+from medmerge.merge import KernelMerge, zeros_like
+from medmerge.params import Parameters
+
+__all__ = ["Classifier", "KernelMerge", "Parameters", "backbone", "save_backbone", "zeros_like"]
+__version__ = "0.1.0"

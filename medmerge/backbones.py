@@ -82,7 +82,9 @@ def backbone(name: str, weights: str | Path = "imagenet") -> nn.Module:
     """
     if name not in names():
         near = difflib.get_close_matches(name, names(), 3) or names()[:3]
-        raise ValueError(f"unknown backbone {name!r}; did you mean {', '.join(near)}? (medmerge.backbones.names())")
+        raise ValueError(
+            f"unknown backbone {name!r}; did you mean {', '.join(near)}? (medmerge.backbones.names())"
+        )
     if is_path(weights):
         model = _headless(_build(name, None))
         _load(model, Path(weights), name)
@@ -112,7 +114,9 @@ def save_backbone(model: nn.Module, path: Path, name: str, **metadata: str) -> s
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    safetensors.torch.save_file(tensors, partial, metadata={"format": "pt", "medmerge.backbone": name, **metadata})
+    safetensors.torch.save_file(
+        tensors, partial, metadata={"format": "pt", "medmerge.backbone": name, **metadata}
+    )
     partial.replace(path)
     return file_sha256(path)
 
@@ -146,7 +150,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file ({error}); fetch or write it again") from error
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file ({error}); fetch or write it again"
+        ) from error
     except Exception as error:  # torch.load raises nearly anything on damaged files
         unsafe = "weights_only" in str(error).lower() or "unsupported" in str(error).lower()
         reason = (
@@ -182,7 +188,9 @@ def _load(model: nn.Module, path: Path, name: str) -> None:
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
-    problems += [f"{key} is not finite" for key in state if key in wanted and not torch.isfinite(state[key]).all()]
+    problems += [
+        f"{key} is not finite" for key in state if key in wanted and not torch.isfinite(state[key]).all()
+    ]
     if problems:
         more = f", and {len(problems) - 1} more like it" if len(problems) > 1 else ""
         raise CheckpointError(f"{path} does not fit {name}: {problems[0]}{more}")

@@ -27,7 +27,12 @@ class Progress:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, phase: str, key: str, path: Path | None = None
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        phase: str,
+        key: str,
+        path: Path | None = None,
     ):
         self.model, self.optimizer, self.phase, self.key, self.path = model, optimizer, phase, key, path
         self.history: list[dict] = []

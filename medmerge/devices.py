@@ -52,7 +52,9 @@ def describe(device: torch.device) -> str:
     units = {"amx_bf16": "AMX bf16", "avx512_bf16": "AVX-512 bf16", "avx512_f": "AVX-512", "avx2": "AVX2"}
     unit = next((name for key, name in units.items() if capabilities.get(key)), "")
     machine = capabilities.get("architecture", "")
-    return ", ".join(part for part in (f"{machine} CPU".strip(), f"{torch.get_num_threads()} threads", unit) if part)
+    return ", ".join(
+        part for part in (f"{machine} CPU".strip(), f"{torch.get_num_threads()} threads", unit) if part
+    )
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -352,7 +352,7 @@ def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, dict]]) -> None:
     for name, y in zip(names, heights, strict=True):
         look = ends[name][1]
         axes.plot([1.015, 1.065], [y, y], transform=axes.transAxes, clip_on=False, **look)
-        axes.annotate(name, (1.075, y), xycoords="axes fraction", va="center", color=look["color"])
+        axes.annotate(name, (1.075, y), xycoords="axes fraction", va="center")
 
 
 def _mark_depth(axes: Axes, layers: Sequence[str]) -> None:

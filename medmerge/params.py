@@ -28,38 +28,57 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    track: Literal["demo", "open", "paper"] = Field("demo", description="folder below results/: demo, open or paper")
+    track: Literal["demo", "open", "paper"] = Field(
+        "demo", description="folder below results/: demo, open or paper"
+    )
+    title: str = Field("", description="heading of the executed notebook's page")
     pair: Name = Field("demo", description="name of this study, a folder below the track")
     base_data: Name = Field("imagenet", description="what source b was trained on; names it in tables")
     base_weights: str = Field("imagenet", description="source b: torchvision's name, a file, random or zeros")
     source_data: str = Field("", description="what source c was trained on; empty where there is no source c")
-    source_weights: str = Field("", description="source c: a file as the source notebook writes it, or as above")
+    source_weights: str = Field(
+        "", description="source c: a file as the source notebook writes it, or as above"
+    )
     target_data: str = Field("synthetic:moles", description="dataset to learn and to test on")
     target_root: str = Field("", description="its folder as unpacked, here or under $MEDMERGE_DATA")
     target_labels: str = Field("", description="the labels file, for target_data csv only")
-    target_missing: Literal["error", "drop"] = Field("error", description="images not there: error, or drop them")
+    target_missing: Literal["error", "drop"] = Field(
+        "error", description="images not there: error, or drop them"
+    )
     exclude_data: str = Field("", description="leave out target images that this dataset holds too")
     exclude_root: str = Field("", description="that dataset's folder")
     split: Literal["grouped", "random", "official"] = Field(
         "grouped", description="grouped keeps a patient's or lesion's images together; random is the paper's"
     )
     fractions: list[Positive] = Field(
-        [0.6, 0.2, 0.2], min_length=3, max_length=3, description="shares of training, validation and test images"
+        [0.6, 0.2, 0.2],
+        min_length=3,
+        max_length=3,
+        description="shares of training, validation and test images",
     )
     split_seed: Seed = Field(0, description="draws the split; one split for all seeds pairs their tests")
-    backbone: str = Field("densenet121", description="a torchvision CNN by its name; the paper's first choice")
+    backbone: str = Field(
+        "densenet121", description="a torchvision CNN by its name; the paper's first choice"
+    )
     image_size: int = Field(224, ge=16, le=1024, description="side in pixels; the paper's")
     batch_size: int = Field(32, ge=2, description="images a step; the paper is silent")
-    seeds: list[Seed] = Field([0], min_length=1, description="one run each: head's initial values, order of images")
+    seeds: list[Seed] = Field(
+        [0], min_length=1, description="one run each: head's initial values, order of images"
+    )
     approaches: list[str] = Field(
-        ["ft", "lp_ft", "medmerge"], min_length=1, description="rows of the table; the first two once for each source"
+        ["ft", "lp_ft", "medmerge"],
+        min_length=1,
+        description="rows of the table; the first two once for each source",
     )
     lp_epochs: Count = Field(50, description="epochs of the linear probe; the paper's")
     lp_lr: Positive = Field(1.0e-4, description="its learning rate; the paper's")
     ft_epochs: Count = Field(50, description="epochs of fine-tuning; the paper's")
     ft_lr: Positive = Field(1.0e-5, description="its learning rate; the paper's")
     weight_decay: float = Field(
-        0.01, ge=0, allow_inf_nan=False, description="AdamW's own default, on kernels only; the paper is silent"
+        0.01,
+        ge=0,
+        allow_inf_nan=False,
+        description="AdamW's own default, on kernels only; the paper is silent",
     )
     select: Literal["best", "last"] = Field(
         "best", description="epoch kept: best validation macro F1, or the last; the paper is silent"
@@ -99,15 +118,21 @@ class Parameters(BaseModel):
         if self.target_data == "csv" and not self.target_labels:
             problems.append("target_labels: the dataset csv needs the path of its labels file")
         if self.target_labels and self.target_data != "csv":
-            problems.append(f"target_labels: {self.target_data} has its own labels; this is for the dataset csv")
+            problems.append(
+                f"target_labels: {self.target_data} has its own labels; this is for the dataset csv"
+            )
         if self.save_weights and (len(self.seeds), self.approaches, self.source_data) != (1, ["ft"], ""):
-            problems.append("save_weights: saves one network; give one seed, approaches: [ft] and no source c")
+            problems.append(
+                "save_weights: saves one network; give one seed, approaches: [ft] and no source c"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
     @classmethod
-    def parse(cls, values: Mapping, origin: str = "parameters", allowed: Iterable[str] | None = None) -> "Parameters":
+    def parse(
+        cls, values: Mapping, origin: str = "parameters", allowed: Iterable[str] | None = None
+    ) -> "Parameters":
         """Parameters from a mapping, or one error that lists every problem.
 
         Args:
@@ -117,7 +142,9 @@ class Parameters(BaseModel):
         known = list(cls.model_fields if allowed is None else allowed)
         unknown = [f"{name}: {_unknown(str(name), known)}" for name in values if name not in known]
         try:
-            parameters = cls(**{str(name): value for name, value in values.items() if name in cls.model_fields})
+            parameters = cls(
+                **{str(name): value for name, value in values.items() if name in cls.model_fields}
+            )
         except ValidationError as error:
             problems = unknown + [line for item in error.errors() for line in _explain(item)]
             raise ParameterError(_listing(origin, problems)) from None
@@ -160,7 +187,9 @@ def load_yaml(path: Path) -> dict:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")], 1)
+        near = difflib.get_close_matches(
+            Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")], 1
+        )
         hint = f"; is it {Path(path).with_name(near[0])}?" if near else ""
         raise ParameterError(f"no parameter file at {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -181,7 +210,9 @@ class _UniqueKeys(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} comes twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} comes twice", key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -203,7 +234,9 @@ def _explain(item: Mapping) -> list[str]:
     value, message = item["input"], item["msg"][0].lower() + item["msg"][1:]
     if isinstance(value, str) and _is_number(value) and item["type"] in ("float_type", "int_type"):
         hint = f"{float(value):.1e}" if item["type"] == "float_type" else f"{float(value):g}"
-        return [f"{name}: {value!r} is text, not a number; write {hint} (YAML reads 1e-3 as text, 1.0e-3 as a number)"]
+        return [
+            f"{name}: {value!r} is text, not a number; write {hint} (YAML reads 1e-3 as text, 1.0e-3 as a number)"
+        ]
     return [f"{name}: {value!r}: {message}"]
 
 
@@ -215,11 +248,15 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def cell(names: Iterable[str]) -> str:
-    """Source of a notebook's parameters cell: each name with its default and, as a comment, its reason."""
+def cell(names: Iterable[str], **defaults: object) -> str:
+    """Source of a notebook's parameters cell: each name with its default and, as a comment, its reason.
+
+    Args:
+        defaults: the notebook's own defaults, where they differ from the schema's.
+    """
     fields = {name: Parameters.model_fields[name] for name in names}
-    lines = [(f"{name} = {field.default!r}", field.description) for name, field in fields.items()]
-    return "\n".join(f"{code}  # {reason}" for code, reason in lines)
+    lines = [(f"{name} = {defaults.get(name, f.default)!r}", f.description) for name, f in fields.items()]
+    return "\n".join(f"{code}  # {reason}" for code, reason in lines).replace("'", '"')
 
 
 def markdown() -> str:

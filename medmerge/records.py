@@ -51,7 +51,9 @@ class Record:
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
         """A row a test image: id, label (class name), and a column of probabilities by class, ``p_<class>``."""
-        return pd.read_csv(self.folder / "predictions.csv", dtype={"id": str, "label": str}, keep_default_na=False)
+        return pd.read_csv(
+            self.folder / "predictions.csv", dtype={"id": str, "label": str}, keep_default_na=False
+        )
 
     @property
     def labels(self) -> np.ndarray:
@@ -109,11 +111,19 @@ def read(folder: Path) -> Record:
         run = json.loads(path.read_bytes())
         missing = {"definition", "hash", "row", "seed", "data", "metrics", "layers"} - run.keys()
     except (ValueError, AttributeError) as error:
-        raise RecordError(f"{path} is damaged ({error}); restore it, or remove its folder and run again") from error
-    wanted = ["history.csv", "predictions.csv", *(["kernel_weights.safetensors"] if run.get("layers") else [])]
+        raise RecordError(
+            f"{path} is damaged ({error}); restore it, or remove its folder and run again"
+        ) from error
+    wanted = [
+        "history.csv",
+        "predictions.csv",
+        *(["kernel_weights.safetensors"] if run.get("layers") else []),
+    ]
     missing |= {name for name in wanted if not (folder / name).is_file()}
     if missing:
-        raise RecordError(f"the record in {folder} lacks {', '.join(sorted(missing))}; restore it or run it again")
+        raise RecordError(
+            f"the record in {folder} lacks {', '.join(sorted(missing))}; restore it or run it again"
+        )
     return Record(folder, run)
 
 
@@ -129,7 +139,13 @@ def table(records: list[Record]) -> pd.DataFrame:
         track, pair, backbone = record.folder.parts[-5:-2]
         row, metrics = record.run["row"], record.run["metrics"]
         rows.append(
-            {"track": track, "pair": pair, "backbone": backbone, "run": record.label, "approach": row["approach"]}
+            {
+                "track": track,
+                "pair": pair,
+                "backbone": backbone,
+                "run": record.label,
+                "approach": row["approach"],
+            }
             | {"sources": " + ".join(row["sources"]), "seed": record.run["seed"], **metrics}
         )
     return pd.DataFrame(rows)
@@ -160,7 +176,9 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", str(here)) else "")
+        return git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "--", str(here)) else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

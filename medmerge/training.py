@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from medmerge.checkpoints import Progress
 from medmerge.data import Samples
-from medmerge.devices import channels_last, choose_device, choose_precision, peak_memory, reset_peak_memory, seeded
+from medmerge.devices import (
+    channels_last,
+    choose_device,
+    choose_precision,
+    peak_memory,
+    reset_peak_memory,
+    seeded,
+)
 from medmerge.merge import KernelMerge
 
 log = logging.getLogger(__name__)
@@ -162,7 +169,9 @@ def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) 
     }
 
 
-def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task, where: str) -> float:
+def _train_epoch(
+    model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task, where: str
+) -> float:
     """One pass over the training images; returns the mean loss."""
     batch_size = task.protocol.batch_size
     model.train()
@@ -181,7 +190,9 @@ def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimi
     steps = torch.stack(losses).cpu()
     if not torch.isfinite(steps).all():
         step = int((~torch.isfinite(steps)).nonzero()[0]) + 1
-        raise TrainingError(f"the loss is {steps[step - 1].item()} in {where}, step {step}: lower the learning rate")
+        raise TrainingError(
+            f"the loss is {steps[step - 1].item()} in {where}, step {step}: lower the learning rate"
+        )
     return float(np.average(steps.double().numpy(), weights=sizes))
 
 
@@ -215,7 +226,9 @@ def _logits(model: nn.Module, samples: Samples, task: Task) -> Tensor:
     model.eval()
     outputs = []
     with torch.inference_mode():
-        for positions in torch.arange(len(samples), device=samples.rows.device).split(4 * task.protocol.batch_size):
+        for positions in torch.arange(len(samples), device=samples.rows.device).split(
+            4 * task.protocol.batch_size
+        ):
             inputs, _ = _to(samples.batch(positions), task.device)
             with task.autocast:
                 outputs.append(model(prepare(inputs)).float())
@@ -271,7 +284,12 @@ def _resident(samples: Samples, device: torch.device) -> Samples:
     if each * len(samples) > torch.cuda.mem_get_info(device)[0] / 2:
         return samples
     inputs = samples.inputs[samples.rows].to(device, non_blocking=True)
-    return replace(samples, inputs=inputs, rows=torch.arange(len(samples), device=device), labels=samples.labels.to(device))
+    return replace(
+        samples,
+        inputs=inputs,
+        rows=torch.arange(len(samples), device=device),
+        labels=samples.labels.to(device),
+    )
 
 
 def _to(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,9 @@ def test_fingerprint_follows_the_split(moles, cache):
 def test_own_images_with_their_own_split(tmp_path, cache):
     names = [f"{number}.png" for number in range(6)]
     parts = ["train", "train", "val", "val", "test", "test"]
-    rows = "".join(f"{name},{'ab'[row % 2]},{part}\n" for row, (name, part) in enumerate(zip(names, parts)))
+    rows = "".join(
+        f"{name},{'ab'[row % 2]},{part}\n" for row, (name, part) in enumerate(zip(names, parts, strict=True))
+    )
     labels = write_csv(tmp_path, "image,label,split\n" + rows, tuple(names))
     dataset = data.load("csv", tmp_path, labels=labels, image_size=8, split="official", cache=cache)
     assert dataset.classes == ("a", "b")

@@ -76,7 +76,8 @@ def test_random_split_has_exact_sizes(labels, cuts, seed):
     for part, share in zip(("train", "val", "test"), fractions, strict=True):
         assert abs((parts == part).sum() - share * len(labels)) <= 1
     other = shuffled(table, 2)
-    again = dict(zip(other.frame["id"], split(other, method="random", fractions=fractions, seed=seed)))
+    shuffled_parts = split(other, method="random", fractions=fractions, seed=seed)
+    again = dict(zip(other.frame["id"], shuffled_parts, strict=True))
     assert again == dict(zip(table.frame["id"], parts, strict=True))
 
 

@@ -95,10 +95,10 @@ def test_auroc_averages_one_against_the_rest():
 
 
 def test_calibration_error_by_hand():
-    """Bins of width 1/15: 0.61 and 0.65 share (0.6, 0.667]; 0.95 lies in (0.933, 1]."""
-    top = np.array([0.61, 0.65, 0.95, 0.95])
-    labels = [0, 1, 0, 0]
-    expected = (2 * abs(0.63 - 0.5) + 2 * abs(0.95 - 1.0)) / 4
+    """Bins of width 1/15: 0.61 and 0.66 share (0.6, 0.667], with 0.6 below them and 0.68 above."""
+    top = np.array([0.6, 0.61, 0.66, 0.68, 0.95, 0.95])
+    labels = [0, 1, 0, 0, 0, 0]
+    expected = (abs(0.6 - 1) + abs(0.61 + 0.66 - 1) + abs(0.68 - 1) + abs(2 * 0.95 - 2)) / 6
     assert metrics(labels, np.stack([top, 1 - top], axis=1), ["a", "b"])["ece"] == pytest.approx(expected)
 
 

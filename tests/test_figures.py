@@ -39,7 +39,7 @@ def table():
 
 
 def counts():
-    return pd.DataFrame({"train": [2000, 60], "test": [200, 0]}, index=["nevus", "melanoma"])
+    return pd.DataFrame({"train": [2000, 100], "test": [200, 0]}, index=["nevus", "melanoma"])
 
 
 def marked(figure, gid):
@@ -239,11 +239,11 @@ def test_confusion_has_true_rows_and_predicted_columns():
 def test_class_counts_draw_every_number():
     figure = figures.class_counts(counts())
     (axes,) = figure.axes
-    assert [[bar.get_width() for bar in bars] for bars in axes.containers] == [[2000, 60], [200, 0]]
-    assert {"2,000", "60", "200", "0", "train", "test", "nevus", "melanoma"} <= set(words(figure))
+    assert [[bar.get_width() for bar in bars] for bars in axes.containers] == [[2000, 100], [200, 0]]
+    assert {"2,000", "100", "200", "0", "train", "test", "nevus", "melanoma"} <= set(words(figure))
     assert axes.get_xscale() == "log" and axes.get_xlabel() == "images (log scale)"
     assert axes.yaxis_inverted()
-    balanced = figures.class_counts(pd.DataFrame({"train": [900, 800], "test": [9, 8]}, index=["a", "b"]))
+    balanced = figures.class_counts(pd.DataFrame({"train": [1900, 100], "test": [9, 8]}, index=["a", "b"]))
     assert balanced.axes[0].get_xscale() == "linear" and balanced.axes[0].get_xlabel() == "images"
     assert (
         to_rgba(balanced.axes[0].patches[0].get_facecolor()) != balanced.axes[0].patches[-1].get_facecolor()

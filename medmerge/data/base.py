@@ -145,8 +145,7 @@ def read_rows(path: Path, columns: Iterable[str]) -> pd.DataFrame:
         )
     if frame.empty:
         raise DataError(f"{path} has a header and no row")
-    # A line shorter than the header still yields missing values.
-    return frame.fillna("").apply(lambda column: column.str.strip())
+    return frame.apply(lambda column: column.str.strip())
 
 
 def index_images(folders: Iterable[Path]) -> dict[str, str]:

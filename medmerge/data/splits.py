@@ -50,8 +50,10 @@ def split(
 
     Raises:
         DataError: An argument is not as said above, there is no official split, a part is empty,
-            or a class has no image in train. A class that val or test lacks is logged as a
-            warning.
+            or a class has no image in train.
+
+    Logs a warning for a class that val or test lacks, for an official split that cuts groups, and
+    for a part that large groups keep 5 points or more from its share.
     """
     _check_arguments(method, fractions, seed)
     order = np.argsort(table.frame["id"].to_numpy(dtype=object), kind="stable")
@@ -171,7 +173,7 @@ def _warn_of_sizes(name: str, parts: np.ndarray, fractions: tuple[float, ...]) -
         actual = float((parts == part).mean())
         if abs(actual - share) > 0.05:
             _logger.warning(
-                "%s: %s has %.0f %% of the images instead of %.0f %%: groups are too large to be dealt evenly",
+                "%s: %s has %.0f %% of the images instead of %.0f %%: some groups are too large",
                 name,
                 part,
                 100 * actual,

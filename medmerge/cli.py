@@ -1,0 +1,128 @@
+"""The command line: ``medmerge check`` and ``medmerge run``."""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from medmerge import records, study
+from medmerge.backbones import CheckpointError
+from medmerge.data import DataError
+from medmerge.params import ParameterError, Parameters, assigned_names, load_yaml
+from medmerge.records import RecordError
+
+EXPECTED = (ParameterError, DataError, CheckpointError, RecordError)
+"""Errors that a user can mend: shown as a message, without a traceback."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 where a notebook failed, 2 where the input was refused."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except EXPECTED as error:
+        print(f"medmerge: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="medmerge", description="Rerun the study, or parts of it.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    check = commands.add_parser("check", help="check parameter files, and say what they would run")
+    check.add_argument("params", type=Path, nargs="+", metavar="PARAMS.yaml")
+    check.set_defaults(command=_check)
+    run = commands.add_parser("run", help="check a parameter file, then run a notebook with it")
+    run.add_argument("notebook", type=Path, metavar="NOTEBOOK.ipynb")
+    run.add_argument("params", type=Path, metavar="PARAMS.yaml")
+    run.add_argument("--output", type=Path, help="the executed notebook (results/TRACK/PARAMS.ipynb)")
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    status = 0
+    for path in options.params:
+        try:
+            p = _parameters(path)
+            todo, all_rows = study.check(p), [(row, seed) for row in study.rows(p) for seed in p.seeds]
+        except EXPECTED as error:
+            print(f"medmerge: {path}: {error}", file=sys.stderr)
+            status = 2
+            continue
+        print(f"{path}: {len(all_rows)} runs, {len(all_rows) - len(todo)} finished")
+        for row, seed in todo:
+            print(f"  to run: {row.title} from {' + '.join(row.sources)}, seed {seed}")
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
+    p = _parameters(options.params, _notebook_parameters(options.notebook))
+    study.check(p)
+    home = study.home()
+    output = options.output or home / p.results / p.track / f"{options.params.stem}.ipynb"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.stem}.partial.ipynb")
+    try:
+        papermill.execute_notebook(
+            options.notebook,
+            partial,
+            load_yaml(options.params),
+            kernel_name="python3",
+            cwd=str(home),
+            log_output=False,
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+    except PapermillExecutionError as error:
+        failed = output.with_name(f"{output.stem}.failed.ipynb")
+        partial.replace(failed)
+        print(f"medmerge: {error.ename}: {error.evalue}\nIt stopped in {failed}", file=sys.stderr)
+        return 1
+    _publish(partial, output, options.params, p.title)
+    print(output)
+    return 0
+
+
+def _parameters(path: Path, allowed: list[str] | None = None) -> Parameters:
+    return Parameters.parse(load_yaml(path), str(path), allowed)
+
+
+def _notebook_parameters(path: Path) -> list[str]:
+    """The names that a notebook's parameters cell sets."""
+    if not path.is_file():
+        raise ParameterError(
+            f"no notebook at {path}; there are {', '.join(map(str, Path().glob('notebooks/*.ipynb')))}"
+        )
+    tagged = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ParameterError(
+            f"{path} has {len(tagged)} cells tagged `parameters`; papermill needs exactly one"
+        )
+    return assigned_names(tagged[0].source)
+
+
+def _publish(partial: Path, output: Path, params: Path, title: str) -> None:
+    """Move the executed notebook into place under its title, without times and durations; note what it came from."""
+    notebook = nbformat.read(partial, 4)
+    del notebook.metadata["papermill"]
+    if title:
+        first = notebook.cells[0]
+        first.source = "\n".join([f"# {title}", *first.source.split("\n")[1:]])
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+    source = {"parameters": params.name, "sha256": hashlib.sha256(params.read_bytes()).hexdigest()}
+    notebook.metadata["medmerge"] = {**source, "commit": records.provenance()["commit"]}
+    nbformat.write(notebook, partial)
+    partial.replace(output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

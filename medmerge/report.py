@@ -1,0 +1,221 @@
+"""Tables and sentences of a pair's page, computed from its records and from nothing else."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from medmerge import evaluation
+from medmerge.records import Record, RecordError
+
+Rows = dict[str, list[Record]]
+
+ALPHA = 0.05
+"""Family-wise error rate of a pair's comparisons, after Holm."""
+
+
+def by_row(records: Sequence[Record]) -> Rows:
+    """Records by their row's label, in order of appearance, each row's seeds in order.
+
+    Raises:
+        RecordError: rows with other seeds or other test images than the first: their scores are not comparable.
+    """
+    rows: Rows = {}
+    for record in records:
+        rows.setdefault(record.label, []).append(record)
+    first = next(iter(rows.values()), [])
+    for label, runs in rows.items():
+        runs.sort(key=lambda record: record.run["seed"])
+        if [r.run["seed"] for r in runs] != [r.run["seed"] for r in first]:
+            raise RecordError(
+                f"{label} has other seeds than {first[0].label}; run all rows with the same seeds"
+            )
+        for record in runs:
+            if record.run["data"]["fingerprint"] != first[0].run["data"]["fingerprint"]:
+                raise RecordError(f"{record.folder} was tested on other images than {first[0].folder}")
+    return rows
+
+
+def predicted(runs: Sequence[Record]) -> np.ndarray:
+    """Predicted class of every test image, int64 ``[seeds, N]``."""
+    return np.stack([run.probabilities.argmax(1) for run in runs])
+
+
+def scores(records: Sequence[Record]) -> pd.DataFrame:
+    """A row each: label, approach, seeds, means over seeds of the test metrics, and macro F1's interval.
+
+    ``low`` and ``high`` are the 95 % bootstrap interval over test images; ``sd`` the standard deviation over seeds
+    (NaN for one).
+    """
+    table = []
+    for label, runs in by_row(records).items():
+        metrics = pd.DataFrame([run.run["metrics"] for run in runs])
+        classes = runs[0].run["data"]["classes"]
+        low, high = evaluation.bootstrap_interval(runs[0].labels, predicted(runs), len(classes))
+        table.append(
+            {"label": label, "approach": runs[0].run["row"]["approach"], "seeds": len(runs)}
+            | metrics.mean().to_dict()
+            | {"mean": metrics["macro_f1"].mean(), "low": low, "high": high, "sd": metrics["macro_f1"].std()}
+        )
+    return pd.DataFrame(table)
+
+
+def comparisons(records: Sequence[Record], approach: str = "medmerge") -> pd.DataFrame:
+    """One approach against every other row: difference in macro F1, 95 % interval, p and Holm-adjusted p.
+
+    Paired by test image (:func:`~medmerge.evaluation.compare`); the family is all rows of this table.
+    """
+    rows = by_row(records)
+    chosen = [label for label, runs in rows.items() if runs[0].run["row"]["approach"] == approach]
+    if len(chosen) != 1:
+        raise RecordError(f"{len(chosen)} rows of {approach!r} among {list(rows)}; the comparison needs one")
+    reference = rows[chosen[0]]
+    classes = reference[0].run["data"]["classes"]
+    table = []
+    for label, runs in rows.items():
+        if label == chosen[0]:
+            continue
+        result = evaluation.compare(reference[0].labels, predicted(reference), predicted(runs), len(classes))
+        table.append(
+            {"against": label, "difference": result.difference, "low": result.low, "high": result.high}
+            | {"p": result.p_value}
+        )
+    frame = pd.DataFrame(table, columns=["against", "difference", "low", "high", "p"])
+    return frame.assign(p_holm=evaluation.holm(frame["p"]) if len(frame) else [])
+
+
+def verdict(records: Sequence[Record]) -> str:
+    """What a pair's records say about MedMerge, in Markdown: scores, differences, and how sure."""
+    table, pairs = scores(records), comparisons(records)
+    merged = table[table["approach"] == "medmerge"].iloc[0]
+    best = table[table["approach"] != "medmerge"].sort_values("mean").iloc[-1]
+    against_best = pairs[pairs["against"] == best["label"]].iloc[0]
+    above, below = (pairs["difference"] > 0).sum(), (pairs["difference"] < 0).sum()
+    sure = pairs["p_holm"] < ALPHA
+    surely_above, surely_below = (
+        (sure & (pairs["difference"] > 0)).sum(),
+        (sure & (pairs["difference"] < 0)).sum(),
+    )
+    seeds = f"{merged['seeds']} seed" + "s" * (merged["seeds"] > 1)
+    return (
+        f"MedMerge reaches a macro F1 of **{merged['mean']:.3f}** (95 % interval over test images {merged['low']:.3f} to "
+        f"{merged['high']:.3f}, {seeds}). It is above {above} and below {below} of the {len(pairs)} baselines; after "
+        f"Holm's correction {surely_above} of these differences {_are(surely_above)} surely above zero and "
+        f"{surely_below} surely below. The best baseline is {best['label']} with {best['mean']:.3f}; MedMerge's "
+        f"difference from it is {against_best['difference']:+.3f} ({against_best['low']:+.3f} to "
+        f"{against_best['high']:+.3f}, Holm-adjusted p = {against_best['p_holm']:.2g})."
+    )
+
+
+def circumstances(records: Sequence[Record]) -> str:
+    """What the numbers rest on, in Markdown: images, size, weights, seeds, precision and device."""
+    run = records[0].run
+    counts = pd.DataFrame(run["data"]["counts"])
+    p = run["parameters"]
+    devices = sorted({record.run["device"] for record in records})
+    return (
+        f"{p['backbone']} at {p['image_size']} px; {counts['train'].sum():,} training, {counts['val'].sum():,} "
+        f"validation and {counts['test'].sum():,} test images of {run['data']['name']} "
+        f"({len(run['data']['classes'])} classes: {', '.join(run['data']['classes'])}), {p['split']} split; base "
+        f"weights: {p['base_data']}; seeds {', '.join(map(str, p['seeds']))}; {run['precision']} on {'; '.join(devices)}."
+    )
+
+
+def displacement(record: Record) -> dict[str, float]:
+    """How far the merging weights went from 0.5, beside how far AdamW's steps could have carried them.
+
+    Returns:
+        ``mean`` and ``largest`` absolute deviation over kernels, ``share_first`` of kernels with w > 0.5, and
+        ``budget`` = learning rate x steps up to the kept epoch: Adam moves a weight by about its learning rate a step.
+    """
+    w = np.concatenate([values.ravel() for values in record.kernel_weights.values()])
+    p, history = record.run["parameters"], record.history
+    probe = history[history["phase"] == "linear_probe"].reset_index(drop=True)
+    kept = probe["val_macro_f1"].idxmax() + 1 if p["select"] == "best" else len(probe)
+    images = sum(record.run["data"]["counts"]["train"].values())
+    steps = kept * -(-images // p["batch_size"])
+    return {
+        "mean": float(np.abs(w - 0.5).mean()),
+        "largest": float(np.abs(w - 0.5).max()),
+        "share_first": float((w > 0.5).mean()),
+        "kernels": len(w),
+        "kept_epoch": int(kept),
+        "budget": float(p["lp_lr"] * steps),
+    }
+
+
+def histories(records: Sequence[Record]) -> pd.DataFrame:
+    """All histories in one frame, with columns run, approach and seed."""
+    frames = [
+        record.history.assign(
+            run=record.label, approach=record.run["row"]["approach"], seed=record.run["seed"]
+        )
+        for record in records
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def costs(records: Sequence[Record]) -> pd.DataFrame:
+    """A row a run: seconds by phase and in all, peak memory in MiB, device and precision."""
+    table = []
+    for record in records:
+        cost = record.run["cost"]
+        seconds = {phase: values["seconds"] for phase, values in cost.items()}
+        memory = max(values.get("peak_memory_mib", 0) for values in cost.values())
+        table.append(
+            {"run": record.label, "seed": record.run["seed"], **seconds, "total": sum(seconds.values())}
+            | {
+                "peak_memory_mib": memory,
+                "device": record.run["device"],
+                "precision": record.run["precision"],
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def sources(records: Sequence[Record]) -> pd.DataFrame:
+    """A row a run: package version, commit, libraries, and the start of its definition's hash."""
+    table = []
+    for record in records:
+        origin = record.run["provenance"]
+        table.append(
+            {"run": record.label, "seed": record.run["seed"], "commit": origin["commit"][:10]}
+            | {name: origin["versions"][name] for name in ("medmerge", "torch", "torchvision")}
+            | {"definition": record.run["hash"][:10], "images": record.run["data"]["fingerprint"][:10]}
+        )
+    return pd.DataFrame(table)
+
+
+def numbers(records: Sequence[Record]) -> dict[str, str]:
+    """The page's numbers by name, formatted, for prose elsewhere in the book."""
+    table, pairs = scores(records), comparisons(records)
+    merged = table[table["approach"] == "medmerge"].iloc[0]
+    best = table[table["approach"] != "medmerge"].sort_values("mean").iloc[-1]
+    against = pairs[pairs["against"] == best["label"]].iloc[0]
+    run = records[0].run
+    moved = displacement(next(record for record in records if record.kernel_weights))
+    return {
+        "f1": f"{merged['mean']:.3f}",
+        "f1-interval": f"{merged['low']:.3f} to {merged['high']:.3f}",
+        "best-baseline": best["label"],
+        "best-f1": f"{best['mean']:.3f}",
+        "difference": f"{against['difference']:+.3f}",
+        "difference-interval": f"{against['low']:+.3f} to {against['high']:+.3f}",
+        "p-holm": f"{against['p_holm']:.2g}",
+        "baselines": str(len(pairs)),
+        "above": str((pairs["difference"] > 0).sum()),
+        "significant": str((pairs["p_holm"] < ALPHA).sum()),
+        "seeds": str(merged["seeds"]),
+        "test-images": f"{sum(run['data']['counts']['test'].values()):,}",
+        "train-images": f"{sum(run['data']['counts']['train'].values()):,}",
+        "image-size": str(run["parameters"]["image_size"]),
+        "kernels": f"{moved['kernels']:,}",
+        "displacement": f"{moved['mean']:.3f}",
+        "displacement-largest": f"{moved['largest']:.3f}",
+        "budget": f"{moved['budget']:.2f}",
+        "hours": f"{costs(records)['total'].sum() / 3600:.1f}",
+    }
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
