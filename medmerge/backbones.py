@@ -6,6 +6,7 @@ images ``[N, 3, H, W]`` to features ``[N, num_features]``. Its state dict keeps 
 
 import difflib
 import hashlib
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ SMALL = {
 _NOT_CONVOLUTIONAL = ("vit_", "swin", "maxvit")
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
@@ -82,9 +84,7 @@ def backbone(name: str, weights: str | Path = "imagenet") -> nn.Module:
     """
     if name not in names():
         near = difflib.get_close_matches(name, names(), 3) or names()[:3]
-        raise ValueError(
-            f"unknown backbone {name!r}; did you mean {', '.join(near)}? (medmerge.backbones.names())"
-        )
+        raise ValueError(f"unknown backbone {name!r}; did you mean {', '.join(near)}? (medmerge.backbones.names())")
     if is_path(weights):
         model = _headless(_build(name, None))
         _load(model, Path(weights), name)
@@ -92,8 +92,24 @@ def backbone(name: str, weights: str | Path = "imagenet") -> nn.Module:
         model = _headless(_build(name, None))
         model = zeros_like(model) if weights == "zeros" else model
     else:
-        model = _headless(_build(name, _enum(name, str(weights))))
+        model = _headless(_build(name, check_weights(name, str(weights))))
     return model.eval()
+
+
+def check_weights(name: str, weights: str):
+    """The member of torchvision's weights enum that ``weights`` names for the architecture ``name``.
+
+    Raises:
+        ValueError: there is none; the message lists what is allowed.
+    """
+    members = {} if name in SMALL else torchvision.models.get_model_weights(name).__members__
+    enum, _, member = weights.rpartition(".")
+    member = "IMAGENET1K_V1" if weights == "imagenet" else member
+    if member not in members or (enum and enum != type(members[member]).__name__):
+        imagenet = ["imagenet"] if "IMAGENET1K_V1" in members else []
+        allowed = [*imagenet, *members, "random", "zeros", "a path to .safetensors, .pt or .pth"]
+        raise ValueError(f"unknown weights {weights!r} for {name}; allowed: {', '.join(allowed)}")
+    return members[member]
 
 
 def is_path(weights: str | Path) -> bool:
@@ -114,9 +130,7 @@ def save_backbone(model: nn.Module, path: Path, name: str, **metadata: str) -> s
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    safetensors.torch.save_file(
-        tensors, partial, metadata={"format": "pt", "medmerge.backbone": name, **metadata}
-    )
+    safetensors.torch.save_file(tensors, partial, metadata={"format": "pt", "medmerge.backbone": name, **metadata})
     partial.replace(path)
     return file_sha256(path)
 
@@ -154,7 +168,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} is not a complete safetensors file ({error}); fetch or write it again"
         ) from error
     except Exception as error:  # torch.load raises nearly anything on damaged files
-        unsafe = "weights_only" in str(error).lower() or "unsupported" in str(error).lower()
+        unsafe = isinstance(error, pickle.UnpicklingError) and (
+            "GLOBAL" in str(error) or path.read_bytes()[:1] == pickle.PROTO
+        )
         reason = (
             "holds Python objects beside tensors, which are never loaded because a pickle can run code; "
             "save its state_dict() alone"
@@ -174,9 +190,8 @@ def _load(model: nn.Module, path: Path, name: str) -> None:
     """Fill ``model`` from the file, forgiving prefixes, DenseNet's old names and another head, and nothing else."""
     state = read_state(path)
     _check_architecture(path, name)
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state if not _is_head(key, model)):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    while prefix := _shared_prefix(state, model):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     state = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
     wanted = model.state_dict()
     state = {key: value for key, value in state.items() if key in wanted or not _is_head(key, model)}
@@ -188,9 +203,7 @@ def _load(model: nn.Module, path: Path, name: str) -> None:
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
-    problems += [
-        f"{key} is not finite" for key in state if key in wanted and not torch.isfinite(state[key]).all()
-    ]
+    problems += [f"{key} is not finite" for key in state if key in wanted and not torch.isfinite(state[key]).all()]
     if problems:
         more = f", and {len(problems) - 1} more like it" if len(problems) > 1 else ""
         raise CheckpointError(f"{path} does not fit {name}: {problems[0]}{more}")
@@ -205,18 +218,22 @@ def _check_architecture(path: Path, name: str) -> None:
             raise CheckpointError(f"{path} was written for {written}, not for {name}")
 
 
+def _shared_prefix(state: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """The wrapper's prefix that all keys but the head's have, if there is one."""
+    body = [key for key in state if not _is_head(key, model)]
+    return next((p for p in _PREFIXES if body and all(key.startswith(p) for key in body)), None)
+
+
 def _is_head(key: str, model: nn.Module) -> bool:
-    return key.startswith(model.head_name + ".") or key.startswith("head.")
+    """Whether a key is of a classification head, torchvision's, ours or an auxiliary one."""
+    return key.startswith((f"{model.head_name}.", "head.", *_AUXILIARY))
 
 
 def _build(name: str, weights) -> nn.Module:
     if name in SMALL:
-        if weights is not None:
-            raise ValueError(f"{name} has no ImageNet weights; give 'random', 'zeros' or a file")
         return torchvision.models.DenseNet(**SMALL[name])
-    extra = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-    if extra and weights is None:
-        extra["init_weights"] = False
+    inception = name in ("googlenet", "inception_v3")
+    extra = {"aux_logits": False, "init_weights": False} if inception and weights is None else {}
     try:
         model = torchvision.models.get_model(name, weights=weights, **extra)
     except (URLError, OSError) as error:
@@ -224,20 +241,11 @@ def _build(name: str, weights) -> nn.Module:
             f"torchvision's weights {weights} for {name} could not be downloaded ({error}). On a machine without "
             f"internet, fetch {weights.url} elsewhere and give its path"
         ) from error
-    if extra:
-        model.transform_input = True
+    if inception:
+        model.transform_input, model.aux_logits = True, False
+        for key in _AUXILIARY:
+            setattr(model, key.removesuffix("."), None)
     return model
-
-
-def _enum(name: str, weights: str):
-    if name in SMALL:
-        return weights
-    members = torchvision.models.get_model_weights(name).__members__
-    wanted = "IMAGENET1K_V1" if weights == "imagenet" else weights.split(".")[-1]
-    if wanted not in members:
-        allowed = ["imagenet", *members, "random", "zeros", "a path to .safetensors, .pt or .pth"]
-        raise ValueError(f"unknown weights {weights!r} for {name}; allowed: {', '.join(allowed)}")
-    return members[wanted]
 
 
 def _headless(model: nn.Module) -> nn.Module:

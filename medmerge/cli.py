@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,9 +102,7 @@ def _notebook_parameters(path: Path) -> list[str]:
         )
     tagged = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:
-        raise ParameterError(
-            f"{path} has {len(tagged)} cells tagged `parameters`; papermill needs exactly one"
-        )
+        raise ParameterError(f"{path} has {len(tagged)} cells tagged `parameters`; papermill needs exactly one")
     return assigned_names(tagged[0].source)
 
 
@@ -118,10 +117,20 @@ def _publish(partial: Path, output: Path, params: Path, title: str) -> None:
         cell.id = f"cell-{number}"
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
+        for shown in cell.get("outputs", []):
+            _settle(shown.get("data", {}), number)
     source = {"parameters": params.name, "sha256": hashlib.sha256(params.read_bytes()).hexdigest()}
     notebook.metadata["medmerge"] = {**source, "commit": records.provenance()["commit"]}
     nbformat.write(notebook, partial)
     partial.replace(output)
+
+
+def _settle(data: dict, number: int) -> None:
+    """Take memory addresses out of an output, and give a styled table's random id the cell's number."""
+    if "text/plain" in data:
+        data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", data["text/plain"])
+    if "text/html" in data:
+        data["text/html"] = re.sub(r"\bT_[0-9a-f]{5}(?=[_ \"])", f"T_{number}", data["text/html"])
 
 
 if __name__ == "__main__":

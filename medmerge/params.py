@@ -2,6 +2,8 @@
 
 import ast
 import difflib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,23 +30,19 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    track: Literal["demo", "open", "paper"] = Field(
-        "demo", description="folder below results/: demo, open or paper"
-    )
+    track: Literal["demo", "open", "paper"] = Field("demo", description="folder below results/: demo, open or paper")
     title: str = Field("", description="heading of the executed notebook's page")
     pair: Name = Field("demo", description="name of this study, a folder below the track")
     base_data: Name = Field("imagenet", description="what source b was trained on; names it in tables")
     base_weights: str = Field("imagenet", description="source b: torchvision's name, a file, random or zeros")
-    source_data: str = Field("", description="what source c was trained on; empty where there is no source c")
-    source_weights: str = Field(
-        "", description="source c: a file as the source notebook writes it, or as above"
+    source_data: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")] = Field(
+        "", description="what source c was trained on; empty where there is no source c"
     )
+    source_weights: str = Field("", description="source c: a file as the source notebook writes it, or as above")
     target_data: str = Field("synthetic:moles", description="dataset to learn and to test on")
     target_root: str = Field("", description="its folder as unpacked, here or under $MEDMERGE_DATA")
     target_labels: str = Field("", description="the labels file, for target_data csv only")
-    target_missing: Literal["error", "drop"] = Field(
-        "error", description="images not there: error, or drop them"
-    )
+    target_missing: Literal["error", "drop"] = Field("error", description="images not there: error, or drop them")
     exclude_data: str = Field("", description="leave out target images that this dataset holds too")
     exclude_root: str = Field("", description="that dataset's folder")
     split: Literal["grouped", "random", "official"] = Field(
@@ -57,14 +55,10 @@ class Parameters(BaseModel):
         description="shares of training, validation and test images",
     )
     split_seed: Seed = Field(0, description="draws the split; one split for all seeds pairs their tests")
-    backbone: str = Field(
-        "densenet121", description="a torchvision CNN by its name; the paper's first choice"
-    )
+    backbone: str = Field("densenet121", description="a torchvision CNN by its name; the paper's first choice")
     image_size: int = Field(224, ge=16, le=1024, description="side in pixels; the paper's")
     batch_size: int = Field(32, ge=2, description="images a step; the paper is silent")
-    seeds: list[Seed] = Field(
-        [0], min_length=1, description="one run each: head's initial values, order of images"
-    )
+    seeds: list[Seed] = Field([0], min_length=1, description="one run each: head's initial values, order of images")
     approaches: list[str] = Field(
         ["ft", "lp_ft", "medmerge"],
         min_length=1,
@@ -118,21 +112,17 @@ class Parameters(BaseModel):
         if self.target_data == "csv" and not self.target_labels:
             problems.append("target_labels: the dataset csv needs the path of its labels file")
         if self.target_labels and self.target_data != "csv":
-            problems.append(
-                f"target_labels: {self.target_data} has its own labels; this is for the dataset csv"
-            )
+            problems.append(f"target_labels: {self.target_data} has its own labels; this is for the dataset csv")
         if self.save_weights and (len(self.seeds), self.approaches, self.source_data) != (1, ["ft"], ""):
-            problems.append(
-                "save_weights: saves one network; give one seed, approaches: [ft] and no source c"
-            )
+            problems.append("save_weights: saves one network; give one seed, approaches: [ft] and no source c")
+        if self.save_weights and not self.save_weights.endswith(".safetensors"):
+            problems.append(f"save_weights: {self.save_weights!r} must end in .safetensors")
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
     @classmethod
-    def parse(
-        cls, values: Mapping, origin: str = "parameters", allowed: Iterable[str] | None = None
-    ) -> "Parameters":
+    def parse(cls, values: Mapping, origin: str = "parameters", allowed: Iterable[str] | None = None) -> "Parameters":
         """Parameters from a mapping, or one error that lists every problem.
 
         Args:
@@ -142,9 +132,7 @@ class Parameters(BaseModel):
         known = list(cls.model_fields if allowed is None else allowed)
         unknown = [f"{name}: {_unknown(str(name), known)}" for name in values if name not in known]
         try:
-            parameters = cls(
-                **{str(name): value for name, value in values.items() if name in cls.model_fields}
-            )
+            parameters = cls(**{str(name): value for name, value in values.items() if name in cls.model_fields})
         except ValidationError as error:
             problems = unknown + [line for item in error.errors() for line in _explain(item)]
             raise ParameterError(_listing(origin, problems)) from None
@@ -159,10 +147,11 @@ class Parameters(BaseModel):
         Papermill sets whatever it is given, known or not; here a name that is no parameter is refused.
 
         Args:
-            namespace: ``globals()`` of the notebook. Its executed cells (``In``) tell which names were injected.
+            namespace: ``globals()`` of the notebook. Its executed cells (``In``) tell which names were injected; in a
+                live kernel, where the cell may have been mended and run again, the last one counts.
         """
         injected = [cell for cell in namespace.get("In", []) if cell.lstrip().startswith("# Parameters")]
-        names = {name for cell in injected for name in assigned_names(cell)}
+        names = {name for cell in injected[-1:] for name in assigned_names(cell)}
         names |= {name for name in cls.model_fields if name in namespace}
         return cls.parse({name: namespace[name] for name in sorted(names)}, "the notebook's parameters")
 
@@ -187,9 +176,7 @@ def load_yaml(path: Path) -> dict:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = difflib.get_close_matches(
-            Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")], 1
-        )
+        near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")], 1)
         hint = f"; is it {Path(path).with_name(near[0])}?" if near else ""
         raise ParameterError(f"no parameter file at {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -209,10 +196,12 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} comes twice", key.start_mark
+                    None, None, "a key must be a name, not a list or mapping", key.start_mark
                 )
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} comes twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -233,19 +222,17 @@ def _explain(item: Mapping) -> list[str]:
     name = str(item["loc"][0]) + "".join(f"[{part}]" for part in item["loc"][1:] if isinstance(part, int))
     value, message = item["input"], item["msg"][0].lower() + item["msg"][1:]
     if isinstance(value, str) and _is_number(value) and item["type"] in ("float_type", "int_type"):
-        hint = f"{float(value):.1e}" if item["type"] == "float_type" else f"{float(value):g}"
-        return [
-            f"{name}: {value!r} is text, not a number; write {hint} (YAML reads 1e-3 as text, 1.0e-3 as a number)"
-        ]
+        hint = re.sub(r"^(-?\d+)e", r"\1.0e", repr(float(value)))
+        hint = hint if item["type"] == "float_type" else hint.removesuffix(".0")
+        return [f"{name}: {value!r} is text, not a number; write {hint} (YAML reads 1e-3 as text, 1.0e-3 as a number)"]
     return [f"{name}: {value!r}: {message}"]
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def cell(names: Iterable[str], **defaults: object) -> str:

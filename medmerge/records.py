@@ -51,9 +51,7 @@ class Record:
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
         """A row a test image: id, label (class name), and a column of probabilities by class, ``p_<class>``."""
-        return pd.read_csv(
-            self.folder / "predictions.csv", dtype={"id": str, "label": str}, keep_default_na=False
-        )
+        return pd.read_csv(self.folder / "predictions.csv", dtype={"id": str, "label": str}, keep_default_na=False)
 
     @property
     def labels(self) -> np.ndarray:
@@ -91,7 +89,8 @@ def write(
     _write(folder / "history.csv", history.to_csv(index=False).encode())
     _write(folder / "predictions.csv", predictions.to_csv(index=False, float_format="%.9g").encode())
     if kernel_weights:
-        _write(folder / "kernel_weights.safetensors", safetensors.numpy.save(dict(kernel_weights)))
+        kept = {name: w.reshape(len(w), -1).mean(1) if w.ndim > 1 else w for name, w in kernel_weights.items()}
+        _write(folder / "kernel_weights.safetensors", safetensors.numpy.save(kept))
     run = {**run, "layers": list(kernel_weights)}
     _write(folder / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
     return Record(folder, run)
@@ -111,9 +110,7 @@ def read(folder: Path) -> Record:
         run = json.loads(path.read_bytes())
         missing = {"definition", "hash", "row", "seed", "data", "metrics", "layers"} - run.keys()
     except (ValueError, AttributeError) as error:
-        raise RecordError(
-            f"{path} is damaged ({error}); restore it, or remove its folder and run again"
-        ) from error
+        raise RecordError(f"{path} is damaged ({error}); restore it, or remove its folder and run again") from error
     wanted = [
         "history.csv",
         "predictions.csv",
@@ -121,9 +118,7 @@ def read(folder: Path) -> Record:
     ]
     missing |= {name for name in wanted if not (folder / name).is_file()}
     if missing:
-        raise RecordError(
-            f"the record in {folder} lacks {', '.join(sorted(missing))}; restore it or run it again"
-        )
+        raise RecordError(f"the record in {folder} lacks {', '.join(sorted(missing))}; restore it or run it again")
     return Record(folder, run)
 
 
@@ -176,9 +171,7 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + (
-            "+changes" if git("status", "--porcelain", "--", str(here)) else ""
-        )
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", str(here)) else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

@@ -27,9 +27,7 @@ def by_row(records: Sequence[Record]) -> Rows:
     for label, runs in rows.items():
         runs.sort(key=lambda record: record.run["seed"])
         if [r.run["seed"] for r in runs] != [r.run["seed"] for r in first]:
-            raise RecordError(
-                f"{label} has other seeds than {first[0].label}; run all rows with the same seeds"
-            )
+            raise RecordError(f"{label} has other seeds than {first[0].label}; run all rows with the same seeds")
         for record in runs:
             if record.run["data"]["fingerprint"] != first[0].run["data"]["fingerprint"]:
                 raise RecordError(f"{record.folder} was tested on other images than {first[0].folder}")
@@ -90,20 +88,16 @@ def verdict(records: Sequence[Record]) -> str:
     merged = table[table["approach"] == "medmerge"].iloc[0]
     best = table[table["approach"] != "medmerge"].sort_values("mean").iloc[-1]
     against_best = pairs[pairs["against"] == best["label"]].iloc[0]
-    above, below = (pairs["difference"] > 0).sum(), (pairs["difference"] < 0).sum()
     sure = pairs["p_holm"] < ALPHA
-    surely_above, surely_below = (
-        (sure & (pairs["difference"] > 0)).sum(),
-        (sure & (pairs["difference"] < 0)).sum(),
-    )
-    seeds = f"{merged['seeds']} seed" + "s" * (merged["seeds"] > 1)
+    better, worse = ((sure & (sign * pairs["difference"] > 0)).sum() for sign in (1, -1))
+    seeds = f"{merged['seeds']} seed" + "s" * int(merged["seeds"] > 1)
     return (
-        f"MedMerge reaches a macro F1 of **{merged['mean']:.3f}** (95 % interval over test images {merged['low']:.3f} to "
-        f"{merged['high']:.3f}, {seeds}). It is above {above} and below {below} of the {len(pairs)} baselines; after "
-        f"Holm's correction {surely_above} of these differences {_are(surely_above)} surely above zero and "
-        f"{surely_below} surely below. The best baseline is {best['label']} with {best['mean']:.3f}; MedMerge's "
-        f"difference from it is {against_best['difference']:+.3f} ({against_best['low']:+.3f} to "
-        f"{against_best['high']:+.3f}, Holm-adjusted p = {against_best['p_holm']:.2g})."
+        f"MedMerge reaches a macro F1 of **{merged['mean']:.3f}** (95 % interval over test images {merged['low']:.3f} "
+        f"to {merged['high']:.3f}, {seeds}). It is above {(pairs['difference'] > 0).sum()} and below "
+        f"{(pairs['difference'] < 0).sum()} of the {len(pairs)} baselines; after Holm's correction it is significantly "
+        f"(5 %) better than {better or 'none'} and worse than {worse or 'none'} of them. The best baseline is "
+        f"{best['label']} with {best['mean']:.3f}; MedMerge's difference from it is {against_best['difference']:+.3f} "
+        f"({against_best['low']:+.3f} to {against_best['high']:+.3f}, Holm-adjusted p = {against_best['p_holm']:.2g})."
     )
 
 
@@ -117,7 +111,8 @@ def circumstances(records: Sequence[Record]) -> str:
         f"{p['backbone']} at {p['image_size']} px; {counts['train'].sum():,} training, {counts['val'].sum():,} "
         f"validation and {counts['test'].sum():,} test images of {run['data']['name']} "
         f"({len(run['data']['classes'])} classes: {', '.join(run['data']['classes'])}), {p['split']} split; base "
-        f"weights: {p['base_data']}; seeds {', '.join(map(str, p['seeds']))}; {run['precision']} on {'; '.join(devices)}."
+        f"weights: {p['base_data']}; seeds {', '.join(map(str, p['seeds']))}; {run['precision']} on "
+        f"{'; '.join(devices)}."
     )
 
 
@@ -147,9 +142,7 @@ def displacement(record: Record) -> dict[str, float]:
 def histories(records: Sequence[Record]) -> pd.DataFrame:
     """All histories in one frame, with columns run, approach and seed."""
     frames = [
-        record.history.assign(
-            run=record.label, approach=record.run["row"]["approach"], seed=record.run["seed"]
-        )
+        record.history.assign(run=record.label, approach=record.run["row"]["approach"], seed=record.run["seed"])
         for record in records
     ]
     return pd.concat(frames, ignore_index=True)
@@ -195,6 +188,7 @@ def numbers(records: Sequence[Record]) -> dict[str, str]:
     run = records[0].run
     moved = displacement(next(record for record in records if record.kernel_weights))
     return {
+        "finding": _finding(against["difference"], against["p_holm"]),
         "f1": f"{merged['mean']:.3f}",
         "f1-interval": f"{merged['low']:.3f} to {merged['high']:.3f}",
         "best-baseline": best["label"],
@@ -217,5 +211,8 @@ def numbers(records: Sequence[Record]) -> dict[str, str]:
     }
 
 
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
+def _finding(difference: float, p_holm: float) -> str:
+    """The difference from the best baseline in one sentence, no stronger than its test."""
+    if p_holm >= ALPHA:
+        return "No difference between MedMerge and the best baseline is shown, in either direction."
+    return f"MedMerge is significantly {'better' if difference > 0 else 'worse'} than the best baseline."

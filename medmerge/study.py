@@ -75,17 +75,13 @@ def folder(p: Parameters, row: Row, seed: int) -> Path:
 def definition(p: Parameters, row: Row, seed: int) -> dict:
     """The parameters that a run's numbers depend on; paths and devices are not among them."""
     read = [name for name in Parameters.model_fields if name in {*_COMMON, *APPROACHES[row.approach].reads}]
-    return {"approach": row.approach, "sources": list(row.sources), "seed": seed} | {
-        n: getattr(p, n) for n in read
-    }
+    return {"approach": row.approach, "sources": list(row.sources), "seed": seed} | {n: getattr(p, n) for n in read}
 
 
 def definition_hash(values: dict) -> str:
     """SHA-256 over a definition. Defaults are left out, so that a new parameter leaves old records finished."""
     fields = Parameters.model_fields
-    chosen = {
-        name: value for name, value in values.items() if name not in fields or value != fields[name].default
-    }
+    chosen = {name: value for name, value in values.items() if name not in fields or value != fields[name].default}
     return hashlib.sha256(json.dumps([PROTOCOL, chosen], sort_keys=True).encode()).hexdigest()
 
 
@@ -103,11 +99,7 @@ def finished(p: Parameters, row: Row, seed: int) -> Record | None:
     if record.run["hash"] != definition_hash(wanted):
         there = record.run["definition"]
         names = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
-        what = (
-            f"{names[0]} is {there.get(names[0])!r} there and {wanted.get(names[0])!r} here"
-            if names
-            else "protocol"
-        )
+        what = f"{names[0]} is {there.get(names[0])!r} there and {wanted.get(names[0])!r} here" if names else "protocol"
         raise RecordError(
             f"{where} holds a finished run of another definition: {what}. Give this one another `pair` name, or move "
             "that folder away"
@@ -121,9 +113,7 @@ def check(p: Parameters) -> list[tuple[Row, int]]:
     Raises:
         ParameterError: with a line for each thing that is wrong or missing.
     """
-    problems = [
-        _unknown("approaches", name, list(APPROACHES)) for name in p.approaches if name not in APPROACHES
-    ]
+    problems = [_unknown("approaches", name, list(APPROACHES)) for name in p.approaches if name not in APPROACHES]
     if p.backbone not in backbones.names():
         problems.append(_unknown("backbone", p.backbone, backbones.names()))
     for name in ("target_data", "exclude_data"):
@@ -149,25 +139,15 @@ def _missing(p: Parameters, sources: set[str]) -> list[str]:
     except ValueError as error:
         problems.append(str(error))
     for name, weights in (("base", p.base_weights), ("source", p.source_weights)):
-        if (
-            getattr(p, f"{name}_data") in sources
-            and backbones.is_path(weights)
-            and not resolve(weights).is_file()
-        ):
+        if getattr(p, f"{name}_data") in sources and backbones.is_path(weights) and not resolve(weights).is_file():
             problems.append(
                 f"{name}_weights: no file {weights} here or under $MEDMERGE_DATA ({os.environ.get('MEDMERGE_DATA')}); "
-                + (
-                    "run the source notebook first"
-                    if name == "source"
-                    else "give a path, or imagenet to download"
-                )
+                + ("run the source notebook first" if name == "source" else "give a path, or imagenet to download")
             )
     for name in ("target_root", "exclude_root", "target_labels"):
         path = getattr(p, name)
         if path and not resolve(path).exists():
-            problems.append(
-                f"{name}: no {path} here or under $MEDMERGE_DATA ({os.environ.get('MEDMERGE_DATA')})"
-            )
+            problems.append(f"{name}: no {path} here or under $MEDMERGE_DATA ({os.environ.get('MEDMERGE_DATA')})")
     return problems
 
 
@@ -193,9 +173,7 @@ def load_data(p: Parameters) -> data.Dataset:
     """The target dataset, split and decoded, after a check that finished runs of this study saw the same."""
     exclude = ()
     if p.exclude_data:
-        other = data.load_table(
-            p.exclude_data, resolve(p.exclude_root) if p.exclude_root else None, missing="drop"
-        )
+        other = data.load_table(p.exclude_data, resolve(p.exclude_root) if p.exclude_root else None, missing="drop")
         exclude = other.frame["id"]
     dataset = data.load(
         p.target_data,
@@ -299,6 +277,4 @@ def resolve(path: str) -> Path:
 
 def _unknown(parameter: str, name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, 3)
-    return f"{parameter}: unknown {name!r}; " + (
-        f"did you mean {' or '.join(near)}?" if near else f"known: {known}"
-    )
+    return f"{parameter}: unknown {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"known: {known}")

@@ -1,0 +1,316 @@
+"""The training loop and its two phases, on small networks and few images."""
+
+import copy
+import dataclasses
+import logging
+
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from torch import nn
+
+from medmerge import Classifier, KernelMerge, backbone, training
+from medmerge.approaches import APPROACHES, classifier, ft, lp_ft, medmerge
+from medmerge.data import Samples
+from medmerge.devices import choose_device, choose_precision
+from medmerge.training import Protocol, Task, TrainingError, fine_tune, linear_probe, parameter_groups, predict
+
+FAST = Protocol(lp_epochs=3, lp_lr=1e-2, ft_epochs=2, ft_lr=1e-3, batch_size=16, precision="fp32", device="cpu")
+
+
+def samples(count: int, seed: int) -> Samples:
+    """Images whose class is the brightest colour channel, under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    images = torch.randint(0, 120, (count, 3, 32, 32), generator=generator)
+    images[torch.arange(count), labels] += 60
+    ids = tuple(f"{seed}-{i}" for i in range(count))
+    return Samples(images.to(torch.uint8), torch.arange(count), labels, ids)
+
+
+def task(**changes) -> Task:
+    fields = {name: changes.pop(name) for name in ("seed", "checkpoints", "key") if name in changes}
+    return Task(samples(49, 0), samples(24, 1), 3, protocol=dataclasses.replace(FAST, **changes), **fields)
+
+
+def source(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return backbone("densenet_small", "random")
+
+
+def state(module: nn.Module) -> dict:
+    return copy.deepcopy(module.state_dict())
+
+
+def changed(module: nn.Module, before: dict) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize("run", [ft, lp_ft, lambda s, t: medmerge([s, source(1)], t)], ids=["ft", "lp_ft", "medmerge"])
+def test_approaches_learn_and_end_as_ordinary_networks(run):
+    one = task(lp_epochs=4, ft_epochs=4)
+    outcome = run(source(0), one)
+    assert max(row["val_macro_f1"] for row in one.history) > 0.9
+    assert one.history[-1]["train_loss"] < one.history[0]["train_loss"]
+    backbone("densenet_small", "random").load_state_dict(outcome.model.backbone.state_dict(), strict=True)
+    probabilities = predict(outcome.model, one.val, one)
+    assert probabilities.shape == (24, 3) and abs(probabilities.sum(1) - 1).max() < 1e-5
+
+
+def test_probe_of_a_frozen_backbone_changes_the_head_alone():
+    model = Classifier(source(0), 3)
+    before = state(model)
+    linear_probe(model, task())
+    assert changed(model, before) == {"head.weight", "head.bias"}
+
+
+def test_probe_with_batch_norm_in_training_mode_lets_statistics_drift_and_nothing_else():
+    model = Classifier(source(0), 3)
+    before = state(model)
+    linear_probe(model, task(lp_batchnorm="train"))
+    kinds = {name.rpartition(".")[2] for name in changed(model, before) if not name.startswith("head.")}
+    assert kinds == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_probe_from_stored_features_is_the_probe_that_recomputes_them():
+    model, slow = Classifier(source(0), 3), Classifier(source(0), 3)
+    slow.head.load_state_dict(model.head.state_dict())
+    one, other = task(), task()
+    linear_probe(model, one)
+
+    class Frozen(nn.Module):
+        """The backbone recomputed in every step, in eval mode."""
+
+        def __init__(self):
+            super().__init__()
+            self.head = slow.head
+
+        def forward(self, x):
+            with torch.no_grad():
+                features = slow.backbone.eval()(x)
+            return self.head(features)
+
+    training.fit(Frozen(), other.train, other.val, "linear_probe", other)
+    torch.testing.assert_close(model.head.weight, slow.head.weight, rtol=1e-5, atol=1e-6)
+    assert [row["val_macro_f1"] for row in one.history] == [row["val_macro_f1"] for row in other.history]
+
+
+def test_probe_of_a_merge_learns_w_norms_and_head():
+    merge = KernelMerge([source(0), source(1)])
+    model = Classifier(merge, 3)
+    before = state(model)
+    linear_probe(model, task(select="last"))
+    names = changed(model, before)
+    assert {f"backbone.merged.{name}.w" for name, _ in merge.layers()} <= names
+    assert not [name for name in names if "weight_" in name or "bias_" in name]
+    kinds = {name.rpartition(".")[2] for name in names}
+    assert kinds == {"w", "weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_w_stays_within_its_budget_of_steps():
+    merge = KernelMerge([source(0), source(1)])
+    one = task(select="last", lp_epochs=5)
+    linear_probe(Classifier(merge, 3), one)
+    budget = one.protocol.lp_lr * 5 * 3
+    furthest = max((w - 0.5).abs().max().item() for w in merge.kernel_weights().values())
+    assert 0 < furthest <= budget * 1.01
+
+
+def test_fine_tuning_changes_every_parameter():
+    model = Classifier(source(0), 3)
+    model.backbone.requires_grad_(False)
+    before = state(model)
+    fine_tune(model, task(select="last"))
+    assert set(dict(model.named_parameters())) <= changed(model, before)
+
+
+def test_only_kernels_decay():
+    model = Classifier(KernelMerge([source(0), source(1)]), 3)
+    kernels, rest = parameter_groups(model, 0.3)
+    assert [id(p) for p in kernels["params"]] == [id(model.head.weight)] and kernels["weight_decay"] == 0.3
+    assert rest["weight_decay"] == 0
+    plain = Classifier(source(0), 3)
+    kernels, rest = parameter_groups(plain, 0.3)
+    assert all(p.dim() in (2, 4) for p in kernels["params"]) and all(p.dim() == 1 for p in rest["params"])
+    assert len(kernels["params"]) + len(rest["params"]) == len(list(plain.parameters()))
+    plain.backbone.requires_grad_(False)
+    assert sum(len(group["params"]) for group in parameter_groups(plain, 0.3)) == 2
+
+
+def test_every_image_is_used_once_an_epoch_and_no_batch_holds_one():
+    seen = []
+
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(1, 3)
+
+        def forward(self, x):
+            if self.training:
+                seen.append(x[:, 0].tolist())
+            return self.head(x)
+
+    numbers = torch.arange(49.0)[:, None]
+    one = task()
+    features = Samples(numbers, torch.arange(49), torch.arange(49) % 3, one.train.ids)
+    training.fit(Watching(), features, features, "linear_probe", one)
+    assert [len(batch) for batch in seen] == [16, 16, 17] * 3
+    epochs = [sum(seen[3 * i : 3 * i + 3], []) for i in range(3)]
+    assert all(sorted(epoch) == list(range(49)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_same_seed_gives_the_same_numbers_and_leaves_the_global_random_state():
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    runs = []
+    for seed in (3, 3, 4):
+        sources = [source(0), source(1)]
+        torch.set_rng_state(before)
+        one = task(seed=seed)
+        outcome = medmerge(sources, one)
+        assert torch.equal(torch.get_rng_state(), before)
+        runs.append((one.history, outcome.model.state_dict()))
+    assert runs[0][0] == runs[1][0] != runs[2][0]
+    assert all(torch.equal(value, runs[1][1][key]) for key, value in runs[0][1].items())
+
+
+def test_rows_of_a_seed_start_from_the_same_head():
+    heads = [classifier(source(i), task(seed=5)).head.weight for i in range(2)]
+    heads.append(classifier(KernelMerge([source(0), source(1)]), task(seed=5)).head.weight)
+    assert torch.equal(heads[0], heads[1]) and torch.equal(heads[0], heads[2])
+    assert not torch.equal(heads[0], classifier(source(0), task(seed=6)).head.weight)
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_a_phase_hands_on_the_selected_epoch(select):
+    one = task(select=select, ft_epochs=6)
+    one.val.labels.copy_(one.val.labels.roll(7)[torch.randperm(24, generator=torch.Generator().manual_seed(0))])
+    model = classifier(source(0), one)
+    fine_tune(model, one)
+    f1 = [row["val_macro_f1"] for row in one.history]
+    predicted = predict(model, one.val, one).argmax(1)
+    got = f1_score(one.val.labels, predicted, average="macro", labels=range(3), zero_division=0)
+    assert got == (max(f1) if select == "best" else f1[-1])
+    assert max(f1) != f1[-1], "a case in which the two rules differ"
+
+
+@pytest.mark.parametrize("phase", ["linear_probe", "fine_tune"])
+@pytest.mark.parametrize("merges", [False, True])
+def test_an_interrupted_phase_goes_on_with_the_same_numbers(tmp_path, monkeypatch, phase, merges):
+    def run(one):
+        sources = [source(0), source(1)]
+        return (medmerge if merges else lp_ft)(sources if merges else sources[0], one)
+
+    whole = task()
+    expected = run(whole)
+    validate, calls = training._validate, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == (2 if phase == "linear_probe" else FAST.lp_epochs + 2):
+            raise KeyboardInterrupt
+        return validate(*arguments)
+
+    monkeypatch.setattr(training, "_validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(task(checkpoints=tmp_path, key="k"))
+    again = task(checkpoints=tmp_path, key="k")
+    outcome = run(again)
+    assert again.history == whole.history
+    assert len(calls) == FAST.lp_epochs + FAST.ft_epochs + 1, "finished epochs are not repeated"
+    states = outcome.model.state_dict(), expected.model.state_dict()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other key", "other network"])
+def test_a_checkpoint_that_does_not_serve_is_not_used(tmp_path, caplog, damage):
+    def run(key="k", folder=tmp_path, sources=0):
+        one = task(checkpoints=folder, key=key, ft_epochs=1)
+        model = classifier(source(sources), one)
+        fine_tune(model, one)
+        return one.history, model
+
+    run(key="other" if damage == "other key" else "k")
+    path = tmp_path / "fine_tune.pt"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1000])
+    if damage == "other network":
+        saved = torch.load(path)
+        torch.save({**saved, "model": {"x": torch.zeros(1)}}, path)
+    with caplog.at_level(logging.INFO):
+        history, _ = run()
+    assert "starting" in caplog.text
+    assert history == run(folder=None)[0]
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_step():
+    one = task(ft_lr=1e-3)
+    model = classifier(source(0), one)
+    forward, calls = model.head.forward, []
+
+    def poisoned(x):
+        calls.append(model.training)
+        return forward(x) * (float("nan") if sum(calls) == 5 else 1)
+
+    model.head.forward = poisoned
+    with pytest.raises(TrainingError, match=r"nan in fine_tune, epoch 2, step 2"):
+        fine_tune(model, one)
+
+
+def test_one_image_is_too_few():
+    one = dataclasses.replace(task(), train=samples(1, 0))
+    with pytest.raises(TrainingError, match="at least two"):
+        fine_tune(classifier(source(0), one), one)
+
+
+def test_bf16_is_near_fp32():
+    scores = []
+    for precision in ("fp32", "bf16"):
+        one = task(precision=precision, ft_epochs=1)
+        ft(source(0), one)
+        scores.append(one.history[0]["train_loss"])
+    assert scores[0] != scores[1] and abs(scores[0] - scores[1]) < 0.05
+
+
+def test_cost_of_every_phase_is_noted():
+    one = task()
+    lp_ft(source(0), one)
+    assert set(one.cost) == {"features", "linear_probe", "fine_tune"}
+    assert all(value > 0 for cost in one.cost.values() for value in cost.values())
+    assert [(row["phase"], row["epoch"]) for row in one.history] == [
+        *(("linear_probe", i) for i in (1, 2, 3)),
+        *(("fine_tune", i) for i in (1, 2)),
+    ]
+
+
+def test_images_are_normalised_as_imagenet():
+    images = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(training.prepare(images)[0, :, 0, 0], expected)
+    assert training.prepare(images).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there():
+    with pytest.raises(ValueError, match="sees no GPU here; set device: cpu or auto"):
+        choose_device("cuda")
+    assert choose_device("auto").type == "cpu"
+    assert choose_precision("auto", choose_device("auto")) in ("bf16", "fp32")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_same_seed_gives_the_same_numbers():
+    histories = []
+    for _ in range(2):
+        one = task(device="cuda", precision="bf16")
+        medmerge([source(0), source(1)], one)
+        histories.append(one.history)
+    assert histories[0] == histories[1]
+
+
+def test_every_approach_says_what_it_reads():
+    for approach in APPROACHES.values():
+        assert set(approach.settings) <= approach.reads
+        assert approach.title
