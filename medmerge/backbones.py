@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
@@ -162,15 +163,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a pickle protocol that it may not know
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is not a complete safetensors file ({error}); fetch or write it again"
         ) from error
     except Exception as error:  # torch.load raises nearly anything on damaged files
-        unsafe = isinstance(error, pickle.UnpicklingError) and (
-            "GLOBAL" in str(error) or path.read_bytes()[:1] == pickle.PROTO
-        )
+        unsafe = isinstance(error, pickle.UnpicklingError) and _is_pickle(path)
         reason = (
             "holds Python objects beside tensors, which are never loaded because a pickle can run code; "
             "save its state_dict() alone"
@@ -184,6 +184,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} holds no state dict of tensors; save model.state_dict()")
     return dict(state)
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file starts as a pickle or as the archive of one."""
+    with open(path, "rb") as file:
+        return file.read(1) in (b"\x80", b"P")
 
 
 def _load(model: nn.Module, path: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from papermill.exceptions import PapermillExecutionError
 from medmerge import records, study
 from medmerge.backbones import CheckpointError
 from medmerge.data import DataError
-from medmerge.params import ParameterError, Parameters, assigned_names, load_yaml
+from medmerge.params import ParameterError, Parameters, assigned_values, load_yaml
 from medmerge.records import RecordError
 
 EXPECTED = (ParameterError, DataError, CheckpointError, RecordError)
@@ -62,12 +62,13 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    p = _parameters(options.params, _notebook_parameters(options.notebook))
+    p = _parameters(options.params, _notebook_defaults(options.notebook))
     study.check(p)
     home = study.home()
     output = options.output or home / p.results / p.track / f"{options.params.stem}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.partial.ipynb")
+    failed = output.with_name(f"{output.stem}.failed.ipynb")
     try:
         papermill.execute_notebook(
             options.notebook,
@@ -81,29 +82,37 @@ def _run(options: argparse.Namespace) -> int:
             stderr_file=sys.stderr,
         )
     except PapermillExecutionError as error:
-        failed = output.with_name(f"{output.stem}.failed.ipynb")
         partial.replace(failed)
         print(f"medmerge: {error.ename}: {error.evalue}\nIt stopped in {failed}", file=sys.stderr)
         return 1
     _publish(partial, output, options.params, p.title)
+    failed.unlink(missing_ok=True)
     print(output)
     return 0
 
 
-def _parameters(path: Path, allowed: list[str] | None = None) -> Parameters:
-    return Parameters.parse(load_yaml(path), str(path), allowed)
+def _parameters(path: Path, defaults: dict[str, object] | None = None) -> Parameters:
+    """The parameters in a file, over the defaults of the notebook that takes them."""
+    return Parameters.parse({**(defaults or {}), **load_yaml(path)}, str(path), defaults)
 
 
-def _notebook_parameters(path: Path) -> list[str]:
-    """The names that a notebook's parameters cell sets."""
+def _notebook_defaults(path: Path) -> dict[str, object]:
+    """The names that a notebook's parameters cell sets, and their values."""
     if not path.is_file():
         raise ParameterError(
             f"no notebook at {path}; there are {', '.join(map(str, Path().glob('notebooks/*.ipynb')))}"
         )
-    tagged = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    try:
+        cells = nbformat.read(path, 4).cells
+    except Exception as error:  # nbformat raises several kinds
+        raise ParameterError(f"{path} is not a notebook: {error}") from error
+    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise ParameterError(f"{path} has {len(tagged)} cells tagged `parameters`; papermill needs exactly one")
-    return assigned_names(tagged[0].source)
+    try:
+        return assigned_values(tagged[0].source)
+    except (ValueError, SyntaxError) as error:
+        raise ParameterError(f"{path}: the cell tagged `parameters` must hold `name = value` lines: {error}") from error
 
 
 def _publish(partial: Path, output: Path, params: Path, title: str) -> None:
@@ -112,11 +121,18 @@ def _publish(partial: Path, output: Path, params: Path, title: str) -> None:
     del notebook.metadata["papermill"]
     if title:
         first = notebook.cells[0]
-        first.source = "\n".join([f"# {title}", *first.source.split("\n")[1:]])
+        if first.cell_type == "markdown" and first.source.startswith("# "):
+            first.source = "\n".join([f"# {title}", *first.source.split("\n")[1:]])
+        else:
+            notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {title}"))
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata.tags.append("hide-input")
+        if figure := cell.metadata.get("mystnb", {}).get("figure"):
+            figure["name"] += f"-{output.stem}"
         for shown in cell.get("outputs", []):
             _settle(shown.get("data", {}), number)
     source = {"parameters": params.name, "sha256": hashlib.sha256(params.read_bytes()).hexdigest()}

@@ -51,10 +51,9 @@ def describe(device: torch.device) -> str:
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     units = {"amx_bf16": "AMX bf16", "avx512_bf16": "AVX-512 bf16", "avx512_f": "AVX-512", "avx2": "AVX2"}
     unit = next((name for key, name in units.items() if capabilities.get(key)), "")
-    machine = capabilities.get("architecture", "")
-    return ", ".join(
-        part for part in (f"{machine} CPU".strip(), f"{torch.get_num_threads()} threads", unit) if part
-    )
+    machine, threads = capabilities.get("architecture", ""), torch.get_num_threads()
+    words = (f"{machine} CPU".strip(), f"{threads} thread" + "s" * (threads > 1), unit)
+    return ", ".join(word for word in words if word)
 
 
 def reset_peak_memory(device: torch.device) -> None:

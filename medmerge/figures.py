@@ -5,15 +5,11 @@ when it is a cell's last value. Colours are safe for colour-blind readers, an ap
 every figure, and every colour has a text label beside it.
 """
 
-import io
 import itertools
 import math
 import re
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -22,42 +18,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-APPROACH_NAMES = {"ft": "FT", "lp_ft": "LP-FT", "medmerge": "MedMerge"}
-APPROACH_COLOURS = {"ft": "#0173B2", "lp_ft": "#DE8F05", "medmerge": "#029E73"}
+from medmerge.plotstyle import APPROACH_COLOURS, APPROACH_NAMES, BookFigure, approach_colour, book_style
 
-_FURTHER_COLOURS = "#CC78BC #CA9161 #56B4E9 #882255 #332288 #7A7A7A #999933".split()
 _LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 _BLOCKS = {"denseblock": "block ", "transition": "T", "layer": "layer "}
 _PHASES = {"linear_probe": 0, "fine_tune": 1}
 _GREY = "0.35"
-_STYLE = {
-    **{"figure.facecolor": "white", "figure.dpi": 150, "savefig.dpi": "figure", "savefig.facecolor": "auto"},
-    **{"font.size": 8, "axes.labelsize": 9.5, "axes.titlesize": 9.5, "axes.titlelocation": "left"},
-    **{"xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8, "legend.frameon": False},
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": "0.9"},
-}
 
 
-def _book_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the book's style whatever the reader's own settings are."""
-
-    @wraps(draw)
-    def drawn(*args: object, **kwargs: object) -> Figure:
-        with matplotlib.style.context(["default", _STYLE]):
-            figure = draw(*args, **kwargs)
-            figure.draw_without_rendering()
-        return figure
-
-    return drawn
-
-
-def approach_colour(approach: str) -> str:
-    """Hex colour of an approach, the same everywhere; those without an entry above take one by their name."""
-    further = _FURTHER_COLOURS[zlib.crc32(approach.encode()) % len(_FURTHER_COLOURS)]
-    return APPROACH_COLOURS.get(approach, further)
-
-
-@_book_style
+@book_style
 def learning_curves(history: pd.DataFrame) -> Figure:
     """Validation macro F1 (top) and losses (bottom) of each run and seed over the epochs of both phases.
 
@@ -76,7 +45,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     columns = ["run", "approach", "seed", "phase", "epoch", "train_loss", "val_loss", "val_macro_f1"]
     history = _continued(_required(history, columns, ["train_loss", "val_loss", "val_macro_f1"]))
     styles = _line_styles(history)
-    figure = _Figure(figsize=(8, 5.6), layout="constrained")
+    figure = BookFigure(figsize=(8, 5.6), layout="constrained")
     scores, losses = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     ends = {}
     for (run, approach), rows in history.groupby(["run", "approach"], sort=False):
@@ -99,7 +68,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     return figure
 
 
-@_book_style
+@book_style
 def depth_heatmap(weights: Mapping[str, Mapping[str, ArrayLike]], first: str, second: str) -> Figure:
     """Mean merge weight of each layer's kernels over depth, one row per run (the paper's Fig. 2 and Fig. 4).
 
@@ -125,11 +94,9 @@ def depth_heatmap(weights: Mapping[str, Mapping[str, ArrayLike]], first: str, se
             raise ValueError(f"{label!r} has layer {found}, the first row {expected}: draw backbones apart")
     means = np.array([[w.mean() for w in row.values()] for row in rows.values()])
     half = _half_range(means)
-    figure = _Figure(figsize=(8, 1.7 + 0.3 * len(rows)), layout="constrained")
+    figure = BookFigure(figsize=(8, 1.7 + 0.3 * len(rows)), layout="constrained")
     axes, bar_axes = figure.subplots(2, 1, height_ratios=[0.3 * len(rows), 0.13])
-    image = axes.imshow(
-        means, "PuOr", aspect="auto", interpolation="nearest", vmin=0.5 - half, vmax=0.5 + half
-    )
+    image = axes.imshow(means, "PuOr", aspect="auto", interpolation="nearest", vmin=0.5 - half, vmax=0.5 + half)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.hlines(np.arange(1, len(rows)) - 0.5, -0.5, len(layers) - 0.5, color="white", linewidth=2)
     axes.tick_params(axis="y", length=0)
@@ -141,7 +108,7 @@ def depth_heatmap(weights: Mapping[str, Mapping[str, ArrayLike]], first: str, se
     return figure
 
 
-@_book_style
+@book_style
 def weight_spread(weights: Mapping[str, ArrayLike], first: str, second: str) -> Figure:
     """Median and 5-95 % band of each layer's merge weights over depth, and the histogram of all kernels.
 
@@ -155,7 +122,7 @@ def weight_spread(weights: Mapping[str, ArrayLike], first: str, second: str) -> 
     vectors = _vectors(weights)
     low, median, high = np.array([np.quantile(w, [0.05, 0.5, 0.95]) for w in vectors.values()]).T
     kernels = np.concatenate(list(vectors.values()))
-    figure = _Figure(figsize=(8, 3.2), layout="constrained")
+    figure = BookFigure(figsize=(8, 3.2), layout="constrained")
     depth, histogram = figure.subplots(1, 2, sharey=True, width_ratios=[5, 1])
     colour = APPROACH_COLOURS["medmerge"]
     depth.vlines(range(len(vectors)), low, high, color=colour, alpha=0.3, linewidth=250 / len(vectors))
@@ -171,7 +138,7 @@ def weight_spread(weights: Mapping[str, ArrayLike], first: str, second: str) -> 
     return figure
 
 
-@_book_style
+@book_style
 def score_intervals(table: pd.DataFrame) -> Figure:
     """Forest plot of macro F1: mean and interval of each row, in the table's order from the top.
 
@@ -184,7 +151,7 @@ def score_intervals(table: pd.DataFrame) -> Figure:
     """
     numbers = ["mean", "low", "high"]
     table = _required(table, ["label", "approach", *numbers], numbers)
-    figure = _Figure(figsize=(8, 1.1 + 0.32 * len(table)), layout="constrained")
+    figure = BookFigure(figsize=(8, 1.1 + 0.32 * len(table)), layout="constrained")
     axes = figure.subplots()
     for y, row in enumerate(table.itertuples()):
         colour = approach_colour(row.approach)
@@ -202,7 +169,7 @@ def score_intervals(table: pd.DataFrame) -> Figure:
     return figure
 
 
-@_book_style
+@book_style
 def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -> Figure:
     """Confusion matrix: share of the true class (colour, first line) and images; cells without any are blank.
 
@@ -223,7 +190,7 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -
     images = counts.sum(axis=1)
     shares = counts / np.maximum(images, 1)[:, None]
     texts = [f"{share:.2f}\n{n:,}" if n else "" for share, n in zip(shares.flat, counts.flat, strict=True)]
-    figure = _Figure(figsize=(2 + 0.62 * k, 1.6 + 0.5 * k), layout="constrained")
+    figure = BookFigure(figsize=(2 + 0.62 * k, 1.6 + 0.5 * k), layout="constrained")
     axes = figure.subplots()
     look = {"cmap": "Blues", "vmin": 0, "vmax": 1, "linewidths": 1, "cbar": False}
     sns.heatmap(shares, annot=np.reshape(texts, (k, k)), fmt="", ax=axes, **look)
@@ -235,7 +202,7 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -
     return figure
 
 
-@_book_style
+@book_style
 def class_counts(counts: pd.DataFrame) -> Figure:
     """Images of each class in each split, on a log scale if a split's largest is 20 times its smallest.
 
@@ -251,7 +218,7 @@ def class_counts(counts: pd.DataFrame) -> Figure:
     smallest = np.where(values > 0, values, np.inf).min(axis=0)
     long_tailed = bool((values.max(axis=0) >= 20 * smallest).any())
     classes, splits = values.shape
-    figure = _Figure(figsize=(8, 1.0 + classes * (0.12 + 0.2 * splits)), layout="constrained")
+    figure = BookFigure(figsize=(8, 1.0 + classes * (0.12 + 0.2 * splits)), layout="constrained")
     axes = figure.subplots()
     colours = sns.color_palette("crest", splits)
     for j, split in enumerate(counts):
@@ -259,9 +226,7 @@ def class_counts(counts: pd.DataFrame) -> Figure:
         axes.barh(at, values[:, j], 0.85 / splits, color=colours[j], label=str(split), log=long_tailed)
         for y, n in zip(at, values[:, j], strict=True):
             offset = {"xytext": (2, 0), "textcoords": "offset points"}
-            axes.annotate(
-                f"{n:,.0f}", (max(n, 0.7 if long_tailed else 0), y), va="center", fontsize=7, **offset
-            )
+            axes.annotate(f"{n:,.0f}", (max(n, 0.7 if long_tailed else 0), y), va="center", fontsize=7, **offset)
     axes.set(xlabel="images (log scale)" if long_tailed else "images", ylim=(classes - 0.4, -0.6))
     axes.set_xlim((0.7, 2 * values.max()) if long_tailed else (0, 1.08 * max(values.max(), 1)))
     axes.set_yticks(range(classes), counts.index)
@@ -270,23 +235,11 @@ def class_counts(counts: pd.DataFrame) -> Figure:
     return figure
 
 
-class _Figure(Figure):
-    """A figure that a notebook shows although pyplot, and so its display hook, is never used."""
-
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", facecolor="white")
-        width, height = (96 * self.get_size_inches()).astype(int).tolist()
-        return buffer.getvalue(), {"width": width, "height": height}
-
-
 def _required(frame: pd.DataFrame, columns: list[str], numbers: list[str]) -> pd.DataFrame:
     """The frame itself, if it has rows, these columns, and finite values in those that hold numbers."""
     missing = [column for column in columns if column not in frame]
     if missing or frame.empty:
-        raise ValueError(
-            f"the frame has {len(frame)} rows and lacks columns {missing}: give rows with {columns}"
-        )
+        raise ValueError(f"the frame has {len(frame)} rows and lacks columns {missing}: give rows with {columns}")
     if not np.isfinite(frame[numbers].to_numpy(float)).all():
         raise ValueError(f"the frame has values in {numbers} that are not finite: leave unfinished runs out")
     return frame
@@ -297,9 +250,7 @@ def _vectors(weights: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float64]]
     vectors = {layer: np.asarray(w, dtype=np.float64) for layer, w in weights.items()}
     wrong = [layer for layer, w in vectors.items() if w.ndim != 1 or not w.size or not np.isfinite(w).all()]
     if wrong or not vectors:
-        raise ValueError(
-            f"weights has {len(vectors)} layers, wrong: {wrong}: each needs a finite vector [kernels]"
-        )
+        raise ValueError(f"weights has {len(vectors)} layers, wrong: {wrong}: each needs a finite vector [kernels]")
     return vectors
 
 
@@ -331,9 +282,7 @@ def _line_styles(history: pd.DataFrame) -> dict[tuple[str, str], object]:
 def _mark_phases(scores: Axes, losses: Axes, history: pd.DataFrame) -> None:
     """A line wherever some run goes from the linear probe to fine-tuning."""
     probes = history.moment - history.epoch
-    right = (
-        " fine-tuning" if (probes[history.turn == 1] > 0).all() else " fine-tuning (of runs with both phases)"
-    )
+    right = " fine-tuning" if (probes[history.turn == 1] > 0).all() else " fine-tuning (of runs with both phases)"
     for end in probes[probes > 0].unique():
         for axes in (scores, losses):
             axes.axvline(end + 0.5, color=_GREY, linewidth=0.8, linestyle=":", gid="phase")

@@ -77,9 +77,7 @@ class KernelMerge(nn.Module):
 
         self.merged = _replace(_with_merged_norms(sources, batchnorm), merge_layer)
         if not any(True for _ in self.layers()):
-            raise TypeError(
-                "the sources hold no convolution and no linear layer: there is no kernel to merge"
-            )
+            raise TypeError("the sources hold no convolution and no linear layer: there is no kernel to merge")
 
     def forward(self, x: Tensor) -> Tensor:
         """What the sources return for ``x``; for a backbone, features ``[N, num_features]``."""
@@ -131,9 +129,7 @@ class KernelMerge(nn.Module):
                 outside 0 and 1; different weights where the granularity allows one.
         """
         slots = {
-            name + suffix: (w, kernels)
-            for name, layer in self.layers()
-            for suffix, w, kernels in layer.mixtures()
+            name + suffix: (w, kernels) for name, layer in self.layers() for suffix, w, kernels in layer.mixtures()
         }
         if not isinstance(weights, Mapping):
             weights = dict.fromkeys(slots, weights)
@@ -145,9 +141,7 @@ class KernelMerge(nn.Module):
             w, kernels = slots[name]
             stored = self._stored(name, value, w, kernels)
             if not torch.equal(new.setdefault(id(w), stored), stored):
-                raise ValueError(
-                    f"all layers share one weight (granularity 'model'), but {name} is given another"
-                )
+                raise ValueError(f"all layers share one weight (granularity 'model'), but {name} is given another")
         for w, _ in slots.values():
             if id(w) in new:
                 w.copy_(new[id(w)])
@@ -167,9 +161,7 @@ class KernelMerge(nn.Module):
             share = torch.stack([value, 1 - value]) if n == 2 else value
             if full != shape:
                 if (share != share[:, :1]).any():
-                    raise ValueError(
-                        f"{name} has one weight (granularity {self.granularity!r}), not one per kernel"
-                    )
+                    raise ValueError(f"{name} has one weight (granularity {self.granularity!r}), not one per kernel")
                 share = share[:, 0]
         if not torch.isfinite(share).all() or (share.sum(0) - 1).abs().max() > 1e-4:
             raise ValueError(f"weights of {name} must be finite and sum to one over the {n} sources")
@@ -183,13 +175,11 @@ class KernelMerge(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> nn.Module:
-        """The merged network as an ordinary one: the first source's class, its state dict's keys, no trace of the merge.
+        """The merged network as an ordinary one: the first source's class and state dict keys, no trace of the merge.
 
         Its output is this module's, bit for bit. All parameters of the copy are trainable; ``self`` is not changed.
         """
-        plain = _replace(
-            copy.deepcopy(self.merged), lambda _, m: m.fold() if isinstance(m, _MergedLayer) else None
-        )
+        plain = _replace(copy.deepcopy(self.merged), lambda _, m: m.fold() if isinstance(m, _MergedLayer) else None)
         return plain.requires_grad_(True)
 
     def extra_repr(self) -> str:
@@ -205,9 +195,7 @@ class _MergedLayer(nn.Module):
         shared: the weight to use where one serves the whole model.
     """
 
-    def __init__(
-        self, layers: Sequence[nn.Module], granularity: str, normalisation: str, shared: nn.Parameter | None
-    ):
+    def __init__(self, layers: Sequence[nn.Module], granularity: str, normalisation: str, shared: nn.Parameter | None):
         super().__init__()
         first = layers[0]
         self.normalisation, self.num_sources = normalisation, len(layers)
@@ -292,9 +280,7 @@ def _start(shape: Sequence[int], n: int, normalisation: str, like: nn.Module) ->
     """Stored weights that give every one of ``n`` sources the same share."""
     reference = next(like.parameters())
     if normalisation == "affine":
-        return nn.Parameter(
-            torch.full((n - 1, *shape), 1 / n, dtype=reference.dtype, device=reference.device)
-        )
+        return nn.Parameter(torch.full((n - 1, *shape), 1 / n, dtype=reference.dtype, device=reference.device))
     return nn.Parameter(torch.zeros((n, *shape), dtype=reference.dtype, device=reference.device))
 
 
@@ -351,18 +337,14 @@ def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
 def _check_batchnorm(batchnorm: object, n: int) -> None:
     index = isinstance(batchnorm, int) and not isinstance(batchnorm, bool) and 0 <= batchnorm < n
     if batchnorm != "mean" and not index:
-        raise ValueError(
-            f"batchnorm={batchnorm!r} is neither 'mean' nor the index of a source (0 to {n - 1})"
-        )
+        raise ValueError(f"batchnorm={batchnorm!r} is neither 'mean' nor the index of a source (0 to {n - 1})")
 
 
 def _check_alike(sources: Sequence[nn.Module]) -> None:
     """Raise unless all sources have the same modules, options, tensor names, shapes and dtypes."""
     for source in sources:
         if not isinstance(source, nn.Module):
-            raise TypeError(
-                f"a source is a {type(source).__name__}, not a torch.nn.Module; load it with backbone()"
-            )
+            raise TypeError(f"a source is a {type(source).__name__}, not a torch.nn.Module; load it with backbone()")
     if len(sources) < 2:
         raise ValueError(f"merging needs two or more sources, got {len(sources)}")
     first = sources[0]
@@ -371,7 +353,7 @@ def _check_alike(sources: Sequence[nn.Module]) -> None:
             if a != b:
                 raise ValueError(
                     f"source {i} does not fit source 0: the first layer that differs is {_described(a)} in source 0 "
-                    f"and {_described(b)} in source {i}. Kernels can be merged between networks of one architecture only"
+                    f"and {_described(b)} in source {i}. Only networks of one architecture can be merged"
                 )
         for a, b in zip_longest(_options(first), _options(other)):
             if a != b:

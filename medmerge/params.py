@@ -32,6 +32,7 @@ class Parameters(BaseModel):
 
     track: Literal["demo", "open", "paper"] = Field("demo", description="folder below results/: demo, open or paper")
     title: str = Field("", description="heading of the executed notebook's page")
+    note: str = Field("", description="what a reader must know first: which data, weights and size stand in for which")
     pair: Name = Field("demo", description="name of this study, a folder below the track")
     base_data: Name = Field("imagenet", description="what source b was trained on; names it in tables")
     base_weights: str = Field("imagenet", description="source b: torchvision's name, a file, random or zeros")
@@ -158,13 +159,26 @@ class Parameters(BaseModel):
 
 def assigned_names(source: str) -> list[str]:
     """Names that the top-level assignments of a cell set, in their order."""
-    targets = []
+    return [name for name, _ in _assignments(source)]
+
+
+def assigned_values(source: str) -> dict[str, object]:
+    """The names that a parameters cell sets, with their values.
+
+    Raises:
+        ValueError: a value is not written out, but computed.
+    """
+    return {name: ast.literal_eval(value) for name, value in _assignments(source)}
+
+
+def _assignments(source: str) -> list[tuple[str, ast.expr]]:
+    pairs = []
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign):
-            targets += statement.targets
-        elif isinstance(statement, ast.AnnAssign):
-            targets.append(statement.target)
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+            pairs += [(target, statement.value) for target in statement.targets]
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            pairs.append((statement.target, statement.value))
+    return [(target.id, value) for target, value in pairs if isinstance(target, ast.Name)]
 
 
 def load_yaml(path: Path) -> dict:

@@ -106,14 +106,41 @@ def circumstances(records: Sequence[Record]) -> str:
     run = records[0].run
     counts = pd.DataFrame(run["data"]["counts"])
     p = run["parameters"]
-    devices = sorted({record.run["device"] for record in records})
+    seeds = sorted({record.run["seed"] for record in records})
+    devices = sorted({f"{record.run['precision']} on {record.run['device']}" for record in records})
     return (
         f"{p['backbone']} at {p['image_size']} px; {counts['train'].sum():,} training, {counts['val'].sum():,} "
         f"validation and {counts['test'].sum():,} test images of {run['data']['name']} "
         f"({len(run['data']['classes'])} classes: {', '.join(run['data']['classes'])}), {p['split']} split; base "
-        f"weights: {p['base_data']}; seeds {', '.join(map(str, p['seeds']))}; {run['precision']} on "
-        f"{'; '.join(devices)}."
+        f"weights: {p['base_data']}; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; "
+        f"{' and '.join(devices)}."
     )
+
+
+def score_table(records: Sequence[Record]) -> pd.DataFrame:
+    """:func:`scores` with the columns and names that a reader wants."""
+    table = scores(records).assign(interval=lambda t: _intervals(t, ".3f"))
+    names = {"label": "run", "mean": "macro F1", "interval": "95 % interval", "macro_auroc": "AUROC", "ece": "ECE"}
+    return table.rename(columns=names)[["run", "seeds", "accuracy", "macro F1", "95 % interval", "AUROC", "ECE"]]
+
+
+def comparison_table(records: Sequence[Record]) -> pd.DataFrame:
+    """:func:`comparisons` with the columns and names that a reader wants."""
+    table = comparisons(records).assign(interval=lambda t: _intervals(t, "+.3f"))
+    names = {"against": "MedMerge minus", "interval": "95 % interval", "p_holm": "p (Holm)"}
+    return table.rename(columns=names)[["MedMerge minus", "difference", "95 % interval", "p", "p (Holm)"]]
+
+
+def recall_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row each with the mean recall of every class."""
+    table = scores(records)
+    recalls = [column for column in table if column.startswith("recall/")]
+    names = {column: column.removeprefix("recall/") for column in recalls}
+    return table[["label", *recalls]].rename(columns={"label": "recall of", **names})
+
+
+def _intervals(table: pd.DataFrame, form: str) -> list[str]:
+    return [f"{low:{form}} to {high:{form}}" for low, high in table[["low", "high"]].itertuples(index=False)]
 
 
 def displacement(record: Record) -> dict[str, float]:
@@ -149,21 +176,17 @@ def histories(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def costs(records: Sequence[Record]) -> pd.DataFrame:
-    """A row a run: seconds by phase and in all, peak memory in MiB, device and precision."""
+    """A row a run: seconds by phase and in all, and peak memory in MiB."""
     table = []
     for record in records:
         cost = record.run["cost"]
-        seconds = {phase: values["seconds"] for phase, values in cost.items()}
+        seconds = {f"{phase.replace('_', ' ')}, s": values["seconds"] for phase, values in cost.items()}
         memory = max(values.get("peak_memory_mib", 0) for values in cost.values())
-        table.append(
-            {"run": record.label, "seed": record.run["seed"], **seconds, "total": sum(seconds.values())}
-            | {
-                "peak_memory_mib": memory,
-                "device": record.run["device"],
-                "precision": record.run["precision"],
-            }
-        )
-    return pd.DataFrame(table)
+        table.append({"run": record.label, "seed": record.run["seed"], **seconds, "total, s": sum(seconds.values())})
+        table[-1]["peak memory, MiB"] = memory
+    frame = pd.DataFrame(table)
+    last = ["total, s", "peak memory, MiB"]
+    return frame[[*(column for column in frame if column not in last), *last]]
 
 
 def sources(records: Sequence[Record]) -> pd.DataFrame:
@@ -207,7 +230,7 @@ def numbers(records: Sequence[Record]) -> dict[str, str]:
         "displacement": f"{moved['mean']:.3f}",
         "displacement-largest": f"{moved['largest']:.3f}",
         "budget": f"{moved['budget']:.2f}",
-        "hours": f"{costs(records)['total'].sum() / 3600:.1f}",
+        "hours": f"{costs(records)['total, s'].sum() / 3600:.1f}",
     }
 
 

@@ -25,17 +25,11 @@ log = logging.getLogger(__name__)
 PROTOCOL = 1
 """Counts changes of meaning: of a default, or of how a parameter is used. Part of what defines a run."""
 
+BACKBONE = Path("checkpoint", "backbone.safetensors")
+"""The trained backbone, in a run's folder; git ignores it."""
+
 _COMMON = (
-    *(
-        "target_data",
-        "target_missing",
-        "exclude_data",
-        "split",
-        "fractions",
-        "split_seed",
-        "backbone",
-        "image_size",
-    ),
+    *("target_data", "target_missing", "exclude_data", "split", "fractions", "split_seed", "backbone", "image_size"),
     *("batch_size", "ft_epochs", "ft_lr", "weight_decay", "select", "precision"),
 )
 
@@ -116,38 +110,44 @@ def check(p: Parameters) -> list[tuple[Row, int]]:
     problems = [_unknown("approaches", name, list(APPROACHES)) for name in p.approaches if name not in APPROACHES]
     if p.backbone not in backbones.names():
         problems.append(_unknown("backbone", p.backbone, backbones.names()))
-    for name in ("target_data", "exclude_data"):
-        value = getattr(p, name)
-        if value and value not in data.DATASETS:
-            problems.append(_unknown(name, value, list(data.DATASETS)))
+    for name in ("target_data", "exclude_data") if p.exclude_data else ("target_data",):
+        if getattr(p, name) not in data.DATASETS:
+            problems.append(_unknown(name, getattr(p, name), list(data.DATASETS)))
     if not p.source_data and any(APPROACHES[name].merges for name in p.approaches if name in APPROACHES):
         problems.append("approaches: medmerge merges two sources; give source_data and source_weights")
-    if problems:
-        raise ParameterError("\n".join(problems))
-    todo = [(row, seed) for seed in p.seeds for row in rows(p) if not finished(p, row, seed)]
+    todo = [] if problems else [(row, seed) for seed in p.seeds for row in rows(p) if not finished(p, row, seed)]
     if todo:
-        problems += _missing(p, {source for row, _ in todo for source in row.sources})
+        problems = _missing(p, {source for row, _ in todo for source in row.sources})
     if problems:
         raise ParameterError("\n".join(problems))
     return todo
 
 
 def _missing(p: Parameters, sources: set[str]) -> list[str]:
-    problems = []
+    problems, places = [], f"here or under $MEDMERGE_DATA ({os.environ.get('MEDMERGE_DATA')})"
     try:
         devices.choose_device(p.device)
     except ValueError as error:
         problems.append(str(error))
     for name, weights in (("base", p.base_weights), ("source", p.source_weights)):
-        if getattr(p, f"{name}_data") in sources and backbones.is_path(weights) and not resolve(weights).is_file():
-            problems.append(
-                f"{name}_weights: no file {weights} here or under $MEDMERGE_DATA ({os.environ.get('MEDMERGE_DATA')}); "
-                + ("run the source notebook first" if name == "source" else "give a path, or imagenet to download")
-            )
+        if getattr(p, f"{name}_data") not in sources:
+            continue
+        if backbones.is_path(weights) and not resolve(weights).is_file():
+            step = "run the source notebook first" if name == "source" else "give a path, or imagenet to download"
+            problems.append(f"{name}_weights: no file {weights} {places}; {step}")
+        elif not backbones.is_path(weights) and weights not in ("random", "zeros"):
+            try:
+                backbones.check_weights(p.backbone, weights)
+            except ValueError as error:
+                problems.append(f"{name}_weights: {error}")
+    for name in ("target_root", "exclude_root"):
+        dataset = getattr(p, name.replace("root", "data"))
+        if dataset and not dataset.startswith("synthetic:") and not getattr(p, name):
+            problems.append(f"{name}: {dataset} needs the folder that it was unpacked to")
     for name in ("target_root", "exclude_root", "target_labels"):
         path = getattr(p, name)
         if path and not resolve(path).exists():
-            problems.append(f"{name}: no {path} here or under $MEDMERGE_DATA ({os.environ.get('MEDMERGE_DATA')})")
+            problems.append(f"{name}: no {path} {places}")
     return problems
 
 
@@ -163,9 +163,12 @@ def run(p: Parameters) -> list[Record]:
     todo = check(p)
     if todo:
         dataset = load_data(p)
+        _check_sources(p, {source for row, _ in todo for source in row.sources})
         for row, seed in todo:
             log.info("%s from %s, seed %d", row.title, " + ".join(row.sources), seed)
             run_row(p, row, seed, dataset)
+    if p.save_weights:
+        _share(p, replace=bool(todo))
     return [finished(p, row, seed) for row in rows(p) for seed in p.seeds]
 
 
@@ -195,6 +198,20 @@ def load_data(p: Parameters) -> data.Dataset:
                     "study another `pair` name, or restore the data"
                 )
     return dataset
+
+
+def _check_sources(p: Parameters, sources: set[str]) -> None:
+    """Load every source, so that none fails hours later, and compare it with what finished runs started from."""
+    done = [record for row in rows(p) for seed in p.seeds if (record := finished(p, row, seed))]
+    for name in sorted(sources):
+        load_source(p, name, p.seeds[0])
+        for record in done:
+            there = record.run["sources"].get(name)
+            if there and there != state_sha256(load_source(p, name, record.run["seed"])):
+                raise RecordError(
+                    f"{record.folder} started from other weights of {name} than are here now; give this study another "
+                    "`pair` name, or restore the weights"
+                )
 
 
 def run_row(p: Parameters, row: Row, seed: int, dataset: data.Dataset) -> Record:
@@ -235,7 +252,7 @@ def run_row(p: Parameters, row: Row, seed: int, dataset: data.Dataset) -> Record
     for k, name in enumerate(dataset.classes):
         predictions[f"p_{name}"] = probabilities[:, k]
     weights = {name: w.numpy() for name, w in outcome.kernel_weights.items()}
-    _save_models(p, where, outcome.model.backbone)
+    save_backbone(outcome.model.backbone, where / BACKBONE, p.backbone, trained_on=p.target_data)
     record = records.write(where, content, pd.DataFrame(task.history), predictions, weights)
     for checkpoint in task.checkpoints.glob("*.pt"):
         checkpoint.unlink()
@@ -249,15 +266,17 @@ def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
         return backbone(p.backbone, resolve(weights) if backbones.is_path(weights) else weights)
 
 
-def _save_models(p: Parameters, where: Path, model: nn.Module) -> None:
-    path = where / "checkpoint" / "backbone.safetensors"
-    save_backbone(model, path, p.backbone, trained_on=p.target_data)
-    if p.save_weights:
-        target = home() / Path(p.save_weights).expanduser()
+def _share(p: Parameters, replace: bool) -> None:
+    """Copy the trained backbone, which lies beside the record of the only run, to where ``save_weights`` says."""
+    path = folder(p, rows(p)[0], p.seeds[0]) / BACKBONE
+    target = home() / Path(p.save_weights).expanduser()
+    if path.is_file() and (replace or not target.is_file()):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         shutil.copyfile(path, partial)
         partial.replace(target)
+    elif not target.is_file():
+        log.warning("save_weights: this finished run's network is not here; to train again, move its record away")
 
 
 def home() -> Path:

@@ -169,9 +169,7 @@ def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) 
     }
 
 
-def _train_epoch(
-    model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task, where: str
-) -> float:
+def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task, where: str) -> float:
     """One pass over the training images; returns the mean loss."""
     batch_size = task.protocol.batch_size
     model.train()
@@ -190,9 +188,7 @@ def _train_epoch(
     steps = torch.stack(losses).cpu()
     if not torch.isfinite(steps).all():
         step = int((~torch.isfinite(steps)).nonzero()[0]) + 1
-        raise TrainingError(
-            f"the loss is {steps[step - 1].item()} in {where}, step {step}: lower the learning rate"
-        )
+        raise TrainingError(f"the loss is {steps[step - 1].item()} in {where}, step {step}: lower the learning rate")
     return float(np.average(steps.double().numpy(), weights=sizes))
 
 
@@ -226,9 +222,7 @@ def _logits(model: nn.Module, samples: Samples, task: Task) -> Tensor:
     model.eval()
     outputs = []
     with torch.inference_mode():
-        for positions in torch.arange(len(samples), device=samples.rows.device).split(
-            4 * task.protocol.batch_size
-        ):
+        for positions in torch.arange(len(samples), device=samples.rows.device).split(4 * task.protocol.batch_size):
             inputs, _ = _to(samples.batch(positions), task.device)
             with task.autocast:
                 outputs.append(model(prepare(inputs)).float())

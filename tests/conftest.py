@@ -1,12 +1,10 @@
 """What all tests share: one thread, the real data where it is, and the rule that CI skips nothing."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[1]
+from data_fixtures import real
 
 
 def pytest_configure():
@@ -15,12 +13,8 @@ def pytest_configure():
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real images, labels and weights: $MEDMERGE_DATA, or ../shared/data beside the repository."""
-    folder = Path(os.environ.get("MEDMERGE_DATA") or ROOT.parent / "shared" / "data")
-    if not folder.is_dir():
-        refuse = pytest.fail if os.environ.get("MEDMERGE_CI") == "1" else pytest.skip
-        refuse(f"needs real data: no folder {folder}; set MEDMERGE_DATA")
-    return folder
+    """The folder of real images, labels and weights."""
+    return real()
 
 
 @pytest.fixture(autouse=True)

@@ -295,3 +295,9 @@ def test_mathematics_is_drawn_offline(book, tmp_path):
     for formula in formulas:
         assert "<svg" in formula and "merror" not in formula and "data-mjx-error" not in formula
     assert not remote(dom)  # nor did a script add anything
+
+
+def test_the_chapter_on_parameters_lists_the_schema():
+    from medmerge.params import markdown
+
+    assert markdown() in (ROOT / "book" / "parameters.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from medmerge import figures
+from medmerge import figures, plotstyle
 
 SCORES = ["train_loss", "val_loss", "val_macro_f1"]
 
@@ -111,11 +111,11 @@ def test_notebook_shows_a_picture_of_the_figures_size():
 
 
 def test_colours_are_fixed():
-    assert list(figures.APPROACH_COLOURS) == list(figures.APPROACH_NAMES) == ["ft", "lp_ft", "medmerge"]
-    assert figures.approach_colour("ft") == figures.APPROACH_COLOURS["ft"]
-    further = {figures.approach_colour(name) for name in ("uniform", "zeros", "soup", "kernel", "layer")}
-    assert len(further) > 1 and not further & set(figures.APPROACH_COLOURS.values())
-    assert figures.approach_colour("uniform") == "#CC78BC", "must not change from one process to the next"
+    assert list(plotstyle.APPROACH_COLOURS) == list(plotstyle.APPROACH_NAMES) == ["ft", "lp_ft", "medmerge"]
+    assert plotstyle.approach_colour("ft") == plotstyle.APPROACH_COLOURS["ft"]
+    further = {plotstyle.approach_colour(name) for name in ("uniform", "zeros", "soup", "kernel", "layer")}
+    assert len(further) > 1 and not further & set(plotstyle.APPROACH_COLOURS.values())
+    assert plotstyle.approach_colour("uniform") == "#CC78BC", "must not change from one process to the next"
 
 
 def test_learning_curves_draw_the_history():
@@ -150,7 +150,7 @@ def test_learning_curves_tell_approaches_by_colour_and_sources_by_style():
     figure = figures.learning_curves(history())
     lines = [marked(figure, f"f1/{run}/0") for run in ("MedMerge A + B", "FT A", "FT B")]
     names = ("medmerge", "ft", "ft")
-    assert [line.get_color() for line in lines] == [figures.APPROACH_COLOURS[name] for name in names]
+    assert [line.get_color() for line in lines] == [plotstyle.APPROACH_COLOURS[name] for name in names]
     assert lines[0].get_linestyle() == lines[1].get_linestyle() == "-" != lines[2].get_linestyle()
 
 
@@ -216,7 +216,7 @@ def test_intervals_are_drawn_in_order_from_the_top():
     for y, row in enumerate(table().itertuples()):
         assert marked(figure, f"interval/{y}").get_xdata().tolist() == [row.low, row.high]
         assert marked(figure, f"mean/{y}").get_xdata().tolist() == [row.mean]
-        assert marked(figure, f"mean/{y}").get_color() == figures.APPROACH_COLOURS[row.approach]
+        assert marked(figure, f"mean/{y}").get_color() == plotstyle.APPROACH_COLOURS[row.approach]
     assert marked(figure, "paper").get_xdata()[0] == 0.685
     (axes,) = figure.axes
     assert axes.get_ylim() == (1.5, -0.5)
@@ -284,9 +284,10 @@ def test_refuses(draw, message):
 
 
 def test_draws_from_records_only():
-    """The module imports neither torch nor anything of the package."""
+    """The module imports neither torch nor anything of the package but its style."""
     nodes = list(ast.walk(ast.parse(inspect.getsource(figures))))
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)}
     assert "numpy" in imported
-    assert not {name.split(".")[0] for name in imported} & {"torch", "torchvision", "medmerge", ""}
+    assert not {name.split(".")[0] for name in imported} & {"torch", "torchvision", ""}
+    assert {name for name in imported if name.startswith("medmerge")} == {"medmerge.plotstyle"}

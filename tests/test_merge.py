@@ -15,7 +15,7 @@ GRANULARITIES = ["kernel", "parameter", "layer", "model"]
 
 
 class Small(nn.Module):
-    """Every kind of layer that has kernels: with bias and without, strided, grouped, depthwise, padded otherwise, linear."""
+    """Every kind of layer that has kernels: with bias and without, strided, grouped, depthwise, padded, linear."""
 
     num_features = 5
 
@@ -34,7 +34,7 @@ class Small(nn.Module):
 
 
 def randomised(module: nn.Module, seed: int) -> nn.Module:
-    """Batch norms as after training: no statistic and no affine parameter at its default, so that mixing them up shows."""
+    """Batch norms as after training: nothing is at its default, so that mixing them up shows."""
     generator = torch.Generator().manual_seed(seed)
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
@@ -68,6 +68,12 @@ def x():
 def random_weights(merge: KernelMerge, seed: int = 3) -> dict:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.rand(w.shape, generator=generator) for name, w in merge.kernel_weights().items()}
+
+
+@pytest.mark.parametrize(("name", "layers", "kernels"), [("densenet121", 120, 10_240), ("resnet50", 53, 26_560)])
+def test_number_of_kernels(name, layers, kernels):
+    weights = KernelMerge([backbone(name, "random"), backbone(name, "random")]).kernel_weights()
+    assert (len(weights), sum(w.numel() for w in weights.values())) == (layers, kernels)
 
 
 @torch.no_grad()
@@ -242,9 +248,7 @@ def test_kernel_weights_round_trip(small, granularity, normalisation):
 def test_every_granularity_has_the_same_ends(small, x, granularity):
     for index, w in ((0, 1.0), (1, 0.0)):
         for normalisation in ("affine", "softmax"):
-            merge = KernelMerge(
-                small, granularity=granularity, batchnorm=index, normalisation=normalisation
-            ).eval()
+            merge = KernelMerge(small, granularity=granularity, batchnorm=index, normalisation=normalisation).eval()
             merge.set_kernel_weights(w)
             assert torch.equal(merge(x), small[index](x))
             assert torch.equal(merge.fold()(x), small[index](x))
@@ -271,9 +275,7 @@ def test_three_sources(x, normalisation):
     plain = merge.fold()
     mean = sum(s.stem.weight for s in sources) / 3
     torch.testing.assert_close(plain.stem.weight, mean)
-    one_hot = {
-        name: torch.eye(3)[1][:, None].expand(3, w.shape[1]) for name, w in merge.kernel_weights().items()
-    }
+    one_hot = {name: torch.eye(3)[1][:, None].expand(3, w.shape[1]) for name, w in merge.kernel_weights().items()}
     merge.set_kernel_weights(one_hot)
     assert torch.equal(merge(x), sources[1](x))
     assert torch.equal(merge.fold()(x), merge(x))

@@ -1,0 +1,317 @@
+"""Backbones: torchvision's networks without their heads, and every way in which a checkpoint can be good or bad."""
+
+import os
+import pickle
+from urllib.error import URLError
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+
+from medmerge import Classifier, backbone, save_backbone
+from medmerge.backbones import CheckpointError, check_weights, file_sha256, names, read_state, state_sha256
+
+ARCHITECTURES = [
+    *("densenet_small", "densenet121", "resnet50", "mobilenet_v2", "vgg11_bn", "squeezenet1_1", "convnext_tiny"),
+    *("googlenet", "shufflenet_v2_x0_5", "efficientnet_b0", "mobilenet_v3_small", "regnet_y_400mf"),
+]
+SMALL = "densenet_small"
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = backbone(SMALL, "random")
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.num_batches_tracked.fill_(7)
+    return model
+
+
+def full_network(name: str) -> nn.Module:
+    torch.manual_seed(1)
+    if name == SMALL:
+        return torchvision.models.DenseNet(24, num_init_features=24)
+    extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    return torchvision.models.get_model(name, num_classes=5, **extra)
+
+
+def write(state, path):
+    safetensors.torch.save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return path
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return list(left) == list(right) and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_features_are_the_full_networks_up_to_its_head(name, tmp_path):
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    if name == SMALL:
+        model = network()
+        assert model(x).shape == (2, model.num_features) and not model.training
+        return
+    full = full_network(name).eval()
+    model = backbone(name, write(full.state_dict(), tmp_path / "full.pt"))
+    if name == "googlenet":  # as torchvision's pretrained network, whose inputs are transformed
+        full.transform_input = True
+    features = model(x)
+    assert features.shape == (2, model.num_features) and not model.training
+    keys = [key for key in full.state_dict() if key in model.state_dict()]
+    assert list(model.state_dict()) == keys
+    head = getattr(full, model.head_name)
+    if name == "squeezenet1_1":  # its head is a convolution before the pooling
+        assert torch.equal(features, full.features(x).mean((2, 3), keepdim=True).flatten(1))
+        return
+    linear = head if isinstance(head, nn.Linear) else head[-1]
+    assert torch.equal(linear(features), full(x))
+
+
+def test_names_are_convolutional_and_sorted():
+    known = names()
+    assert known == sorted(set(known)) and len(known) > 60
+    assert {*ARCHITECTURES, "inception_v3", "resnext50_32x4d", "mnasnet0_5"} <= set(known)
+    assert not [name for name in known if "vit" in name or "swin" in name]
+
+
+def test_random_depends_on_the_global_state_alone():
+    assert same(network(3), network(3))
+    assert not torch.equal(network(3).features.conv0.weight, network(4).features.conv0.weight)
+
+
+@torch.no_grad()
+def test_zeros_has_no_kernel_left():
+    model = backbone(SMALL, "zeros")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert not module.weight.any()
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+
+
+def test_classifier_is_a_backbone_and_one_linear_layer():
+    model = Classifier(network(), 3).eval()
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(x), model.head(model.backbone(x))) and model(x).shape == (2, 3)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+def test_round_trip_is_exact(tmp_path, suffix):
+    model = network()
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        digest = save_backbone(model, path, SMALL, trained_on="synthetic:moles")
+        assert digest == file_sha256(path)
+        with safetensors.safe_open(path, "pt") as file:
+            assert file.metadata() | {} == {
+                **{"format": "pt", "medmerge.backbone": SMALL, "trained_on": "synthetic:moles"}
+            }
+        assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    else:
+        write(model.state_dict(), path)
+    other = backbone(SMALL, path)
+    assert same(other, model) and not other.training
+    assert state_sha256(other) == state_sha256(model) != state_sha256(network(1))
+    assert same(backbone(SMALL, str(path)), model)
+
+
+@pytest.mark.parametrize(
+    "prefixes", ["module.", "backbone.", "module.backbone.", "_orig_mod.module.", "model.backbone."]
+)
+@pytest.mark.parametrize("container", [None, "state_dict", "model_state_dict", "model"])
+def test_wrappers_are_forgiven(tmp_path, prefixes, container):
+    model = network()
+    state = {prefixes + key: value for key, value in model.state_dict().items()}
+    outer = "module." if prefixes.startswith("module.") else ""
+    state[f"{outer}head.weight"], state[f"{outer}head.bias"] = torch.ones(9, model.num_features), torch.ones(9)
+    state = state if container is None else {container: state, "epoch": 3, "loss": 0.1}
+    assert same(backbone(SMALL, write(state, tmp_path / "w.pt")), model)
+
+
+def test_old_densenet_names_and_another_head_are_forgiven(tmp_path):
+    model = network()
+    state = {}
+    for key, value in model.state_dict().items():
+        for part in ("norm1", "conv1", "norm2", "conv2"):
+            key = key.replace(f".{part}.", f".{part[:-1]}.{part[-1]}.") if "denselayer" in key else key
+        if not key.endswith("num_batches_tracked"):  # older than these counts
+            state[key] = value
+    assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    state |= {"classifier.weight": torch.ones(14, model.num_features), "classifier.bias": torch.ones(14)}
+    for suffix in (".pt", ".safetensors"):
+        loaded = backbone(SMALL, write(state, tmp_path / f"old{suffix}")).state_dict()
+        for key, value in model.state_dict().items():
+            assert torch.equal(loaded[key], value) or key.endswith("num_batches_tracked"), key
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_are_left_out(name, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    full = torchvision.models.get_model(name, init_weights=False, aux_logits=True).eval()
+    path = write(full.state_dict(), tmp_path / "full.pth")
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: torch.load(path))
+    x = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    full.transform_input = True
+    for weights in (path, "imagenet"):
+        model = backbone(name, weights)
+        assert torch.equal(full.fc(model(x)), full(x))
+        assert torch.is_tensor(model.train()(x))
+        assert not [key for key in model.state_dict() if "aux" in key.lower()]
+
+
+def broken(change):
+    state = network().state_dict()
+    change(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("features.conv0.weight"), r"features\.conv0\.weight is missing$"),
+        (lambda s: s.update(extra=torch.ones(1)), r"extra does not belong to it"),
+        (
+            lambda s: s.update({"features.conv0.weight": torch.ones(24, 3, 3, 3)}),
+            r"conv0\.weight is \[24, 3, 3, 3\] in the file and \[24, 3, 7, 7\] in the network",
+        ),
+        (lambda s: s["features.norm0.bias"].fill_(float("nan")), r"features\.norm0\.bias is not finite"),
+        (lambda s: s["features.norm0.bias"].fill_(float("inf")), r"features\.norm0\.bias is not finite"),
+        (lambda s: [s.pop(k) for k in list(s) if "norm0" in k], r"norm0\.weight is missing, and 3 more like it"),
+        (lambda s: s.clear(), r"(is missing, and \d+ more like it|holds no state dict)"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_state_that_does_not_fit_is_named(tmp_path, change, message, suffix):
+    path = write(broken(change), tmp_path / f"w{suffix}")
+    with pytest.raises(CheckpointError, match=message) as raised:
+        backbone(SMALL, path)
+    assert str(path) in str(raised.value)
+
+
+def test_only_a_head_is_no_backbone(tmp_path):
+    state = {"head.weight": torch.ones(2, 3), "classifier.bias": torch.ones(2)}
+    with pytest.raises(CheckpointError, match="features.conv0.weight is missing"):
+        backbone(SMALL, write(state, tmp_path / "head.pt"))
+
+
+def test_another_architecture_is_refused(tmp_path):
+    save_backbone(network(), tmp_path / "small.safetensors", SMALL)
+    with pytest.raises(CheckpointError, match="was written for densenet_small, not for densenet121"):
+        backbone("densenet121", tmp_path / "small.safetensors")
+    with pytest.raises(CheckpointError, match=r"does not fit shufflenet_v2_x0_5: conv1\.0\.weight is missing, and"):
+        backbone("shufflenet_v2_x0_5", write(network().state_dict(), tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.99])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_truncated_files(tmp_path, suffix, share):
+    path = write(network().state_dict(), tmp_path / f"w{suffix}")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(CheckpointError, match=r"(damaged|not a complete).*fetch or write it again"):
+        backbone(SMALL, path)
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html></html>", b"hello world", b"version https://git-lfs"])
+def test_something_else_under_the_name_of_a_checkpoint(tmp_path, content):
+    for name in ("w.pt", "w.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match="fetch or write it again"):
+            backbone(SMALL, tmp_path / name)
+
+
+class Trap:
+    """Writes a file when it is unpickled carelessly."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+    "wrap", [lambda s, t: t, lambda s, t: {**s, "trap": t}, lambda s, t: {"state_dict": s, "a": t}]
+)
+def test_code_in_a_checkpoint_never_runs(tmp_path, wrap, protocol):
+    sprung = tmp_path / "sprung"
+    content = wrap(network().state_dict(), Trap(sprung))
+    with open(tmp_path / "raw.pt", "wb") as file:
+        pickle.dump(content, file, protocol=protocol)
+    torch.save(content, tmp_path / "zip.pt", pickle_protocol=protocol)
+    for name in ("raw.pt", "zip.pt"):
+        with pytest.raises(CheckpointError, match=r"a pickle can run code; save its state_dict\(\) alone"):
+            backbone(SMALL, tmp_path / name)
+    assert not sprung.exists()
+    pickle.loads((tmp_path / "raw.pt").read_bytes(), encoding="bytes") if protocol == 2 else None
+    assert sprung.exists() == (protocol == 2), "the trap is one"
+
+
+def test_a_whole_module_is_refused_with_the_way_out(tmp_path):
+    torch.save(network(), tmp_path / "module.pt")
+    with pytest.raises(CheckpointError, match=r"save its state_dict\(\) alone"):
+        backbone(SMALL, tmp_path / "module.pt")
+    for content in ([1, 2], {}, {"a": 1}, torch.ones(2)):
+        torch.save(content, tmp_path / "other.pt")
+        with pytest.raises(CheckpointError, match="holds no state dict of tensors"):
+            read_state(tmp_path / "other.pt")
+
+
+def test_missing_file_and_unknown_names(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
+        backbone(SMALL, tmp_path / "nowhere.pt")
+    with pytest.raises(ValueError, match="unknown backbone 'densnet121'; did you mean densenet121"):
+        backbone("densnet121", "random")
+    with pytest.raises(ValueError, match="unknown backbone 'vit_b_16'"):
+        backbone("vit_b_16", "random")
+    for weights in ("imagnet", "IMAGENET1K_V7", "", "DenseNet169_Weights.IMAGENET1K_V1"):
+        with pytest.raises(ValueError, match=r"unknown weights .* for densenet121; allowed: imagenet, IMAGENET1K_V1"):
+            backbone("densenet121", weights)
+    with pytest.raises(
+        ValueError, match="unknown weights 'imagenet' for densenet_small; allowed: random, zeros, a path"
+    ):
+        backbone(SMALL)
+    with pytest.raises(ValueError, match="allowed: IMAGENET1K_SWAG"):
+        check_weights("regnet_y_128gf", "imagenet")
+
+
+def test_weights_of_torchvisions_enum():
+    enum = torchvision.models.ResNet50_Weights
+    assert check_weights("resnet50", "imagenet") is enum.IMAGENET1K_V1
+    assert check_weights("resnet50", "IMAGENET1K_V2") is check_weights("resnet50", str(enum.IMAGENET1K_V2))
+    assert check_weights("resnet50", "DEFAULT") is enum.IMAGENET1K_V2
+
+
+@pytest.mark.parametrize("name", ["densenet121", "resnet50", "googlenet", "inception_v3", "squeezenet1_1"])
+def test_offline_imagenet_says_what_to_do(name, monkeypatch):
+    def offline(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    with pytest.raises(ConnectionError, match=r"no network.*fetch https://\S+\.pth elsewhere and give its path"):
+        backbone(name, "imagenet")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("densenet121_tinyimagenet", "densenet121"), ("mobilenet_v2_imagenet1k", "mobilenet_v2")],
+)
+def test_real_weight_files(real_data, file, name):
+    path = real_data / "weights" / f"{file}.safetensors"
+    model, stored = backbone(name, path), read_state(path)
+    for key, value in model.state_dict().items():
+        if key in stored:  # at the file's precision
+            assert torch.equal(value, stored[key].to(value.dtype)), key
+    assert {key for key in stored if key not in model.state_dict()} <= {
+        f"{head}.{kind}" for head in ("classifier", "classifier.1") for kind in ("weight", "bias")
+    }
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(model(x)).all() and model(x).std() > 0

@@ -1,0 +1,232 @@
+"""Parameters: what a file or a notebook may say, and a clear refusal of everything else."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from medmerge import params
+from medmerge.params import ParameterError, Parameters, assigned_names, assigned_values, load_yaml
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}
+OVERRIDES = {"pair": {}, "source": {"pair": "source", "approaches": ["ft"]}}
+FILES = sorted((ROOT / "params").rglob("*.yaml"))
+
+
+def refused(values: dict, **options) -> list[str]:
+    """The lines of the refusal, one a problem."""
+    with pytest.raises(ParameterError) as raised:
+        Parameters.parse(values, **options)
+    first, *lines = str(raised.value).split("\n  ")
+    assert first == f"{options.get('origin', 'parameters')}: {len(lines)} problem" + "s" * (len(lines) > 1)
+    return lines
+
+
+def test_defaults_are_the_papers():
+    p = Parameters.parse({})
+    assert (p.backbone, p.image_size, p.lp_epochs, p.ft_epochs) == ("densenet121", 224, 50, 50)
+    assert (p.lp_lr, p.ft_lr, p.weight_decay, p.batch_size) == (1e-4, 1e-5, 0.01, 32)
+    assert p.approaches == ["ft", "lp_ft", "medmerge"] and p.normalisation == "affine"
+    with pytest.raises(ValueError, match="frozen"):
+        p.ft_lr = 1.0
+
+
+def test_every_parameter_has_a_reason():
+    for name, field in Parameters.model_fields.items():
+        assert field.description and not field.is_required(), name
+        assert f"| `{name}` | `{field.default!r}` | {field.description} |" in params.markdown()
+
+
+def test_unknown_names_give_the_nearest():
+    assert refused({"ft_epoch": 3}) == ["ft_epoch: unknown parameter; did you mean ft_epochs?"]
+    assert refused({"zzz": 3})[0].startswith("zzz: unknown parameter; known: track, title, ")
+    assert refused({1: 2, None: 3})[0].startswith("1: unknown parameter")
+    assert refused({"lp_lr": 1.0}, allowed=["ft_lr", "pair"]) == ["lp_lr: unknown parameter; did you mean ft_lr?"]
+
+
+def test_all_problems_come_at_once():
+    lines = refused(
+        {"ft_epoch": 3, "ft_lr": "1e-3", "batch_size": 1, "seeds": [0, -1], "track": "dmo"}, origin="x.yaml"
+    )
+    assert [line.split(":")[0] for line in lines] == ["ft_epoch", "track", "batch_size", "seeds[1]", "ft_lr"]
+    lines = refused({"fractions": [0.5, 0.2, 0.2], "seeds": [1, 1], "source_data": "a", "target_data": "csv"})
+    assert [line.split(":")[0] for line in lines] == [
+        *("fractions", "seeds", "source_data and source_weights", "target_labels")
+    ]
+
+
+@pytest.mark.parametrize("text", ["1e-3", "125e-5", "1e-05", "3e+2", "12345678e-12", "-1e5"])
+def test_numbers_that_yaml_reads_as_text(text):
+    assert isinstance(yaml.safe_load(f"ft_lr: {text}")["ft_lr"], str)
+    (line,) = refused({"ft_lr": text})
+    assert line.startswith(f"ft_lr: {text!r} is text, not a number; write ")
+    advice = line.split("write ")[1].split()[0]
+    assert yaml.safe_load(advice) == float(text)
+    (line,) = refused({"ft_epochs": "1e2"})
+    assert line.startswith("ft_epochs: '1e2' is text, not a number; write 100 (")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("ft_epochs", value) for value in (True, 0, -1, 1.5, 2.0, float("inf"), "many", None, [1])],
+        *[("ft_lr", value) for value in (True, 0, -1.0, float("nan"), float("inf"), "nan", "fast", None)],
+        *[("weight_decay", value) for value in (-0.1, float("nan"), float("inf"), False)],
+        *[("seeds", value) for value in (0, [], [True], [-1], [2**32], ["0"], [0.0], (0,), "0")],
+        *[("fractions", value) for value in ([0.5, 0.5], [1.0, 0.0, 0.0], [0.6, 0.2, 0.1, 0.1], ["a", 0.1, 0.1])],
+        *[("batchnorm", value) for value in (True, 2, -1, "first", 0.0)],
+        *[("pair", value) for value in ("", "a/b", "../up", ".hidden", "a b", "a\n", 3)],
+        *[("source_data", value) for value in ("a/b", "../up", ".hidden", "a b", "a\n", 3)],
+        *[("image_size", 15), ("image_size", 2000), ("split", "patient"), ("approaches", "ft"), ("device", "gpu")],
+        *[("precision", "fp16"), ("select", "first"), ("granularity", "kernels"), ("normalisation", "none")],
+    ],
+)
+def test_wrong_types_and_values(name, value):
+    other = {"source_weights": "w.pt"} if name == "source_data" else {}
+    lines = refused({name: value, **other})
+    assert all(line.startswith(name) for line in lines)
+    assert "write nan" not in lines[0]
+
+
+@pytest.mark.parametrize("name", ["ft_lr", "lp_lr", "weight_decay"])
+def test_a_whole_number_is_a_number(name):
+    assert getattr(Parameters.parse({name: 1}), name) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"fractions": [0.6, 0.2, 0.1]}, "fractions: .* sum to 0.9, not to 1"),
+        ({"approaches": ["ft", "ft"]}, r"approaches: .* names one twice"),
+        ({"source_weights": "c.pt"}, "source_data and source_weights: give both"),
+        ({"base_data": "a", "source_data": "a", "source_weights": "c.pt"}, "two sources need two names"),
+        ({"target_data": "csv"}, "target_labels: the dataset csv needs"),
+        ({"target_labels": "l.csv"}, "target_labels: synthetic:moles has its own labels"),
+        ({"save_weights": "w.safetensors"}, r"save_weights: saves one network; give one seed, approaches: \[ft\]"),
+        ({"save_weights": "w.safetensors", "approaches": ["ft"], "seeds": [0, 1]}, "save_weights: saves one network"),
+        ({"save_weights": "w.pt", "approaches": ["ft"]}, "save_weights: 'w.pt' must end in .safetensors"),
+    ],
+)
+def test_impossible_combinations(values, message):
+    with pytest.raises(ParameterError, match=message):
+        Parameters.parse(values)
+
+
+def test_possible_combinations():
+    Parameters.parse({"save_weights": "w.safetensors", "approaches": ["ft"]})
+    Parameters.parse({"source_data": "b", "source_weights": "b.pt", "batchnorm": 1})
+    Parameters.parse({"target_data": "csv", "target_labels": "l.csv", "fractions": [0.8, 0.1, 0.1]})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pair: a\nft_lr: 1.0\npair: b\n", "pair comes twice[\\s\\S]*line 3"),
+        ("- pair\n", "holds list, not parameters"),
+        ("", "holds NoneType"),
+        ("just words", "holds str"),
+        ("pair: [a\n", "not valid YAML"),
+        ("? [a, b]\n: 1\n", "not valid YAML.*a key must be a name"),
+        ("? {a: b}\n: 1\n", "not valid YAML.*a key must be a name"),
+        ("pair: !!python/object/apply:os.mkdir [sprung]\n", "not valid YAML.*python/object/apply:os.mkdir"),
+        ("pair: !!python/name:os.system\n", "not valid YAML"),
+        ("a: 1\x00", "not valid YAML"),
+    ],
+)
+def test_bad_yaml(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(ParameterError, match=message) as raised:
+        load_yaml(path)
+    assert str(path) in str(raised.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["p.yaml"]
+
+
+def test_a_yaml_file_that_is_not_there_or_cannot_be_read(tmp_path):
+    (tmp_path / "skin.yaml").write_text("pair: skin")
+    with pytest.raises(ParameterError, match=r"no parameter file at .*skim\.yaml; is it .*skin\.yaml\?"):
+        load_yaml(tmp_path / "skim.yaml")
+    with pytest.raises(ParameterError, match=r"no parameter file at .*x\.yaml$"):
+        load_yaml(tmp_path / "nowhere" / "x.yaml")
+    with pytest.raises(ParameterError, match="cannot be read"):
+        load_yaml(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("title: Fußball".encode("latin-1"))
+    with pytest.raises(ParameterError, match="cannot be read"):
+        load_yaml(tmp_path / "latin.yaml")
+
+
+INJECTED = "# Parameters\nft_epochs = 3\n{name} = 0.5\n"
+
+
+def test_from_notebook_takes_the_variables_that_are_parameters():
+    namespace = {"In": ["", "pair = 'a'"], "pair": "a", "ft_epochs": 3, "scores": object(), "_": 1, "pd": pytest}
+    p = Parameters.from_notebook(namespace)
+    assert p == Parameters.parse({"pair": "a", "ft_epochs": 3})
+    assert Parameters.from_notebook({"pair": "a"}).pair == "a"
+
+
+def test_from_notebook_refuses_an_injected_name_that_is_none():
+    cell = INJECTED.format(name="lp_rl")
+    namespace = {"In": ["", "pair = 'a'", cell, "import x"], "pair": "a", "ft_epochs": 3, "lp_rl": 0.5}
+    with pytest.raises(ParameterError, match=r"the notebook's parameters: 1 problem\s+lp_rl: .*did you mean lp_lr\?"):
+        Parameters.from_notebook(namespace)
+
+
+def test_from_notebook_in_a_live_kernel():
+    cells = ["pair = 'a'", INJECTED.format(name="lp_lr"), "other = 1\nft_epoch = 2", "%matplotlib inline", "!ls"]
+    namespace = {"In": cells, "pair": "a", "ft_epochs": 3, "lp_lr": 0.5, "other": 1, "ft_epoch": 2}
+    assert Parameters.from_notebook(namespace).lp_lr == 0.5
+    wrong, mended = INJECTED.format(name="lp_rl"), INJECTED.format(name="lp_lr")
+    namespace = {"In": [wrong, mended], "ft_epochs": 3, "lp_lr": 0.5, "lp_rl": 0.5}
+    assert Parameters.from_notebook(namespace).lp_lr == 0.5, "a mended cell counts, not the one before it"
+
+
+def test_assignments():
+    source = "# note\na = 1\nb: int = 2\nc: int\nd = e = [1, 'x']\nf.g = 3\nh, i = 1, 2\nif True:\n    j = 1\n"
+    assert assigned_names(source) == ["a", "b", "d", "e"]
+    assert assigned_values(source) == {"a": 1, "b": 2, "d": [1, "x"], "e": [1, "x"]}
+    with pytest.raises(ValueError):
+        assigned_values("a = print(1)")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_parameter_files_parse_and_fit_their_notebook(path):
+    text, values = path.read_text(), load_yaml(path)
+    kind = "source" if values.get("save_weights") else "pair"
+    told = [line for line in text.splitlines() if f"params/{path.parent.name}/{path.name}" in line and "run" in line]
+    assert all(f"notebooks/{kind}.ipynb" in line for line in told), "the comment names another notebook"
+    p = Parameters.parse(values, str(path), allowed=assigned_names(parameters_cell(kind)))
+    assert p.track == path.parent.name
+    assert not [name for name, value in values.items() if isinstance(value, str) and value.startswith(("/", "~"))]
+
+
+def test_there_are_parameter_files():
+    assert {"demo/pair.yaml", "open/skin.yaml"} <= {f"{path.parent.name}/{path.name}" for path in FILES}
+
+
+def parameters_cell(name: str) -> str:
+    notebook = nbformat.read(NOTEBOOKS[name], 4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    return cell.source
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_notebooks_state_the_schemas_defaults_and_reasons(name):
+    source = parameters_cell(name)
+    names = assigned_names(source)
+    assert source == params.cell(names, **OVERRIDES[name])
+    defaults = {n: OVERRIDES[name].get(n, Parameters.model_fields[n].default) for n in names}
+    assert assigned_values(source) == defaults
+    if name == "pair":
+        assert set(names) == set(Parameters.model_fields) - {"save_weights"}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_later_cell_of_a_notebook_sets_a_parameter(name):
+    """A rerun in a live kernel would take it for one."""
+    code = [cell for cell in nbformat.read(NOTEBOOKS[name], 4).cells if cell.cell_type == "code"]
+    later = [n for c in code if "parameters" not in c.metadata.get("tags", []) for n in assigned_names(c.source)]
+    assert later and not set(later) & set(Parameters.model_fields)

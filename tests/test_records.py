@@ -1,0 +1,186 @@
+"""The record of a run: written whole, read back exactly, refused where it is damaged."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import medmerge
+from medmerge import records
+from medmerge.records import RecordError
+
+WHERE = Path("demo/moles/densenet_small/medmerge-b-c/seed0")
+RUN = {
+    "definition": {"approach": "medmerge"},
+    "hash": "0" * 64,
+    "row": {"approach": "medmerge", "title": "MedMerge", "sources": ["b", "c"]},
+    "seed": 0,
+    "data": {"classes": ["nævus", "NA", "a,b"]},
+    "metrics": {"macro_f1": 0.5, "recall/NA": None},
+}
+HISTORY = pd.DataFrame({"phase": ["fine_tune"], "epoch": [1], "train_loss": [0.1 + 0.2], "val_macro_f1": [1 / 3]})
+PROBABILITIES = np.random.default_rng(0).dirichlet([1, 1, 1], 5).astype(np.float32)
+WEIGHTS = {"z.last": np.float32([0.1, 0.2]), "a.first": np.float32([1 / 3, 7.0, -1e-8])}
+
+
+def predictions() -> pd.DataFrame:
+    frame = pd.DataFrame({"id": ["007", "1e3", "NA", "x/ü.jpg", "a,b"], "label": ["NA", "a,b", "nævus", "NA", "NA"]})
+    return frame.assign(**{f"p_{name}": PROBABILITIES[:, k] for k, name in enumerate(RUN["data"]["classes"])})
+
+
+def write(folder, run=RUN, weights=WEIGHTS):
+    return records.write(folder, run, HISTORY, predictions(), weights)
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, {}])
+def test_round_trip_is_exact(tmp_path, weights):
+    written, record = write(tmp_path / WHERE, weights=weights), records.read(tmp_path / WHERE)
+    assert record.run == written.run == {**RUN, "layers": list(weights)}
+    assert record.label == "MedMerge b + c"
+    pd.testing.assert_frame_equal(record.history, HISTORY, check_exact=True)
+    assert np.array_equal(record.probabilities.astype(np.float32), PROBABILITIES)
+    assert record.probabilities.dtype == np.float64
+    assert list(record.predictions["id"]) == ["007", "1e3", "NA", "x/ü.jpg", "a,b"]
+    assert record.labels.tolist() == [1, 2, 0, 1, 1] and record.labels.dtype == np.int64
+    assert list(record.kernel_weights) == list(weights)
+    assert all(np.array_equal(record.kernel_weights[name], w) for name, w in weights.items())
+    assert {p.name for p in record.folder.iterdir()} == {
+        *("run.json", "history.csv", "predictions.csv"),
+        *(["kernel_weights.safetensors"] if weights else []),
+    }
+
+
+def test_a_weight_a_parameter_is_kept_as_each_kernels_mean(tmp_path):
+    weights = {"conv": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2), "conv.bias": np.float32([0.1, 0.2])}
+    kept = write(tmp_path / WHERE, weights=weights).kernel_weights
+    assert kept["conv"].tolist() == [5.5, 17.5] and kept["conv"].dtype == np.float32
+    assert np.array_equal(kept["conv.bias"], weights["conv.bias"])
+
+
+def test_run_json_is_written_last(tmp_path, monkeypatch):
+    order, write_bytes = [], Path.write_bytes
+    monkeypatch.setattr(
+        Path, "write_bytes", lambda path, content: order.append(path.name) or write_bytes(path, content)
+    )
+    write(tmp_path / WHERE)
+    assert len(order) == 4 and order[-1] == ".run.json.partial"
+
+
+@pytest.mark.parametrize("fails_at", ["history.csv", "predictions.csv", "kernel_weights.safetensors", "run.json"])
+def test_a_run_cut_short_while_it_is_written_is_not_finished(tmp_path, monkeypatch, fails_at):
+    replace = Path.replace
+
+    def interrupted(path, target):
+        if Path(target).name == fails_at:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / WHERE)
+    assert not (tmp_path / WHERE / fails_at).exists()
+    with pytest.raises(FileNotFoundError, match="no finished run in"):
+        records.read(tmp_path / WHERE)
+    assert records.gather(tmp_path) == []
+    write(tmp_path / WHERE)
+    assert len(records.gather(tmp_path)) == 1 and not list(tmp_path.rglob("*.partial"))
+
+
+def test_run_json_is_for_people_and_for_diffs(tmp_path):
+    text = (write(tmp_path / WHERE).folder / "run.json").read_text(encoding="utf-8")
+    assert "nævus" in text and text.endswith("}\n") and len(text.splitlines()) > 10
+
+
+@pytest.mark.parametrize("name", ["run.json", "history.csv", "predictions.csv", "kernel_weights.safetensors"])
+def test_missing_files_are_named(tmp_path, name):
+    folder = write(tmp_path / WHERE).folder
+    (folder / name).unlink()
+    error, message = (FileNotFoundError, "no finished run") if name == "run.json" else (RecordError, f"lacks {name};")
+    with pytest.raises(error, match=message):
+        records.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is damaged"),
+        (b'{"definition": ', "is damaged"),
+        (b"[1]", "is damaged"),
+        (b'"text"', "is damaged"),
+        (b"\xff\xfe\x00", "is damaged"),
+        (json.dumps({**RUN}).encode(), "lacks layers;"),
+        (json.dumps({k: v for k, v in RUN.items() if k not in ("seed", "hash")}).encode(), "lacks hash, layers, seed;"),
+    ],
+)
+def test_damaged_run_json(tmp_path, content, message):
+    folder = write(tmp_path / WHERE).folder
+    (folder / "run.json").write_bytes(content)
+    with pytest.raises(RecordError, match=message) as raised:
+        records.read(folder)
+    assert str(folder) in str(raised.value)
+    with pytest.raises(RecordError):
+        records.gather(tmp_path)
+
+
+def test_gather_and_table(tmp_path):
+    for track, seed in (("open", 1), ("demo", 1), ("demo", 0)):
+        folder = tmp_path / track / WHERE.relative_to("demo").with_name(f"seed{seed}")
+        write(folder, {**RUN, "seed": seed})
+    (tmp_path / "demo/pair.ipynb").touch()
+    (tmp_path / "demo/moles/densenet_small/ft-b/seed0/checkpoint").mkdir(parents=True)
+    gathered = records.gather(tmp_path)
+    table = records.table(gathered)
+    assert table[["track", "seed"]].to_numpy().tolist() == [["demo", 0], ["demo", 1], ["open", 1]]
+    assert list(table.columns) == [
+        *("track", "pair", "backbone", "run", "approach", "sources", "seed", "macro_f1", "recall/NA")
+    ]
+    first = table.iloc[0]
+    assert (first["pair"], first["backbone"], first["run"]) == ("moles", "densenet_small", "MedMerge b + c")
+    assert (first["approach"], first["sources"], first["macro_f1"]) == ("medmerge", "b + c", 0.5)
+    assert len(records.gather(tmp_path, "open/*/*/*/seed*")) == 1
+    assert records.gather(tmp_path / "nowhere") == [] and records.table([]).empty
+
+
+def git(folder, *arguments) -> str:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package's folder with one source file, where `records` believes to be."""
+    folder = tmp_path / "repository" / "medmerge"
+    folder.mkdir(parents=True)
+    (folder / "records.py").write_text("a = 1\n")
+    monkeypatch.setattr(records, "__file__", str(folder / "records.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    return folder
+
+
+def test_provenance(package):
+    git(package.parent, "init", "-q")
+    git(package, "add", ".")
+    git(package, "commit", "-qm", "first")
+    commit = git(package, "rev-parse", "HEAD")
+    found = records.provenance()
+    assert found["commit"] == commit and len(commit) == 40
+    assert found["versions"]["medmerge"] == medmerge.__version__
+    assert set(found["versions"]) == {*records.LIBRARIES, "python"}
+    assert all(version[0].isdigit() for version in found["versions"].values())
+    assert len(found["system"].split()) == 2
+    (package.parent / "notes.txt").write_text("not the package's\n")
+    assert records.provenance()["commit"] == commit
+    (package / "records.py").write_text("a = 2\n")
+    assert records.provenance()["commit"] == f"{commit}+changes"
+
+
+def test_provenance_outside_git(package, monkeypatch):
+    assert records.provenance()["commit"] == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert records.provenance()["commit"] == "unknown"
+    monkeypatch.setattr(records, "LIBRARIES", ("no-such-library",))
+    assert records.provenance()["versions"]["no-such-library"] == "not installed"

@@ -1,0 +1,416 @@
+"""From parameters to records: what is refused, run, resumed after an interruption, and not run again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from medmerge import Parameters, backbone, checkpoints, data, evaluation, save_backbone, study
+from medmerge.approaches import APPROACHES, classifier
+from medmerge.backbones import CheckpointError, read_state
+from medmerge.params import ParameterError
+from medmerge.records import RecordError
+from medmerge.study import Row
+from medmerge.training import Protocol, Task
+
+TINY = {
+    **{"base_data": "objects", "base_weights": "w/objects.safetensors"},
+    **{"source_data": "lesions", "source_weights": "w/lesions.safetensors"},
+    **{"backbone": "densenet_small", "image_size": 32, "fractions": [0.2, 0.2, 0.6], "precision": "fp32"},
+    **{"device": "cpu", "lp_epochs": 2, "lp_lr": 3e-2, "ft_epochs": 2, "ft_lr": 2e-3},
+}
+EXACT = ("history.csv", "predictions.csv", "kernel_weights.safetensors")
+
+
+def parameters(**changes) -> Parameters:
+    return Parameters.parse({**TINY, **changes})
+
+
+def write_weights(folder):
+    for seed, name in enumerate(("objects", "lesions")):
+        torch.manual_seed(seed)
+        save_backbone(backbone("densenet_small", "random"), folder / "w" / f"{name}.safetensors", "densenet_small")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project with two sources, and the working folder in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    write_weights(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """All five rows, run once without interruption: a folder and the records. Only to be read."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MEDMERGE_CACHE", str(folder.parent / "cache"))
+        write_weights(folder)
+        return folder, study.run(parameters())
+
+
+def copy_of(finished, project):
+    """The finished records, in a project of a test's own."""
+    shutil.copytree(finished[0] / "results", project / "results")
+
+
+def files(folder) -> dict:
+    return {p.relative_to(folder): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_rows_are_the_papers():
+    names = [row.name for row in study.rows(parameters())]
+    assert names == ["ft-objects", "ft-lesions", "lp_ft-objects", "lp_ft-lesions", "medmerge-objects-lesions"]
+    alone = parameters(source_data="", source_weights="", approaches=["lp_ft", "ft"])
+    assert [(row.name, row.title) for row in study.rows(alone)] == [("lp_ft-objects", "LP-FT"), ("ft-objects", "FT")]
+
+
+def test_folder_is_below_the_project(project, monkeypatch):
+    (project / "_config.yml").touch()
+    (project / "notebooks").mkdir()
+    monkeypatch.chdir(project / "notebooks")
+    where = study.folder(parameters(pair="p"), Row("ft", ("objects",)), 3)
+    assert where == project / "results/demo/p/densenet_small/ft-objects/seed3"
+
+
+def test_paths_are_the_projects_or_the_datas(project, monkeypatch):
+    assert study.resolve("w/objects.safetensors") == project / "w/objects.safetensors"
+    (project / "elsewhere").mkdir()
+    (project / "elsewhere" / "d").mkdir()
+    monkeypatch.setenv("MEDMERGE_DATA", str(project / "elsewhere"))
+    assert study.resolve("d") == project / "elsewhere" / "d" == study.resolve("$MEDMERGE_DATA/d")
+    assert study.resolve(str(project / "w")) == project / "w"
+
+
+def test_definition_leaves_out_paths_devices_and_what_others_read():
+    ft, merge = Row("ft", ("objects",)), Row("medmerge", ("objects", "lesions"))
+
+    def defined(row, **changes):
+        return study.definition_hash(study.definition(parameters(**changes), row, 0))
+
+    for same in (
+        {"base_weights": "x.pt", "source_weights": "y.pt"},
+        {"device": "auto", "results": "elsewhere", "pair": "b", "track": "open", "title": "t"},
+        {"target_root": "x", "seeds": [0, 1, 2], "approaches": ["ft", "medmerge"]},
+    ):
+        assert defined(ft, **same) == defined(ft) and defined(merge, **same) == defined(merge)
+    for option in ({"lp_lr": 1.0}, {"lp_epochs": 9}, {"granularity": "layer"}, {"batchnorm": 0}):
+        assert defined(ft, **option) == defined(ft) and defined(merge, **option) != defined(merge)
+    assert defined(merge, lp_batchnorm="train") == defined(merge)
+    assert defined(Row("lp_ft", ft.sources), lp_batchnorm="train") != defined(Row("lp_ft", ft.sources))
+    for name in ("ft_epochs", "ft_lr", "batch_size", "image_size", "split_seed", "weight_decay"):
+        assert defined(ft, **{name: 17}) != defined(ft), name
+    assert len({defined(ft), defined(merge), defined(Row("ft", ("lesions",)))}) == 3
+    assert defined(ft) != study.definition_hash(study.definition(parameters(), ft, 1))
+
+
+def test_every_setting_of_an_approach_is_in_its_definition():
+    for name, approach in APPROACHES.items():
+        assert set(approach.settings) <= approach.reads
+        assert approach.reads <= set(study.definition(parameters(), Row(name, ("objects",)), 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_data": "synthetic:mole"}, "target_data: unknown 'synthetic:mole'; did you mean synthetic:moles"),
+        ({"target_data": ""}, "target_data: unknown ''"),
+        ({"exclude_data": "ham1k"}, "exclude_data: unknown 'ham1k'; did you mean ham10k"),
+        ({"backbone": "resnet5"}, "backbone: unknown 'resnet5'; did you mean .*resnet50"),
+        ({"approaches": ["ft", "medmerg"]}, "approaches: unknown 'medmerg'; did you mean medmerge"),
+        ({"source_data": "", "source_weights": ""}, "medmerge merges two sources; give source_data and source_weights"),
+        ({"base_weights": "w/none.pt"}, r"base_weights: no file w/none\.pt .*give a path, or imagenet"),
+        ({"source_weights": "w"+"/none.safetensors"}, "source_weights: no file .*run the source notebook first"),
+        ({"base_weights": "imagnet"}, "base_weights: unknown weights 'imagnet' for densenet_small; allowed: random"),
+        ({"base_weights": "imagenet"}, "base_weights: unknown weights 'imagenet' for densenet_small"),
+        ({"target_root": "nowhere"}, "target_root: no nowhere here or under"),
+        ({"target_data": "ham10k"}, "target_root: ham10k needs the folder"),
+        ({"exclude_data": "ham10k"}, "exclude_root: ham10k needs the folder"),
+        ({"target_data": "csv", "target_root": "w", "target_labels": "l.csv"}, "target_labels: no l.csv here"),
+        ({"target_data": "x", "backbone": "y", "approaches": ["z"]}, r"(?s)approaches: .*backbone: .*target_data: "),
+        ({"base_weights": "w/a.pt", "source_weights": "w/b.pt", "target_root": "c"}, r"(?s)a\.pt.*b\.pt.*target_root"),
+    ],
+)  # fmt: skip
+def test_check_refuses_before_anything_is_written(project, changes, message):
+    before = files(project)
+    for function in (study.check, study.run):
+        with pytest.raises(ParameterError, match=message):
+            function(parameters(**changes))
+    assert files(project) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_asked_for_where_none_is(project):
+    with pytest.raises(ParameterError, match="no GPU here; set device: cpu or auto"):
+        study.run(parameters(device="cuda"))
+    assert not (project / "results").exists()
+
+
+def test_check_names_what_is_left(project, finished):
+    p = parameters(seeds=[1, 0])
+    assert study.check(p) == [(row, seed) for seed in (1, 0) for row in study.rows(p)]
+    copy_of(finished, project)
+    assert study.check(p) == [(row, 1) for row in study.rows(p)]
+
+
+def test_a_run_leaves_a_whole_record(finished):
+    folder, records = finished
+    classes = ["common", "atypical", "globular", "melanoma"]
+    assert [record.label for record in records] == [
+        *("FT objects", "FT lesions", "LP-FT objects", "LP-FT lesions", "MedMerge objects + lesions")
+    ]
+    for record in records:
+        merged = record.run["row"]["approach"] == "medmerge"
+        assert {p.name for p in record.folder.iterdir()} == {
+            *("run.json", "history.csv", "predictions.csv", "checkpoint"),
+            *(["kernel_weights.safetensors"] if merged else []),
+        }
+        assert [p.name for p in (record.folder / "checkpoint").iterdir()] == ["backbone.safetensors"]
+        scores = evaluation.metrics(record.labels, record.probabilities, classes)
+        assert record.run["metrics"] == pytest.approx(scores, abs=1e-6)
+        assert record.run["data"]["classes"] == classes
+        assert len(record.predictions) == sum(record.run["data"]["counts"]["test"].values()) > 300
+        assert record.predictions["id"].is_unique
+        phases = ["fine_tune"] if record.run["row"]["approach"] == "ft" else ["linear_probe", "fine_tune"]
+        assert list(zip(record.history["phase"], record.history["epoch"], strict=True)) == [
+            (phase, epoch) for phase in phases for epoch in (1, 2)
+        ]
+        assert set(record.run["cost"]) >= set(phases)
+        assert record.run["parameters"] == json.loads(parameters().model_dump_json())
+        assert str(folder) not in json.dumps(record.run)
+
+
+def test_learnt_weights_are_of_every_kernel(finished):
+    merged = finished[1][-1]
+    network = backbone("densenet_small", "random")
+    kernels = {n: len(m.weight) for n, m in network.named_modules() if isinstance(m, torch.nn.Conv2d)}
+    assert {name: w.shape for name, w in merged.kernel_weights.items()} == {n: (k,) for n, k in kernels.items()}
+    assert list(merged.kernel_weights) == list(kernels)
+    assert all(np.abs(w - 0.5).max() > 1e-3 for w in merged.kernel_weights.values())
+
+
+def test_all_rows_are_tested_on_the_same_images_and_trained(finished):
+    dataset = data.load("synthetic:moles", image_size=32, fractions=(0.2, 0.2, 0.6))
+    truth = [dataset.classes[k] for k in dataset.test.labels]
+    states = [read_state(finished[0] / "w" / f"{name}.safetensors") for name in ("objects", "lesions")]
+    for record in finished[1]:
+        assert record.run["data"]["fingerprint"] == dataset.fingerprint
+        assert list(record.predictions["id"]) == list(dataset.test.ids)
+        assert list(record.predictions["label"]) == truth
+        states.append(read_state(record.folder / "checkpoint" / "backbone.safetensors"))
+    assert len({state["features.conv0.weight"].numpy().tobytes() for state in states}) == 7
+    assert all(state.keys() == states[0].keys() for state in states)
+
+
+def test_heads_start_alike_for_a_seed():
+    task = Task(None, None, 4, 3, Protocol())
+    heads = [classifier(backbone("densenet_small", weights), task).head for weights in ("random", "zeros")]
+    assert torch.equal(heads[0].weight, heads[1].weight) and torch.equal(heads[0].bias, heads[1].bias)
+    task.seed = 4
+    assert not torch.equal(classifier(backbone("densenet_small", "zeros"), task).head.weight, heads[0].weight)
+
+
+def test_first_epochs_start_from_the_same_head_in_all_rows(project, monkeypatch):
+    """Read off what `fit` is given, in a whole study."""
+    from medmerge import training
+
+    heads = {}
+
+    def note(model, train, val, phase, task):
+        heads.setdefault(task.key, getattr(model, "head", model).weight.detach().clone())
+        raise InterruptedError
+
+    monkeypatch.setattr(training, "fit", note)
+    p = parameters()
+    dataset = study.load_data(p)
+    for row in study.rows(p):
+        with pytest.raises(InterruptedError):
+            study.run_row(p, row, 0, dataset)
+    first, *others = heads.values()
+    assert len(others) == 4 and all(torch.equal(first, other) for other in others)
+
+
+def test_a_second_run_does_nothing(project, finished, monkeypatch):
+    copy_of(finished, project)
+    before = files(project / "results")
+    again = study.run(parameters())
+    assert files(project / "results") == before
+    assert [record.run for record in again] == [record.run for record in finished[1]]
+
+
+def test_finished_runs_need_neither_data_nor_weights_nor_device(project, finished, monkeypatch):
+    copy_of(finished, project)
+    for path in (project / "w").iterdir():
+        path.unlink()
+    monkeypatch.setattr(data, "load", None)
+    assert len(study.run(parameters(device="cuda", target_root="gone"))) == 5
+
+
+def test_a_finished_run_of_another_definition_is_refused(project, finished):
+    copy_of(finished, project)
+    before = files(project / "results")
+    with pytest.raises(RecordError, match=r"ft-objects.* ft_lr is 0\.002 there and 0\.5 here\. .* another `pair`"):
+        study.run(parameters(ft_lr=0.5))
+    with pytest.raises(RecordError, match="lp_ft-objects.* lp_lr is 0.03 there and 0.5 here"):
+        study.check(parameters(lp_lr=0.5))
+    with pytest.raises(RecordError, match="medmerge-objects-lesions.* granularity is 'kernel' there and 'layer' here"):
+        study.check(parameters(granularity="layer"))
+    assert study.check(parameters(lp_lr=0.5, approaches=["ft"])) == []
+    assert files(project / "results") == before
+
+
+def test_other_data_under_a_finished_record_is_refused(project, finished):
+    copy_of(finished, project)
+    path = project / "results/demo/demo/densenet_small/ft-lesions/seed0/run.json"
+    run = json.loads(path.read_text())
+    run["data"]["fingerprint"] = "0" * 64
+    path.write_text(json.dumps(run))
+    with pytest.raises(RecordError, match="ft-lesions.seed0 was computed on other images"):
+        study.run(parameters(seeds=[0, 1]))
+    assert not list(project.rglob("seed1"))
+
+
+def test_other_weights_under_a_finished_record_are_refused(project, finished):
+    copy_of(finished, project)
+    torch.manual_seed(9)
+    save_backbone(backbone("densenet_small", "random"), project / "w/lesions.safetensors", "densenet_small")
+    with pytest.raises(RecordError, match="ft-lesions.seed0 started from other weights of lesions than are here now"):
+        study.run(parameters(seeds=[0, 1]))
+    assert not list(project.rglob("seed1"))
+
+
+def test_a_damaged_source_stops_the_study_before_it_trains(project):
+    (project / "w/lesions.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"lesions\.safetensors is not a complete safetensors file"):
+        study.run(parameters())
+    assert not (project / "results").exists()
+
+
+CUTS = {"ft": [("fine_tune", 1)], "lp_ft": [("linear_probe", 1), ("fine_tune", 1), ("fine_tune", 2)]}
+CUTS["medmerge"] = [("linear_probe", 1), ("linear_probe", 2), ("fine_tune", 1)]
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.parametrize("approach", CUTS)
+def test_an_interrupted_run_ends_with_the_same_bytes(project, finished, monkeypatch, approach, select):
+    reference = next(r for r in finished[1] if r.run["row"]["approach"] == approach).folder
+    p = parameters(approaches=[approach], select=select)
+    row = study.rows(p)[0]
+    dataset = study.load_data(p)
+    if select == "last":
+        reference = study.run_row(parameters(select=select, pair="whole"), row, 0, dataset).folder
+    save, cuts = checkpoints.Progress._save, CUTS[approach][:]
+
+    def interrupted(self):
+        save(self)
+        if (self.phase, self.epoch) in cuts:
+            cuts.remove((self.phase, self.epoch))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.Progress, "_save", interrupted)
+    for _ in CUTS[approach]:
+        with pytest.raises(KeyboardInterrupt):
+            study.run_row(p, row, 0, dataset)
+        assert study.check(p)[0] == (row, 0), "not finished"
+        assert not (study.folder(p, row, 0) / "run.json").exists()
+    assert not cuts
+    record = study.run_row(p, row, 0, dataset)
+    for name in EXACT:
+        assert (record.folder / name).exists() == (reference / name).exists()
+        if (reference / name).exists():
+            assert (record.folder / name).read_bytes() == (reference / name).read_bytes(), name
+    assert not list(record.folder.rglob("*.pt")) and not list(record.folder.rglob("*.partial"))
+
+
+def test_an_interruption_within_an_epoch_loses_that_epoch_only(project, finished, monkeypatch):
+    from medmerge import training
+
+    p = parameters(approaches=["medmerge"])
+    reference, train, epochs = finished[1][-1].folder, training._train_epoch, []
+
+    def counted(*arguments):
+        epochs.append(arguments[-1])
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+        return train(*arguments)
+
+    monkeypatch.setattr(training, "_train_epoch", counted)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(p)
+    (record,) = study.run(p)
+    assert epochs == [
+        *("linear_probe, epoch 1", "linear_probe, epoch 2", "linear_probe, epoch 2"),
+        *("fine_tune, epoch 1", "fine_tune, epoch 2"),
+    ]
+    assert all((record.folder / name).read_bytes() == (reference / name).read_bytes() for name in EXACT)
+
+
+def test_a_run_of_its_own_process_state_gives_the_same_bytes(project, finished):
+    """Neither the global random state nor the other rows matter."""
+    torch.manual_seed(99)
+    np.random.seed(99)
+    (record,) = study.run(parameters(approaches=["medmerge"], pair="again"))
+    assert all((record.folder / name).read_bytes() == (finished[1][-1].folder / name).read_bytes() for name in EXACT)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "run.json").write_text('{"hash": "x'), r"run\.json is damaged .*run again"),
+        (lambda folder: (folder / "run.json").write_text("[]"), r"run\.json is damaged"),
+        (lambda folder: (folder / "run.json").write_text("{}"), "lacks data, definition, hash"),
+        (lambda folder: (folder / "history.csv").unlink(), r"lacks history\.csv; restore it or run it again"),
+        (lambda folder: (folder / "kernel_weights.safetensors").unlink(), r"lacks kernel_weights\.safetensors"),
+    ],
+)
+def test_a_damaged_record_is_not_run_over(project, finished, damage, message):
+    copy_of(finished, project)
+    damage(project / "results/demo/demo/densenet_small/medmerge-objects-lesions/seed0")
+    before = files(project / "results")
+    with pytest.raises(RecordError, match=f"medmerge-objects-lesions.seed0.*{message}"):
+        study.run(parameters())
+    assert files(project / "results") == before
+
+
+@pytest.fixture
+def source():
+    alone = {"approaches": ["ft"], "source_data": "", "source_weights": "", "ft_epochs": 1, "pair": "source"}
+    return parameters(**alone, save_weights="out/moles.safetensors")
+
+
+def test_save_weights_makes_a_source(project, source):
+    (record,) = study.run(source)
+    path = project / "out/moles.safetensors"
+    assert path.read_bytes() == (record.folder / "checkpoint/backbone.safetensors").read_bytes()
+    before = files(project)
+    study.run(source)
+    assert files(project) == before
+    key = "features.conv0.weight"
+    assert not torch.equal(read_state(path)[key], read_state(project / "w/objects.safetensors")[key])
+    assert len(study.check(parameters(source_data="moles", source_weights="out/moles.safetensors"))) == 5
+
+
+def test_weights_asked_for_after_the_run_are_saved_too(project, source, caplog):
+    study.run(source)
+    path, before = project / "out/moles.safetensors", (project / "out/moles.safetensors").read_bytes()
+    path.unlink()
+    study.run(source)
+    assert path.read_bytes() == before and not list(path.parent.glob(".*"))
+    path.unlink()
+    next((project / "results").rglob("backbone.safetensors")).unlink()
+    study.run(source)
+    assert not path.exists()
+    assert "save_weights: this finished run's network is not here" in caplog.text
+    assert str(project) not in caplog.text
+
+
+def test_random_sources_depend_on_the_seed(project):
+    p = parameters(base_weights="random", seeds=[0, 1])
+    states = [study.load_source(p, "objects", seed).state_dict() for seed in (0, 1, 0)]
+    key = "features.conv0.weight"
+    assert torch.equal(states[0][key], states[2][key]) and not torch.equal(states[0][key], states[1][key])
