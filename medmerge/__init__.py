@@ -2,7 +2,7 @@
 
 from medmerge.backbones import Classifier, backbone, save_backbone
 from medmerge.merge import KernelMerge, zeros_like
-from medmerge.params import Parameters
+from medmerge.params import ParameterError, Parameters
 
-__all__ = ["Classifier", "KernelMerge", "Parameters", "backbone", "save_backbone", "zeros_like"]
+__all__ = ["Classifier", "KernelMerge", "ParameterError", "Parameters", "backbone", "save_backbone", "zeros_like"]
 __version__ = "0.1.0"

@@ -75,6 +75,7 @@ def _run(options: argparse.Namespace) -> int:
             partial,
             load_yaml(options.params),
             kernel_name="python3",
+            language="python",
             cwd=str(home),
             log_output=False,
             progress_bar=False,
@@ -85,6 +86,9 @@ def _run(options: argparse.Namespace) -> int:
         partial.replace(failed)
         print(f"medmerge: {error.ename}: {error.evalue}\nIt stopped in {failed}", file=sys.stderr)
         return 1
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     _publish(partial, output, options.params, p.title)
     failed.unlink(missing_ok=True)
     print(output)

@@ -288,9 +288,7 @@ def _indices(values: ArrayLike, name: str, num_classes: int) -> NDArray[np.int64
 def _distributions(values: ArrayLike, images: int, num_classes: int) -> NDArray[np.float64]:
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (images, num_classes):
-        raise ValueError(
-            f"probabilities has shape {values.shape}, not images x classes {images, num_classes}"
-        )
+        raise ValueError(f"probabilities has shape {values.shape}, not images x classes {images, num_classes}")
     if not np.isfinite(values).all():
         row = np.isfinite(values).all(axis=1).argmin()
         raise ValueError(f"probabilities has a non-finite value in row {row}: see whether training diverged")

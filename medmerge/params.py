@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -256,8 +257,8 @@ def cell(names: Iterable[str], **defaults: object) -> str:
         defaults: the notebook's own defaults, where they differ from the schema's.
     """
     fields = {name: Parameters.model_fields[name] for name in names}
-    lines = [(f"{name} = {defaults.get(name, f.default)!r}", f.description) for name, f in fields.items()]
-    return "\n".join(f"{code}  # {reason}" for code, reason in lines).replace("'", '"')
+    lines = [(f"{name} = {json.dumps(defaults.get(name, f.default))}", f.description) for name, f in fields.items()]
+    return "\n".join(f"{code}  # {reason}" for code, reason in lines)
 
 
 def markdown() -> str:

@@ -155,7 +155,8 @@ def displacement(record: Record) -> dict[str, float]:
     probe = history[history["phase"] == "linear_probe"].reset_index(drop=True)
     kept = probe["val_macro_f1"].idxmax() + 1 if p["select"] == "best" else len(probe)
     images = sum(record.run["data"]["counts"]["train"].values())
-    steps = kept * -(-images // p["batch_size"])
+    whole, rest = divmod(images, p["batch_size"])
+    steps = kept * (whole + (rest > 1 or not whole))
     return {
         "mean": float(np.abs(w - 0.5).mean()),
         "largest": float(np.abs(w - 0.5).max()),
@@ -222,7 +223,7 @@ def numbers(records: Sequence[Record]) -> dict[str, str]:
         "baselines": str(len(pairs)),
         "above": str((pairs["difference"] > 0).sum()),
         "significant": str((pairs["p_holm"] < ALPHA).sum()),
-        "seeds": str(merged["seeds"]),
+        "seeds": f"{merged['seeds']} seed" + "s" * int(merged["seeds"] > 1),
         "test-images": f"{sum(run['data']['counts']['test'].values()):,}",
         "train-images": f"{sum(run['data']['counts']['train'].values()):,}",
         "image-size": str(run["parameters"]["image_size"]),

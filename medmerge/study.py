@@ -260,9 +260,13 @@ def run_row(p: Parameters, row: Row, seed: int, dataset: data.Dataset) -> Record
 
 
 def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
-    """The backbone trained on ``name`` (``base_data`` or ``source_data``); a random one depends on the seed alone."""
-    weights = p.base_weights if name == p.base_data else p.source_weights
-    with devices.seeded(devices.choose_device("cpu"), seed):
+    """The backbone trained on ``name`` (``base_data`` or ``source_data``).
+
+    A random one depends on the seed and on which of the two it is.
+    """
+    base = name == p.base_data
+    weights = p.base_weights if base else p.source_weights
+    with devices.seeded(devices.choose_device("cpu"), seed, *(() if base else (1,))):
         return backbone(p.backbone, resolve(weights) if backbones.is_path(weights) else weights)
 
 

@@ -13,9 +13,7 @@ def test_unknown_dataset(name, nearest):
         load_table(name)
 
 
-@pytest.mark.parametrize(
-    ("name", "where"), [("ham10k", "DVN/DBW86T"), ("isic2019", "challenge.isic-archive")]
-)
+@pytest.mark.parametrize(("name", "where"), [("ham10k", "DVN/DBW86T"), ("isic2019", "challenge.isic-archive")])
 def test_no_folder(tmp_path, name, where):
     for root in (None, tmp_path / "nowhere", tmp_path):
         with pytest.raises(DataError, match=where):

@@ -150,9 +150,7 @@ def test_two_processes_at_once(table, cache):
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
     root = str(cache.parent / "ham")
-    workers = [
-        context.Process(target=load_at_once, args=(barrier, results, root, str(cache))) for _ in range(2)
-    ]
+    workers = [context.Process(target=load_at_once, args=(barrier, results, root, str(cache))) for _ in range(2)]
     for worker in workers:
         worker.start()
     answers = [results.get(timeout=120) for _ in workers]

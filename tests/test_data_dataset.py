@@ -54,10 +54,7 @@ def test_fingerprint_follows_the_split(moles, cache):
     assert again.fingerprint == moles.fingerprint
     assert data.load("synthetic:moles", image_size=20, cache=cache).fingerprint == moles.fingerprint
     for change in ({"split_seed": 1}, {"split": "random"}, {"fractions": (0.8, 0.1, 0.1)}):
-        assert (
-            data.load("synthetic:moles", image_size=16, cache=cache, **change).fingerprint
-            != moles.fingerprint
-        )
+        assert data.load("synthetic:moles", image_size=16, cache=cache, **change).fingerprint != moles.fingerprint
 
 
 def test_own_images_with_their_own_split(tmp_path, cache):

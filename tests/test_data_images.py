@@ -52,9 +52,7 @@ def test_real_images_keep_their_look(tmp_path):
 def test_every_mode_becomes_rgb(mode):
     grey = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
     if mode in ("I;16", "I"):
-        image = Image.fromarray(
-            grey.astype(np.uint16) * 257 if mode == "I;16" else grey.astype(np.int32) * 257
-        )
+        image = Image.fromarray(grey.astype(np.uint16) * 257 if mode == "I;16" else grey.astype(np.int32) * 257)
     else:
         image = Image.fromarray(grey).convert("RGB").convert(mode)
     assert image.mode == mode

@@ -131,9 +131,7 @@ def test_isic2019_unknown_is_a_class_only_if_used(tmp_path):
 
 
 def test_csv_keeps_labels_as_text(tmp_path):
-    rows = (
-        "image,label,group,split\na.png,10,p1,train\nb.png,2,p1,val\nsub\\c.png,NA,,test\nd.png,1.0,p2,test\n"
-    )
+    rows = "image,label,group,split\na.png,10,p1,train\nb.png,2,p1,val\nsub\\c.png,NA,,test\nd.png,1.0,p2,test\n"
     labels = write_csv(tmp_path, rows, ("a.png", "b.png", "sub/c.png", "d.png"))
     table = load_table("csv", tmp_path, labels=labels)
     assert table.classes == ("1.0", "10", "2", "NA")

@@ -26,10 +26,7 @@ def macro_f1(labels, predicted, num_classes):
 def plain_difference(labels, a, b, num_classes):
     """Mean over seeds of macro F1 of a - macro F1 of b, [S, N] each."""
     return np.mean(
-        [
-            macro_f1(labels, x, num_classes) - macro_f1(labels, y, num_classes)
-            for x, y in zip(a, b, strict=True)
-        ]
+        [macro_f1(labels, x, num_classes) - macro_f1(labels, y, num_classes) for x, y in zip(a, b, strict=True)]
     )
 
 
@@ -273,9 +270,7 @@ def test_order_of_images_does_not_matter(metric):
     labels = generator.integers(0, 4, 60)
     a, b = (predictions(generator, labels, 4, accuracy, 2) for accuracy in (0.8, 0.6))
     order = generator.permutation(60)
-    assert compare(labels, a, b, 4, metric, 500) == compare(
-        labels[order], a[:, order], b[:, order], 4, metric, 500
-    )
+    assert compare(labels, a, b, 4, metric, 500) == compare(labels[order], a[:, order], b[:, order], 4, metric, 500)
     shuffled = bootstrap_interval(labels[order], a[:, order], 4, metric, resamples=500)
     assert bootstrap_interval(labels, a, 4, metric, resamples=500) == shuffled
 

@@ -245,9 +245,7 @@ def test_class_counts_draw_every_number():
     assert axes.yaxis_inverted()
     balanced = figures.class_counts(pd.DataFrame({"train": [1900, 100], "test": [9, 8]}, index=["a", "b"]))
     assert balanced.axes[0].get_xscale() == "linear" and balanced.axes[0].get_xlabel() == "images"
-    assert (
-        to_rgba(balanced.axes[0].patches[0].get_facecolor()) != balanced.axes[0].patches[-1].get_facecolor()
-    )
+    assert to_rgba(balanced.axes[0].patches[0].get_facecolor()) != balanced.axes[0].patches[-1].get_facecolor()
 
 
 @pytest.mark.parametrize(

@@ -140,9 +140,7 @@ def read_rows(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     frame.columns = frame.columns.str.strip()
     absent = [column for column in columns if column not in frame.columns]
     if absent:
-        raise DataError(
-            f"{path} has no column {', '.join(absent)}; its columns are {', '.join(frame.columns)}"
-        )
+        raise DataError(f"{path} has no column {', '.join(absent)}; its columns are {', '.join(frame.columns)}")
     if frame.empty:
         raise DataError(f"{path} has a header and no row")
     return frame.apply(lambda column: column.str.strip())

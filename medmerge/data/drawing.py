@@ -25,9 +25,7 @@ def _axes() -> tuple[Array, Array]:
     return x, y
 
 
-def canvas(
-    angle: float = 0.0, shift: tuple[float, float] = (0.0, 0.0), scale: float = 1.0
-) -> tuple[Array, Array]:
+def canvas(angle: float = 0.0, shift: tuple[float, float] = (0.0, 0.0), scale: float = 1.0) -> tuple[Array, Array]:
     """Returns x and y, [SIZE, SIZE] each, of a frame that is turned, moved and scaled."""
     x, y = _axes()
     x, y = (x - shift[0]) / scale, (y - shift[1]) / scale

@@ -86,9 +86,7 @@ def isic2019(root: Path | None, labels: str | None = None) -> Listing:
     """
     folder = dataset_folder("isic2019", root, _ISIC2019_EXPECTED)
     names = ("ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv")
-    truth_path, metadata_path = (
-        first_file("isic2019", folder, (name,), _ISIC2019_EXPECTED) for name in names
-    )
+    truth_path, metadata_path = (first_file("isic2019", folder, (name,), _ISIC2019_EXPECTED) for name in names)
     truth = read_rows(truth_path, ("image", *ISIC2019_CLASSES))
     labels_by_row, classes = _one_hot(truth, truth_path)
     metadata = read_rows(metadata_path, ("image", "lesion_id"))

@@ -93,9 +93,7 @@ def _folds(shares: tuple[float, ...]) -> list[int]:
     """Returns the number of folds for each share, out of as few folds as express them all."""
     for total in range(len(shares), MAX_FOLDS + 1):
         folds = [round(share * total) for share in shares]
-        if all(
-            number and abs(share - number / total) < 1e-6 for share, number in zip(shares, folds, strict=True)
-        ):
+        if all(number and abs(share - number / total) < 1e-6 for share, number in zip(shares, folds, strict=True)):
             return folds
     given = ", ".join(f"{share:g}" for share in shares)
     raise DataError(
@@ -124,9 +122,7 @@ def _grouped(frame: pd.DataFrame, shares: tuple[float, ...], names: tuple[str, .
             for owner, (_, members) in zip(owners, splitter.split(labels, labels, groups), strict=True):
                 parts[members] = owner
         except ValueError as error:
-            raise DataError(
-                f"{len(frame)} images cannot be dealt into {sum(folds)} folds: {error}"
-            ) from error
+            raise DataError(f"{len(frame)} images cannot be dealt into {sum(folds)} folds: {error}") from error
     return parts
 
 
@@ -153,8 +149,7 @@ def _official(name: str, frame: pd.DataFrame, fractions: tuple[float, ...], seed
     absent = {"train", "test"} - set(parts)
     if absent:
         raise DataError(
-            f"{name}: the official split has no {' and no '.join(sorted(absent))}; take "
-            "split: grouped or split: random"
+            f"{name}: the official split has no {' and no '.join(sorted(absent))}; take split: grouped or split: random"
         )
     if "val" not in parts:
         train, val, _ = fractions

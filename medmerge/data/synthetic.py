@@ -42,9 +42,7 @@ class DrawnSet:
 
 SETS: dict[str, DrawnSet] = {
     "synthetic:objects": DrawnSet(dict.fromkeys(scenes.OBJECTS, 150), shots=False),
-    "synthetic:lesions": DrawnSet(
-        {"nevus": 130, "melanoma": 100, "keratosis": 90, "vascular": 80}, shots=True
-    ),
+    "synthetic:lesions": DrawnSet({"nevus": 130, "melanoma": 100, "keratosis": 90, "vascular": 80}, shots=True),
     "synthetic:moles": DrawnSet({"common": 165, "atypical": 82, "globular": 42, "melanoma": 21}, shots=True),
 }
 
@@ -95,8 +93,7 @@ def draw(path: str) -> np.ndarray:
     number, _, shot = numbers.partition("-")
     if name not in SETS or kind not in SETS[name].things or not (number.isdecimal() and shot.isdecimal()):
         raise DataError(
-            f"{path!r} names no drawn image; one is {PREFIX}lesions/nevus/0000-0, and the sets are "
-            f"{', '.join(SETS)}"
+            f"{path!r} names no drawn image; one is {PREFIX}lesions/nevus/0000-0, and the sets are {', '.join(SETS)}"
         )
     identity = _generator(name, kind, int(number))
     photograph = _generator(name, kind, int(number), int(shot))

@@ -91,9 +91,7 @@ def _check_rows(name: str, listing: Listing) -> None:
         raise DataError(f"{name}: the image {twice} is listed more than once")
     for row, (image, label) in enumerate(zip(ids, labels, strict=True), start=1):
         if label.lower() in ("", "nan"):
-            raise DataError(
-                f"{name}: row {row}, image {image}, has no label ({label!r}); label it or remove the row"
-            )
+            raise DataError(f"{name}: row {row}, image {image}, has no label ({label!r}); label it or remove the row")
         if label not in listing.classes:
             raise DataError(
                 f"{name}: row {row}, image {image}, has the label {label!r}, which is none of "

@@ -1,0 +1,226 @@
+"""The command line: parameters are refused before anything runs, and what a notebook leaves is fit to publish."""
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import torch
+from papermill.exceptions import PapermillExecutionError
+
+from medmerge import backbone, cli, save_backbone
+
+ROOT = Path(__file__).parents[1]
+PAIR = {
+    **{"track": "demo", "pair": "tiny", "base_data": "objects", "base_weights": "w/objects.safetensors"},
+    **{"source_data": "lesions", "source_weights": "w/lesions.safetensors", "backbone": "densenet_small"},
+    **{"image_size": 32, "fractions": "[0.1, 0.1, 0.8]", "lp_epochs": 1, "ft_epochs": 1, "device": "cpu"},
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with two sources and the parameters of a pair; the working folder is in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
+    (tmp_path / "_config.yml").touch()
+    for seed, name in enumerate(("objects", "lesions")):
+        torch.manual_seed(seed)
+        save_backbone(backbone("densenet_small", "random"), tmp_path / "w" / f"{name}.safetensors", "densenet_small")
+    write_parameters("tiny")
+    return tmp_path
+
+
+def write_parameters(name: str, **changes) -> str:
+    values = {key: value for key, value in {**PAIR, **changes}.items() if value is not None}
+    Path(f"{name}.yaml").write_text("".join(f"{key}: {value}\n" for key, value in values.items()))
+    return f"{name}.yaml"
+
+
+def write_notebook(name: str, code: str, parameters: str | None = 'track = "demo"\ntitle = ""\npair = "x"') -> str:
+    cells = [nbformat.v4.new_markdown_cell("# A heading\n\nWords."), nbformat.v4.new_code_cell(code)]
+    if parameters is not None:
+        cells.insert(1, nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), name)
+    return name
+
+
+def files(folder: Path) -> list:
+    ignored = {".ipython", "__pycache__"}
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not ignored & set(p.parts))
+
+
+def test_help_of_the_module():
+    command = [sys.executable, "-m", "medmerge.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr == "" and "usage: medmerge" in done.stdout
+    assert "check" in done.stdout and "run" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["chek"], ["run", "n.ipynb"], ["check"], ["check", "a.yaml", "--fast"]])
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2 and "usage: medmerge" in capsys.readouterr().err
+
+
+def test_check_lists_the_runs_of_each_file(project, capsys):
+    write_parameters("two", seeds="[0, 1]", approaches="[medmerge]")
+    assert cli.main(["check", "tiny.yaml", "two.yaml"]) == 0
+    out, error = capsys.readouterr()
+    assert error == "" and out.splitlines() == [
+        *("tiny.yaml: 5 runs, 0 finished", "  to run: FT from objects, seed 0", "  to run: FT from lesions, seed 0"),
+        *("  to run: LP-FT from objects, seed 0", "  to run: LP-FT from lesions, seed 0"),
+        *("  to run: MedMerge from objects + lesions, seed 0", "two.yaml: 2 runs, 0 finished"),
+        *(f"  to run: MedMerge from objects + lesions, seed {seed}" for seed in (0, 1)),
+    ]
+
+
+def test_check_goes_on_after_a_file_that_is_refused(project, capsys):
+    write_parameters("typo", ft_epoch=3)
+    write_parameters("absent", base_weights="w/none.pt")
+    before = files(project)
+    assert cli.main(["check", "typo.yaml", "absent.yaml", "nowhere.yaml", "tiny.yaml"]) == 2
+    out, error = capsys.readouterr()
+    assert out.startswith("tiny.yaml: 5 runs")
+    for words in ("did you mean ft_epochs?", "medmerge: absent.yaml: base_weights: no file", "no parameter file at"):
+        assert words in error
+    assert files(project) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ft_epoch": 3}, "ft_epoch: unknown parameter; did you mean ft_epochs?"),
+        ({"save_weights": "w/x.safetensors"}, "save_weights: unknown parameter"),
+        ({"ft_lr": "1e-3"}, "ft_lr: '1e-3' is text, not a number; write 0.001"),
+        ({"base_weights": "w/none.pt"}, "base_weights: no file w/none.pt"),
+        ({"target_data": "synthetic:mole"}, "did you mean synthetic:moles"),
+        ({"source_data": None, "source_weights": None}, "medmerge merges two sources"),
+    ],
+)
+def test_run_refuses_before_anything_is_written(project, capsys, changes, message):
+    write_parameters("bad", **changes)
+    before = files(project)
+    assert cli.main(["run", str(ROOT / "notebooks/pair.ipynb"), "bad.yaml"]) == 2
+    out, error = capsys.readouterr()
+    assert message in error and "Traceback" not in error and out == ""
+    assert files(project) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: "nowhere.ipynb", "no notebook at nowhere.ipynb"),
+        (lambda: write_notebook("n.ipynb", "1", parameters=None), "n.ipynb has 0 cells tagged `parameters`"),
+        (lambda: write_notebook("n.ipynb", "1", parameters="track = str(1)"), "must hold `name = value` lines"),
+        (lambda: Path("n.ipynb").write_text("{") and "n.ipynb", "n.ipynb is not a notebook"),
+    ],
+)
+def test_a_notebook_that_takes_no_parameters_is_refused(project, capsys, make, message):
+    notebook = make()
+    before = files(project)
+    assert cli.main(["run", notebook, "tiny.yaml"]) == 2
+    assert message in capsys.readouterr().err and files(project) == before
+
+
+def test_a_notebooks_own_defaults_count(project, capsys, monkeypatch):
+    """source.ipynb sets approaches: [ft], without which its parameters would not do."""
+    given = {}
+    monkeypatch.setattr(cli.papermill, "execute_notebook", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(cli.study, "check", lambda p: given.update(p.model_dump()))
+    empty = dict.fromkeys(("source_data", "source_weights", "lp_epochs", "pair"))
+    write_parameters("source", **empty, save_weights="w/x.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["run", str(ROOT / "notebooks/source.ipynb"), "source.yaml"])
+    assert (given["approaches"], given["pair"], given["ft_epochs"]) == (["ft"], "source", 1)
+
+
+def texts(notebook) -> str:
+    return nbformat.writes(notebook)
+
+
+@pytest.mark.slow
+def test_run_executes_the_pair_notebook(project, capsys):
+    path = write_parameters("tiny", title='"A pair, tiny"')
+    assert cli.main(["run", str(ROOT / "notebooks/pair.ipynb"), path]) == 0
+    output = project / "results/demo/tiny.ipynb"
+    assert capsys.readouterr().out.splitlines()[-1] == str(output)
+    notebook = nbformat.read(output, 4)
+    nbformat.validate(notebook)
+    content = texts(notebook)
+    assert str(project) not in content and str(ROOT) not in content and "/tmp/" not in content
+    assert "papermill" not in notebook.metadata and set(notebook.metadata["medmerge"]) == {
+        *("parameters", "sha256", "commit")
+    }
+    assert not [cell for cell in notebook.cells if {"papermill", "execution"} & set(cell.metadata)]
+    assert notebook.cells[0].source.startswith("# A pair, tiny\n")
+    assert "of the 4 baselines" in content and "MedMerge objects + lesions" in content
+    assert len(list((project / "results/demo/tiny/densenet_small").glob("*/seed0/run.json"))) == 5
+    assert [p.name for p in output.parent.iterdir() if p.suffix == ".ipynb"] == ["tiny.ipynb"]
+    assert cli.main(["check", path]) == 0
+    assert capsys.readouterr().out == "tiny.yaml: 5 runs, 5 finished\n"
+
+
+def test_a_failing_notebook_keeps_the_previous_output(project, capsys):
+    good = write_notebook("study.ipynb", "print(pair, 6 * 7)")
+    Path("p.yaml").write_text("pair: mine\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.study, "check", lambda p: [])
+        assert cli.main(["run", good, "p.yaml"]) == 0
+        output, failed = project / "results/demo/p.ipynb", project / "results/demo/p.failed.ipynb"
+        assert "mine 42" in output.read_text() and nbformat.read(output, 4).cells[0].source.startswith("# A heading")
+        before = output.read_bytes()
+        write_notebook("study.ipynb", "print(pair)\nraise ValueError('on purpose')")
+        capsys.readouterr()
+        assert cli.main(["run", "study.ipynb", "p.yaml"]) == 1
+        error = capsys.readouterr().err
+        assert "medmerge: ValueError: on purpose" in error and f"It stopped in {failed}" in error
+        assert output.read_bytes() == before and "on purpose" in failed.read_text()
+        assert sorted(p.name for p in output.parent.iterdir()) == ["p.failed.ipynb", "p.ipynb"]
+        write_notebook("study.ipynb", "print(pair, 6 * 7)")
+        assert cli.main(["run", "study.ipynb", "p.yaml", "--output", "elsewhere/q.ipynb"]) == 0
+        assert failed.exists(), "another output's"
+        assert cli.main(["run", "study.ipynb", "p.yaml"]) == 0
+        assert not failed.exists() and output.read_bytes() == before
+        assert [p.name for p in (project / "elsewhere").iterdir()] == ["q.ipynb"]
+
+
+def test_a_title_never_replaces_code(project, monkeypatch):
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("title = ''\ntrack = 'demo'", metadata={"tags": ["parameters"]})]
+    )
+    nbformat.write(notebook, "n.ipynb")
+    Path("p.yaml").write_text("title: Hello\n")
+    monkeypatch.setattr(cli.study, "check", lambda p: [])
+    assert cli.main(["run", "n.ipynb", "p.yaml"]) == 0
+    cells = nbformat.read("results/demo/p.ipynb", 4).cells
+    assert [cell.source.splitlines()[0] for cell in cells] == ["# Hello", "title = ''", "# Parameters"]
+
+
+def test_plain_papermill_refuses_an_unknown_parameter(project):
+    with pytest.raises(PapermillExecutionError, match=r"ft_epoch: unknown parameter; did you mean ft_epochs\?"):
+        papermill.execute_notebook(
+            *(ROOT / "notebooks/pair.ipynb", project / "out.ipynb", {"ft_epoch": 3, "pair": "x"}),
+            kernel_name="python3",
+            cwd=str(project),
+            progress_bar=False,
+        )
+    assert not (project / "results").exists()
+
+
+@pytest.mark.parametrize("name", ["pair", "source"])
+def test_notebooks_check_their_parameters_before_they_run(name):
+    cells = [c.source for c in nbformat.read(ROOT / f"notebooks/{name}.ipynb", 4).cells if c.cell_type == "code"]
+    checks = [k for k, source in enumerate(cells) if "medmerge.Parameters.from_notebook(globals())" in source]
+    runs = [k for k, source in enumerate(cells) if "study.run(p)" in source]
+    assert len(checks) == len(runs) == 1 and checks < runs
+
+
+def test_the_installed_command():
+    (script,) = [e for e in entry_points(group="console_scripts") if e.name == "medmerge"]
+    assert script.load() is cli.main
