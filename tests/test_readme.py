@@ -1,0 +1,37 @@
+"""What the README and the book show as code runs, and what they name exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from medmerge import backbone, save_backbone
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "book/method.md", "book/rerun.md"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "book/method.md"])
+def test_the_method_in_ten_lines_runs(tmp_path, monkeypatch, page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    code = re.search(r"```python\n(import medmerge\n.*?)```", text, re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    save_backbone(backbone("densenet121", "random"), Path("ham10k.safetensors"), "densenet121")
+    names = {}
+    exec(code.replace('"imagenet"', '"random"'), names)
+    with torch.no_grad():
+        assert names["model"].eval()(torch.randn(1, 3, 64, 64)).shape == (1, 8)
+    assert sum(len(w) for w in names["w"].values()) == 10_240
+    assert type(names["model"].backbone).__name__ == "DenseNet"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_files_that_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w/])(?:notebooks|params)/[\w./-]+\.(?:ipynb|yaml)", text))
+    assert all((ROOT / path).is_file() for path in named), named
+    targets = set(re.findall(r"^make (\w+)", text, re.M))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets), targets
+    assert page == "book/method.md" or (named and targets)
