@@ -17,7 +17,7 @@ from medmerge.data import DataError
 from medmerge.params import ParameterError, Parameters, assigned_values, load_yaml
 from medmerge.records import RecordError
 
-EXPECTED = (ParameterError, DataError, CheckpointError, RecordError)
+EXPECTED = (ParameterError, DataError, CheckpointError, RecordError, ConnectionError)
 """Errors that a user can mend: shown as a message, without a traceback."""
 
 
@@ -50,7 +50,7 @@ def _check(options: argparse.Namespace) -> int:
     for path in options.params:
         try:
             p = _parameters(path)
-            todo, all_rows = study.check(p), [(row, seed) for row in study.rows(p) for seed in p.seeds]
+            todo, all_rows = _to_run(p), [(row, seed) for row in study.rows(p) for seed in p.seeds]
         except EXPECTED as error:
             print(f"medmerge: {path}: {error}", file=sys.stderr)
             status = 2
@@ -63,7 +63,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     p = _parameters(options.params, _notebook_defaults(options.notebook))
-    study.check(p)
+    _to_run(p)
     home = study.home()
     output = options.output or home / p.results / p.track / f"{options.params.stem}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +93,14 @@ def _run(options: argparse.Namespace) -> int:
     failed.unlink(missing_ok=True)
     print(output)
     return 0
+
+
+def _to_run(p: Parameters) -> list[tuple[study.Row, int]]:
+    """What is left to run, after all checks that take seconds."""
+    todo = study.check(p)
+    if todo:
+        study.check_inputs(p, todo)
+    return todo
 
 
 def _parameters(path: Path, defaults: dict[str, object] | None = None) -> Parameters:

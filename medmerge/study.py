@@ -172,19 +172,37 @@ def run(p: Parameters) -> list[Record]:
     return [finished(p, row, seed) for row in rows(p) for seed in p.seeds]
 
 
-def load_data(p: Parameters) -> data.Dataset:
-    """The target dataset, split and decoded, after a check that finished runs of this study saw the same."""
+def check_inputs(p: Parameters, todo: list[tuple[Row, int]]) -> None:
+    """Read the labels, draw the split and load the sources that ``todo`` needs; images are not decoded.
+
+    Raises:
+        DataError, CheckpointError, RecordError: as :func:`run`, at the price of seconds.
+    """
+    table = data.load_table(p.target_data, **_where(p))
+    data.split(table, method=p.split, fractions=tuple(p.fractions), seed=p.split_seed)
+    _check_sources(p, {source for row, _ in todo for source in row.sources})
+
+
+def _where(p: Parameters) -> dict:
+    """What :func:`~medmerge.data.load_table` needs to know about the target."""
     exclude = ()
     if p.exclude_data:
         other = data.load_table(p.exclude_data, resolve(p.exclude_root) if p.exclude_root else None, missing="drop")
         exclude = other.frame["id"]
+    return {
+        "root": resolve(p.target_root) if p.target_root else None,
+        "labels": str(resolve(p.target_labels)) if p.target_labels else None,
+        "missing": p.target_missing,
+        "exclude": exclude,
+    }
+
+
+def load_data(p: Parameters) -> data.Dataset:
+    """The target dataset, split and decoded, after a check that finished runs of this study saw the same."""
     dataset = data.load(
         p.target_data,
-        resolve(p.target_root) if p.target_root else None,
+        **_where(p),
         image_size=p.image_size,
-        labels=str(resolve(p.target_labels)) if p.target_labels else None,
-        missing=p.target_missing,
-        exclude=exclude,
         split=p.split,
         fractions=tuple(p.fractions),
         split_seed=p.split_seed,

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from urllib.error import URLError
 
 import nbformat
 import papermill
@@ -224,3 +225,15 @@ def test_notebooks_check_their_parameters_before_they_run(name):
 def test_the_installed_command():
     (script,) = [e for e in entry_points(group="console_scripts") if e.name == "medmerge"]
     assert script.load() is cli.main
+
+
+def test_weights_that_cannot_be_downloaded_end_with_the_next_step(tmp_path, monkeypatch, capsys):
+    def offline(url, **_):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    params = tmp_path / "p.yaml"
+    params.write_text("base_weights: imagenet\nbackbone: squeezenet1_1\nimage_size: 32\napproaches: [ft]\n")
+    assert cli.main(["check", str(params)]) == 2
+    message = capsys.readouterr().err
+    assert "could not be downloaded (<urlopen error no network>)" in message and "give its path" in message
