@@ -3,6 +3,7 @@
 Nothing here can reach test data: a :class:`Task` holds the training and validation images only.
 """
 
+import functools
 import logging
 import time
 from dataclasses import dataclass, field, replace
@@ -234,8 +235,15 @@ def prepare(inputs: Tensor) -> Tensor:
     """uint8 RGB ``[B, 3, H, W]`` to float32, ImageNet's mean and deviation, channels last; features pass unchanged."""
     if inputs.dtype != torch.uint8:
         return inputs
-    mean, std = (torch.tensor(v, device=inputs.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = _imagenet(inputs.device)
     return ((inputs / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache
+def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and deviation, ``[3, 1, 1]`` each, put on the device once."""
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
