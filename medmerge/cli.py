@@ -81,6 +81,7 @@ def _run(options: argparse.Namespace) -> int:
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
+            shutdown_kernel="immediate",  # everything is written by then; asking politely interrupts it, loudly
         )
     except PapermillExecutionError as error:
         partial.replace(failed)
