@@ -118,28 +118,18 @@ def is_path(weights: str | Path) -> bool:
     return isinstance(weights, Path) or "/" in weights or weights.endswith((".safetensors", ".pt", ".pth"))
 
 
-def save_backbone(model: nn.Module, path: Path, name: str, **metadata: str) -> str:
+def save_backbone(model: nn.Module, path: Path, name: str, **metadata: str) -> None:
     """Write the state dict of ``model`` as safetensors, in one atomic step.
 
     Args:
         name: the architecture, noted in the file's header and compared when the file is loaded.
         metadata: further strings to keep in the header.
-
-    Returns:
-        The SHA-256 of the file, in hex.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     safetensors.torch.save_file(tensors, partial, metadata={"format": "pt", "medmerge.backbone": name, **metadata})
     partial.replace(path)
-    return file_sha256(path)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def state_sha256(model: nn.Module) -> str:

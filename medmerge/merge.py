@@ -183,7 +183,8 @@ class KernelMerge(nn.Module):
         return plain.requires_grad_(True)
 
     def extra_repr(self) -> str:
-        return f"sources={self.num_sources}, granularity={self.granularity!r}, normalisation={self.normalisation!r}"
+        options = ("granularity", "batchnorm", "normalisation")
+        return ", ".join([f"sources={self.num_sources}", *(f"{name}={getattr(self, name)!r}" for name in options)])
 
 
 class _MergedLayer(nn.Module):

@@ -84,16 +84,12 @@ def comparisons(records: Sequence[Record], approach: str = "medmerge") -> pd.Dat
 
 def verdict(records: Sequence[Record]) -> str:
     """What a pair's records say about MedMerge, in Markdown: scores, differences, and how sure."""
-    table, pairs = scores(records), comparisons(records)
-    merged = table[table["approach"] == "medmerge"].iloc[0]
-    best = table[table["approach"] != "medmerge"].sort_values("mean").iloc[-1]
-    against_best = pairs[pairs["against"] == best["label"]].iloc[0]
+    merged, best, against_best, pairs = _headline(records)
     sure = pairs["p_holm"] < ALPHA
     better, worse = ((sure & (sign * pairs["difference"] > 0)).sum() for sign in (1, -1))
-    seeds = f"{merged['seeds']} seed" + "s" * int(merged["seeds"] > 1)
     return (
         f"MedMerge reaches a macro F1 of **{merged['mean']:.3f}** (95 % interval over test images {merged['low']:.3f} "
-        f"to {merged['high']:.3f}, {seeds}). It is above {(pairs['difference'] > 0).sum()} and below "
+        f"to {merged['high']:.3f}, {_seeds(merged)}). It is above {(pairs['difference'] > 0).sum()} and below "
         f"{(pairs['difference'] < 0).sum()} of the {len(pairs)} baselines; after Holm's correction it is significantly "
         f"(5 %) better than {better or 'none'} and worse than {worse or 'none'} of them. The best baseline is "
         f"{best['label']} with {best['mean']:.3f}; MedMerge's difference from it is {against_best['difference']:+.3f} "
@@ -205,10 +201,7 @@ def sources(records: Sequence[Record]) -> pd.DataFrame:
 
 def numbers(records: Sequence[Record]) -> dict[str, str]:
     """The page's numbers by name, formatted, for prose elsewhere in the book."""
-    table, pairs = scores(records), comparisons(records)
-    merged = table[table["approach"] == "medmerge"].iloc[0]
-    best = table[table["approach"] != "medmerge"].sort_values("mean").iloc[-1]
-    against = pairs[pairs["against"] == best["label"]].iloc[0]
+    merged, best, against, pairs = _headline(records)
     run = records[0].run
     moved = displacement(next(record for record in records if record.kernel_weights))
     return {
@@ -221,9 +214,7 @@ def numbers(records: Sequence[Record]) -> dict[str, str]:
         "difference-interval": f"{against['low']:+.3f} to {against['high']:+.3f}",
         "p-holm": f"{against['p_holm']:.2g}",
         "baselines": str(len(pairs)),
-        "above": str((pairs["difference"] > 0).sum()),
-        "significant": str((pairs["p_holm"] < ALPHA).sum()),
-        "seeds": f"{merged['seeds']} seed" + "s" * int(merged["seeds"] > 1),
+        "seeds": _seeds(merged),
         "test-images": f"{sum(run['data']['counts']['test'].values()):,}",
         "train-images": f"{sum(run['data']['counts']['train'].values()):,}",
         "image-size": str(run["parameters"]["image_size"]),
@@ -231,8 +222,19 @@ def numbers(records: Sequence[Record]) -> dict[str, str]:
         "displacement": f"{moved['mean']:.3f}",
         "displacement-largest": f"{moved['largest']:.3f}",
         "budget": f"{moved['budget']:.2f}",
-        "hours": f"{costs(records)['total, s'].sum() / 3600:.1f}",
     }
+
+
+def _headline(records: Sequence[Record]) -> tuple[pd.Series, pd.Series, pd.Series, pd.DataFrame]:
+    """MedMerge's scores, the best baseline's, the comparison of the two, and all comparisons."""
+    table, pairs = scores(records), comparisons(records)
+    merged = table[table["approach"] == "medmerge"].iloc[0]
+    best = table[table["approach"] != "medmerge"].sort_values("mean").iloc[-1]
+    return merged, best, pairs[pairs["against"] == best["label"]].iloc[0], pairs
+
+
+def _seeds(row: pd.Series) -> str:
+    return f"{row['seeds']} seed" + "s" * int(row["seeds"] > 1)
 
 
 def _finding(difference: float, p_holm: float) -> str:

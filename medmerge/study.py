@@ -185,15 +185,12 @@ def check_inputs(p: Parameters, todo: list[tuple[Row, int]]) -> None:
 
 def _where(p: Parameters) -> dict:
     """What :func:`~medmerge.data.load_table` needs to know about the target."""
-    exclude = ()
-    if p.exclude_data:
-        other = data.load_table(p.exclude_data, resolve(p.exclude_root) if p.exclude_root else None, missing="drop")
-        exclude = other.frame["id"]
+    root = resolve(p.exclude_root) if p.exclude_root else None
     return {
         "root": resolve(p.target_root) if p.target_root else None,
         "labels": str(resolve(p.target_labels)) if p.target_labels else None,
         "missing": p.target_missing,
-        "exclude": exclude,
+        "exclude": data.listed_ids(p.exclude_data, root) if p.exclude_data else (),
     }
 
 
@@ -222,10 +219,13 @@ def _check_sources(p: Parameters, sources: set[str]) -> None:
     """Load every source, so that none fails hours later, and compare it with what finished runs started from."""
     done = [record for row in rows(p) for seed in p.seeds if (record := finished(p, row, seed))]
     for name in sorted(sources):
-        load_source(p, name, p.seeds[0])
+        fixed = backbones.is_path(p.base_weights if name == p.base_data else p.source_weights)
+        prints = {}
+        for seed in p.seeds[:1] if fixed else p.seeds:
+            prints[seed] = state_sha256(load_source(p, name, seed))
         for record in done:
             there = record.run["sources"].get(name)
-            if there and there != state_sha256(load_source(p, name, record.run["seed"])):
+            if there and there != prints[p.seeds[0] if fixed else record.run["seed"]]:
                 raise RecordError(
                     f"{record.folder} started from other weights of {name} than are here now; give this study another "
                     "`pair` name, or restore the weights"

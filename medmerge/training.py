@@ -161,7 +161,8 @@ def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) 
             scores = _validate(model, val, task)
         state.advance({"train_loss": loss, **scores}, time.perf_counter() - started, peak_memory(device))
         _report(phase, state, epochs, len(train))
-    model.load_state_dict(state.best if task.protocol.select == "best" else model.state_dict())
+    if task.protocol.select == "best":
+        model.load_state_dict(state.best)
     task.history.extend(state.history)
     task.cost[phase] = {
         "seconds": state.seconds,

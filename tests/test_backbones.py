@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from medmerge import Classifier, backbone, save_backbone
-from medmerge.backbones import CheckpointError, check_weights, file_sha256, names, read_state, state_sha256
+from medmerge.backbones import CheckpointError, check_weights, names, read_state, state_sha256
 
 ARCHITECTURES = [
     *("densenet_small", "densenet121", "resnet50", "mobilenet_v2", "vgg11_bn", "squeezenet1_1", "convnext_tiny"),
@@ -106,8 +106,7 @@ def test_round_trip_is_exact(tmp_path, suffix):
     model = network()
     path = tmp_path / f"weights{suffix}"
     if suffix == ".safetensors":
-        digest = save_backbone(model, path, SMALL, trained_on="synthetic:moles")
-        assert digest == file_sha256(path)
+        save_backbone(model, path, SMALL, trained_on="synthetic:moles")
         with safetensors.safe_open(path, "pt") as file:
             assert file.metadata() | {} == {
                 **{"format": "pt", "medmerge.backbone": SMALL, "trained_on": "synthetic:moles"}

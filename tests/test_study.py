@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from data_fixtures import write_ham10k, write_isic2019
 
 from medmerge import Parameters, backbone, checkpoints, data, evaluation, save_backbone, study
 from medmerge.approaches import APPROACHES, classifier
@@ -414,3 +415,19 @@ def test_random_sources_depend_on_the_seed(project):
     states = [study.load_source(p, "objects", seed).state_dict() for seed in (0, 1, 0)]
     key = "features.conv0.weight"
     assert torch.equal(states[0][key], states[2][key]) and not torch.equal(states[0][key], states[1][key])
+
+
+def test_images_of_the_source_are_left_out_of_the_target_even_where_its_own_copy_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_ham10k(tmp_path / "ham")
+    classes = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
+    labels = {f"ISIC_{n:07d}": classes[n % 8] for n in range(94)}
+    write_isic2019(tmp_path / "isic", labels)
+    (tmp_path / "ham" / "images" / "ISIC_0000003.jpg").unlink()
+    p = parameters(
+        **{"target_data": "isic2019", "target_root": "isic", "exclude_data": "ham10k", "exclude_root": "ham"},
+        fractions=[0.6, 0.2, 0.2],
+    )
+    dataset = study.load_data(p)
+    ids = {i for part in (dataset.train, dataset.val, dataset.test) for i in part.ids}
+    assert ids == {f"ISIC_{n:07d}" for n in range(14, 94)}

@@ -4,7 +4,7 @@ from medmerge.data.base import DataError, Table
 from medmerge.data.dataset import Dataset, load
 from medmerge.data.images import Samples, load_images
 from medmerge.data.splits import split
-from medmerge.data.tables import DATASETS, load_table
+from medmerge.data.tables import DATASETS, listed_ids, load_table
 
 __all__ = [
     "DATASETS",
@@ -12,6 +12,7 @@ __all__ = [
     "Dataset",
     "Samples",
     "Table",
+    "listed_ids",
     "load",
     "load_images",
     "load_table",

@@ -14,7 +14,7 @@ import pandas as pd
 from medmerge.data import labelled, skin, synthetic
 from medmerge.data.base import DataError, Listing, Table, first_duplicate
 
-__all__ = ["DATASETS", "DataError", "Table", "load_table"]
+__all__ = ["DATASETS", "DataError", "Table", "listed_ids", "load_table"]
 
 Loader = Callable[[Path | None, str | None], Listing]
 
@@ -73,6 +73,19 @@ def load_table(
         classes=classes,
         notes=(*listing.notes, *notes, *class_notes, *group_notes),
     )
+
+
+def listed_ids(name: str, root: str | os.PathLike | None = None) -> frozenset[str]:
+    """Ids of all images that a dataset's own files list, whether they are on the disk or not.
+
+    Args:
+        name: A key of `DATASETS`, but not "csv".
+        root: Folder of the dataset as unpacked.
+
+    Raises:
+        DataError: The name is unknown, or the dataset's own files are missing or broken.
+    """
+    return frozenset(_find_loader(name)(root, None).frame["id"])
 
 
 def _find_loader(name: str) -> Loader:
