@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 SPLITS = ("train", "val", "test")
@@ -31,8 +32,12 @@ class Table:
         frame: One row an image, sorted by id, with a `RangeIndex` and the columns
 
             - `id`: str, unique;
-            - `path`: str, where the image is (a name for `synthetic.draw`, for drawn images);
-            - `label`: int64, an index into `classes`;
+            - `path`: str, where the image is: a file, a name for `synthetic.draw`, or an array's
+              row in an npz file, such as "retinamnist.npz#train/17"; None where it is listed and
+              not there, which only `load_table(missing="keep")` lets through;
+            - `label`: int64, an index into `classes`; in a multi-label dataset instead a column
+              for each class, `label:<class>`: float32, 1 present, 0 absent, NaN not known, which
+              is left out of losses and scores;
             - `group`: str, what must not be cut by a split: the patient or the lesion. An image
               without one is a group of its own, named by its id;
             - `split`: "train", "val" or "test" of the official split, None where there is none.
@@ -45,6 +50,18 @@ class Table:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return "label" not in self.frame
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class indices, int64 [N]; multi-label: float32 [N, K] of 1, 0 and NaN (not known)."""
+        if self.multilabel:
+            return self.frame[label_columns(self.classes)].to_numpy(dtype=np.float32)
+        return self.frame["label"].to_numpy(dtype=np.int64, copy=True)
+
 
 @dataclass(frozen=True, eq=False)
 class Listing:
@@ -53,19 +70,32 @@ class Listing:
     Attributes:
         frame: Columns `id`, `path` (None where the image is not on the disk), `label` (name of
             the class), `group` (None where there is none), `split` (None likewise); any order.
+            Multi-label: instead of `label`, for each class a column `label:<class>` of float32:
+            1 present, 0 absent, -1 uncertain, NaN blank.
         classes: Names of the classes in the dataset's official order.
         notes: What was read leniently.
         expected: A sentence that says which files belong where and how to get them.
+        rows: For each labels file that is always the same, by its name, the rows that it has and
+            the rows of the official file.
     """
 
     frame: pd.DataFrame
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     expected: str = field(default="")
+    rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def label_columns(classes: Iterable[str]) -> list[str]:
+    """Names of a multi-label frame's columns of labels."""
+    return [f"label:{name}" for name in classes]
 
 
 def listing_frame(ids, paths, labels, groups=None, splits=None) -> pd.DataFrame:
-    """Builds the frame of a `Listing`; empty strings in the last two columns become None."""
+    """Builds the frame of a `Listing`; empty strings in the last two columns become None.
+
+    `labels` are the names of the classes, or a frame with a column of numbers for each class.
+    """
 
     def optional(values):
         return [None] * len(ids) if values is None else [value or None for value in values]
@@ -73,11 +103,14 @@ def listing_frame(ids, paths, labels, groups=None, splits=None) -> pd.DataFrame:
     columns = {
         "id": list(ids),
         "path": list(paths),
-        "label": list(labels),
         "group": optional(groups),
         "split": optional(splits),
     }
-    return pd.DataFrame(columns, dtype=object)
+    frame = pd.DataFrame(columns, dtype=object)
+    if not isinstance(labels, pd.DataFrame):
+        frame.insert(2, "label", pd.Series(list(labels), dtype=object))
+        return frame
+    return pd.concat([frame, labels.astype(np.float32).add_prefix("label:").reset_index(drop=True)], axis=1)
 
 
 def dataset_folder(name: str, root: str | os.PathLike | None, expected: str) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from medmerge.data import labelled, skin, synthetic
-from medmerge.data.base import DataError, Listing, Table, first_duplicate
+from medmerge.data.base import DataError, Listing, Table, first_duplicate, label_columns
 
 __all__ = ["DATASETS", "DataError", "Table", "listed_ids", "load_table"]
 
@@ -26,6 +26,10 @@ DATASETS: dict[str, Loader] = {
 }
 """The datasets that are known, each with the function that lists it from `root` and `labels`."""
 
+MISSING = ("error", "drop", "keep")
+POLICIES = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
+"""What a label that is uncertain, or blank, is taken for (Irvin et al. 2019, section 3: U-Ignore, U-Zeros, U-Ones)."""
+
 
 def load_table(
     name: str,
@@ -34,6 +38,8 @@ def load_table(
     labels: str | None = None,
     missing: str = "error",
     exclude: Collection[str] = (),
+    uncertain: str = "ignore",
+    blank: str = "zeros",
 ) -> Table:
     """Reads a dataset's labels, groups and official split, and finds its images.
 
@@ -42,10 +48,15 @@ def load_table(
         root: Folder of the dataset as unpacked; it is only read. Drawn images ("synthetic:...")
             need none.
         labels: Path of the labels file, for "csv" only.
-        missing: What to do with images that are listed and not on the disk: "error", or "drop"
-            to go on with a partial download.
+        missing: What to do with images that are listed and not on the disk: "error"; "drop", to
+            go on with a partial download; or "keep", to study the labels without the images.
+            Labels files that are shorter than the official ones are an error in the first case,
+            and noted in the others; longer ones are always an error.
         exclude: Ids to leave out, such as those of the images that a source model was trained
             on. Ids that the dataset does not have are passed over.
+        uncertain: What a multi-label dataset's uncertain labels (-1) are taken for: "ignore"
+            (not known: left out of losses and scores), "zeros" (absent), "ones" (present).
+        blank: The same for empty labels, findings that a report does not mention.
 
     Returns:
         The table. A class left without images by `exclude` or by `missing="drop"` is taken out
@@ -56,22 +67,21 @@ def load_table(
             the classes, an id comes twice, no image is left, or only one class is.
     """
     loader = _find_loader(name)
-    if missing not in ("error", "drop"):
-        raise DataError(f"missing is {missing!r}; it is one of error, drop")
-    if isinstance(exclude, str):
-        raise DataError(f"exclude is the text {exclude!r}; give a list of ids")
-    if labels is not None and name != "csv":
-        raise DataError(f"{name} has its own labels; labels={labels!r} is for the dataset csv")
+    _check_arguments(name, labels, missing, exclude, {"uncertain": uncertain, "blank": blank})
     listing = loader(root, labels)
-    _check_rows(name, listing)
+    row_notes = _check_counts(name, listing, missing)
+    multilabel = "label" not in listing.frame
+    (_check_findings if multilabel else _check_rows)(name, listing)
     frame, notes = _leave_out(name, listing, missing, set(exclude), root)
-    classes, class_notes = _kept_classes(name, listing, frame)
-    group_notes = _group_notes(frame)
+    if multilabel:
+        frame, label_notes = _settle(frame, label_columns(listing.classes), uncertain, blank)
+        notes += label_notes
+    classes, class_notes = (_kept_findings if multilabel else _kept_classes)(name, listing, frame)
     return Table(
         name=name,
-        frame=_encode(frame, classes),
+        frame=_encode(frame, classes, multilabel),
         classes=classes,
-        notes=(*listing.notes, *notes, *class_notes, *group_notes),
+        notes=(*listing.notes, *row_notes, *notes, *class_notes, *_group_notes(frame)),
     )
 
 
@@ -96,13 +106,43 @@ def _find_loader(name: str) -> Loader:
     raise DataError(f"There is no dataset {name!r}; the nearest is {near[0]!r}, of {known}")
 
 
+def _check_arguments(
+    name: str, labels: str | None, missing: str, exclude: Collection[str], policies: dict[str, str]
+) -> None:
+    if missing not in MISSING:
+        raise DataError(f"missing is {missing!r}; it is one of {', '.join(MISSING)}")
+    for parameter, policy in policies.items():
+        if policy not in POLICIES:
+            raise DataError(f"{parameter} is {policy!r}; it is one of {', '.join(POLICIES)}")
+    if isinstance(exclude, str):
+        raise DataError(f"exclude is the text {exclude!r}; give a list of ids")
+    if labels is not None and name != "csv":
+        raise DataError(f"{name} has its own labels; labels={labels!r} is for the dataset csv")
+
+
+def _check_counts(name: str, listing: Listing, missing: str) -> list[str]:
+    """Compares labels files with the official ones; returns a note on each that is shorter."""
+    notes = []
+    for file, (found, official) in listing.rows.items():
+        if found > official:
+            raise DataError(
+                f"{name}: {file} has {found:,} rows, the official file {official:,}: rows were added, by augmentation "
+                "or by joining files. Get the official file again, or use the dataset csv for a list of your own"
+            )
+        if found < official and missing == "error":
+            raise DataError(
+                f"{name}: {file} has {found:,} rows, the official file {official:,}: {official - found:,} are missing. "
+                "Get it again, or set missing: drop to work with a part"
+            )
+        if found < official:
+            notes.append(f"{file} has {found:,} of the official {official:,} rows.")
+    return notes
+
+
 def _check_rows(name: str, listing: Listing) -> None:
     """Raises for an id that comes twice, an empty label, or one that is no class."""
-    ids, labels = listing.frame["id"], listing.frame["label"]
-    twice = first_duplicate(ids)
-    if twice is not None:
-        raise DataError(f"{name}: the image {twice} is listed more than once")
-    for row, (image, label) in enumerate(zip(ids, labels, strict=True), start=1):
+    _check_ids(name, listing)
+    for row, (image, label) in enumerate(zip(listing.frame["id"], listing.frame["label"], strict=True), start=1):
         if label.lower() in ("", "nan"):
             raise DataError(f"{name}: row {row}, image {image}, has no label ({label!r}); label it or remove the row")
         if label not in listing.classes:
@@ -112,13 +152,33 @@ def _check_rows(name: str, listing: Listing) -> None:
             )
 
 
+def _check_findings(name: str, listing: Listing) -> None:
+    """Raises for an id that comes twice, or a label of a multi-label dataset that is none of 1, 0, -1 and blank."""
+    _check_ids(name, listing)
+    for finding in listing.classes:
+        values = listing.frame[f"label:{finding}"]
+        wrong = ~(values.isna() | values.isin((1, 0, -1)))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise DataError(
+                f"{name}: row {row + 1}, image {listing.frame['id'].iloc[row]}, has {finding} = {values.iloc[row]:g}; "
+                "a label is 1 (present), 0 (absent), -1 (uncertain) or blank"
+            )
+
+
+def _check_ids(name: str, listing: Listing) -> None:
+    twice = first_duplicate(listing.frame["id"])
+    if twice is not None:
+        raise DataError(f"{name}: the image {twice} is listed more than once")
+
+
 def _leave_out(
     name: str, listing: Listing, missing: str, exclude: set[str], root: str | os.PathLike | None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Returns the rows that remain, and notes on those that do not."""
     frame, notes = listing.frame, []
     absent = frame["path"].isna()
-    if absent.all():
+    if absent.all() and missing != "keep":
         raise DataError(f"{name}: no image of {len(frame):,} is in {root}. {listing.expected}")
     excluded = frame["id"].isin(exclude)
     if excluded.any():
@@ -130,7 +190,7 @@ def _leave_out(
             f"{min(frame['id'][absent])}. {listing.expected} To work with a partial download, set "
             "missing: drop."
         )
-    if absent.any():
+    if absent.any() and missing == "drop":
         notes.append(f"{(~absent).sum():,} of {len(frame):,} images are here.")
         frame = frame[~absent]
     if frame.empty:
@@ -156,6 +216,30 @@ def _kept_classes(name: str, listing: Listing, frame: pd.DataFrame) -> tuple[tup
     return classes, [f"Classes with no image left, taken out: {', '.join(emptied)}."]
 
 
+def _settle(frame: pd.DataFrame, columns: list[str], uncertain: str, blank: str) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the frame with uncertain and blank labels as the policies say, and notes on how many there were."""
+    values = frame[columns].to_numpy(dtype=np.float32)
+    notes = []
+    for what, members, policy in (("uncertain", values == -1, uncertain), ("blank", np.isnan(values), blank)):
+        if members.any():
+            notes.append(f"{members.sum():,} {what} labels are taken as {policy}.")
+        values[members] = POLICIES[policy]
+    return frame.assign(**dict(zip(columns, values.T, strict=True))), notes
+
+
+def _kept_findings(name: str, listing: Listing, frame: pd.DataFrame) -> tuple[tuple[str, ...], list[str]]:
+    """Returns the classes of a multi-label dataset that some image has and some has not, and a note on the others."""
+    values = frame[label_columns(listing.classes)]
+    told_apart = ((values == 1).any() & (values == 0).any()).to_numpy()
+    classes = tuple(np.array(listing.classes, dtype=object)[told_apart])
+    left_out = [label for label in listing.classes if label not in classes]
+    if not classes:
+        raise DataError(f"{name}: among {len(frame):,} images no class is both present and absent; nothing to learn")
+    if not left_out:
+        return classes, []
+    return classes, [f"Classes that all images have or none has, taken out: {', '.join(left_out)}."]
+
+
 def _group_notes(frame: pd.DataFrame) -> list[str]:
     alone = int(frame["group"].isna().sum())
     if not alone:
@@ -163,15 +247,16 @@ def _group_notes(frame: pd.DataFrame) -> list[str]:
     return [f"{alone:,} of {len(frame):,} images carry no group; each is a group of its own."]
 
 
-def _encode(frame: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
+def _encode(frame: pd.DataFrame, classes: tuple[str, ...], multilabel: bool) -> pd.DataFrame:
     """Sorts by id and gives the columns their final types."""
     frame = frame.sort_values("id", ignore_index=True)
     index = {label: position for position, label in enumerate(classes)}
+    labels = frame[label_columns(classes)] if multilabel else frame["label"].map(index).astype(np.int64).to_frame()
     return pd.DataFrame(
         {
             "id": frame["id"].astype(str),
-            "path": frame["path"].astype(str),
-            "label": frame["label"].map(index).astype(np.int64),
+            "path": frame["path"].astype(object).where(frame["path"].notna(), None),
+            **labels.to_dict("series"),
             "group": frame["group"].fillna(frame["id"]).astype(str),
             "split": frame["split"].astype(object),
         }
