@@ -125,11 +125,39 @@ def save_backbone(model: nn.Module, path: Path, name: str, **metadata: str) -> N
         name: the architecture, noted in the file's header and compared when the file is loaded.
         metadata: further strings to keep in the header.
     """
+    _write(model.state_dict(), path, name, metadata)
+
+
+def _write(state: Mapping[str, Tensor], path: Path, name: str, metadata: Mapping[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     safetensors.torch.save_file(tensors, partial, metadata={"format": "pt", "medmerge.backbone": name, **metadata})
     partial.replace(path)
+
+
+def save_classifier(model: Classifier, path: Path, name: str, **metadata: str) -> None:
+    """Write a classifier as safetensors, in one atomic step; :func:`backbone` loads it without the head.
+
+    The names are torchvision's: ``torchvision.models.get_model(name, num_classes=K)`` loads the file strictly and
+    computes the same function. Where it cannot (:func:`has_plain_head`), they are those of :class:`Classifier`.
+
+    Args:
+        name, metadata: as for :func:`save_backbone`.
+    """
+    state = model.state_dict()
+    if has_plain_head(name):
+        head = model.head.state_dict()
+        state = model.backbone.state_dict() | {f"{model.backbone.head_key}.{key}": head[key] for key in head}
+    _write(state, path, name, metadata)
+
+
+def has_plain_head(name: str) -> bool:
+    """Whether torchvision's own network is a :class:`Classifier`: features, then one linear layer.
+
+    SqueezeNet's head is a convolution before the pooling; GoogLeNet and Inception have auxiliary heads.
+    """
+    return not name.startswith(("squeezenet", "googlenet", "inception"))
 
 
 def state_sha256(model: nn.Module) -> str:
@@ -256,4 +284,5 @@ def _headless(model: nn.Module) -> nn.Module:
     kept = before + tail
     setattr(model, name, nn.Sequential(*kept) if kept else nn.Identity())
     model.num_features, model.head_name = width, name
+    model.head_key = f"{name}.{last}" if isinstance(head, nn.Sequential) else name
     return model

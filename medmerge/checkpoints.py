@@ -18,10 +18,11 @@ class Progress:
         phase: the phase's name, noted in every row of history.
         key: names what is being computed; a checkpoint with another key is not used.
         path: the checkpoint file, or None to keep none. It is written beside and moved, so it is always whole.
+        score: the column of an epoch's scores that says which epoch is best; higher is better.
 
     Attributes:
         history: a row an epoch: ``phase``, ``epoch`` (from 1) and the epoch's scores.
-        best: state dict of the epoch with the best validation macro F1 so far, the first of equals.
+        best: state dict of the epoch with the best score so far, the first of equals.
         seconds: time spent in the epochs done, interruptions not counted.
         peak_memory: MiB.
     """
@@ -33,8 +34,10 @@ class Progress:
         phase: str,
         key: str,
         path: Path | None = None,
+        score: str = "val_macro_f1",
     ):
         self.model, self.optimizer, self.phase, self.key, self.path = model, optimizer, phase, key, path
+        self.score = score
         self.history: list[dict] = []
         self.best: dict[str, Tensor] = {}
         self.seconds = self.peak_memory = 0.0
@@ -48,11 +51,11 @@ class Progress:
 
     @property
     def best_score(self) -> float:
-        return max((row["val_macro_f1"] for row in self.history), default=float("-inf"))
+        return max((row[self.score] for row in self.history), default=float("-inf"))
 
     def advance(self, scores: dict[str, float], seconds: float, memory: float) -> None:
         """Note an epoch, keep its weights if they are the best so far, write the checkpoint."""
-        if scores["val_macro_f1"] > self.best_score:
+        if scores[self.score] > self.best_score:
             self.best = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
         self.history.append({"phase": self.phase, "epoch": self.epoch + 1, **scores})
         self.seconds += seconds

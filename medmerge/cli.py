@@ -1,7 +1,8 @@
-"""The command line: ``medmerge check`` and ``medmerge run``."""
+"""The command line: ``medmerge check``, ``run``, ``data`` and ``learn``."""
 
 import argparse
 import hashlib
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import yaml
 from papermill.exceptions import PapermillExecutionError
 
-from medmerge import records, study
+from medmerge import cli_data, datasheets, learn, records, report, study
 from medmerge.backbones import CheckpointError
 from medmerge.data import DataError
 from medmerge.params import ParameterError, Parameters, assigned_values, load_yaml
@@ -42,6 +44,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("params", type=Path, metavar="PARAMS.yaml")
     run.add_argument("--output", type=Path, help="the executed notebook (results/TRACK/PARAMS.ipynb)")
     run.set_defaults(command=_run)
+    cli_data.add(commands)
+    own = commands.add_parser("learn", help="merge two checkpoints for your own images, without a notebook")
+    own.add_argument(
+        "--source", action="append", default=[], metavar="[NAME=]WEIGHTS", help="twice: a file or imagenet"
+    )
+    own.add_argument("--images", type=Path, required=True, metavar="DIR", help="images, or a folder of them each class")
+    own.add_argument("--labels", type=Path, metavar="FILE.csv", help="image,label[,group][,split]; labels for several")
+    own.add_argument("--out", type=Path, required=True, metavar="DIR", help="network, model card, split and records")
+    own.add_argument("--compare", action="store_true", help="run FT and LP-FT from each source too: five times longer")
+    own.add_argument("--licence", default="", help="the network's licence, for its card")
+    own.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter, as in a file")
+    own.set_defaults(command=_learn)
     return parser
 
 
@@ -50,6 +64,9 @@ def _check(options: argparse.Namespace) -> int:
     for path in options.params:
         try:
             p = _parameters(path)
+            if p.datasets:
+                _print_datasets(path, p)
+                continue
             todo, all_rows = _to_run(p), [(row, seed) for row in study.rows(p) for seed in p.seeds]
         except EXPECTED as error:
             print(f"medmerge: {path}: {error}", file=sys.stderr)
@@ -61,9 +78,39 @@ def _check(options: argparse.Namespace) -> int:
     return status
 
 
+def _print_datasets(path: Path, p: Parameters) -> None:
+    todo = datasheets.check(p)
+    print(f"{path}: {len(p.datasets)} datasets, {len(p.datasets) - len(todo)} measured")
+    for name in todo:
+        print(f"  to measure: {name}")
+
+
+def _learn(options: argparse.Namespace) -> int:
+    settings = {}
+    for setting in options.set:
+        name, given, value = setting.partition("=")
+        if not given:
+            raise ParameterError(f"--set {setting}: write NAME=VALUE, such as --set image_size=128")
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ParameterError(f"--set {setting}: not a value that YAML reads ({error})") from error
+    p = learn.parameters(
+        options.source, options.images, options.labels, options.out, compare=options.compare, settings=settings
+    )
+    _to_run(p)
+    logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+    record = learn.learn(p, options.out, options.licence)
+    scores = report.scores([record]).iloc[0]
+    interval = f"95 % interval {scores['low']:.3f} to {scores['high']:.3f}"
+    print(f"macro F1 {scores['mean']:.3f} on {record.images['test']:,} test images ({interval})")
+    print(f"{options.out / 'README.md'} says what it is and how to load it")
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
     p = _parameters(options.params, _notebook_defaults(options.notebook))
-    _to_run(p)
+    datasheets.check(p) if p.datasets else _to_run(p)
     home = study.home()
     output = options.output or home / p.results / p.track / f"{options.params.stem}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -97,10 +144,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _to_run(p: Parameters) -> list[tuple[study.Row, int]]:
-    """What is left to run, after all checks that take seconds."""
+    """What is left to run, after all checks that take seconds; warnings are shown."""
     todo = study.check(p)
-    if todo:
-        study.check_inputs(p, todo)
+    for warning in study.check_inputs(p, todo) if todo else ():
+        print(f"medmerge: WARNING: {warning}", file=sys.stderr)
     return todo
 
 

@@ -19,31 +19,37 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from medmerge.plotstyle import APPROACH_COLOURS, APPROACH_NAMES, BookFigure, approach_colour, book_style
+from medmerge.records import score_column
 
 _LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 _BLOCKS = {"denseblock": "block ", "transition": "T", "layer": "layer "}
 _PHASES = {"linear_probe": 0, "fine_tune": 1}
+_MARKERS = "osD^vPX*<>"
+_SCORES = {"val_macro_f1": "macro F1", "val_macro_auroc": "macro AUROC"}
+_LOSSES = {"val_macro_f1": "cross-entropy", "val_macro_auroc": "binary cross-entropy"}
 _GREY = "0.35"
 
 
 @book_style
 def learning_curves(history: pd.DataFrame) -> Figure:
-    """Validation macro F1 (top) and losses (bottom) of each run and seed over the epochs of both phases.
+    """Validation score (top) and losses (bottom) of each run and seed over the epochs of both phases.
 
-    Epochs are counted on from the linear probe to fine-tuning, with a line at the change. The last phase's
-    epoch with the best validation macro F1 (the first of equals) has a dot. Names stand at the right in the
-    order of the final scores. The line style follows the source: what `run` says after the approach's name.
+    The score is macro F1, or macro AUROC if the history has it (multi-label). Epochs are counted on from the
+    linear probe to fine-tuning, with a line at the change. The last phase's epoch with the best score (the
+    first of equals) has a dot. Names stand at the right in the order of the final scores. The line style
+    follows the source: what `run` says after the approach's name.
 
     Args:
         history: a row per run, seed, phase and epoch, with columns run (label such as "MedMerge ImageNet +
             HAM10K"), approach, seed, phase ("linear_probe" or "fine_tune"), epoch (from 1 in each phase),
-            train_loss, val_loss (cross-entropy, nats) and val_macro_f1 (in [0, 1]).
+            train_loss, val_loss (cross-entropy, nats) and val_macro_f1 or val_macro_auroc (in [0, 1]).
 
     Raises:
         ValueError: no rows, a column missing, an unknown phase, or scores that are not numbers.
     """
-    columns = ["run", "approach", "seed", "phase", "epoch", "train_loss", "val_loss", "val_macro_f1"]
-    history = _continued(_required(history, columns, ["train_loss", "val_loss", "val_macro_f1"]))
+    score = score_column(history)
+    numbers = ["train_loss", "val_loss", score]
+    history = _continued(_required(history, ["run", "approach", "seed", "phase", "epoch", *numbers], numbers))
     styles = _line_styles(history)
     figure = BookFigure(figsize=(8, 5.6), layout="constrained")
     scores, losses = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
@@ -52,15 +58,15 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         look = {"color": approach_colour(approach), "linestyle": styles[run, approach]}
         for seed, curve in rows.groupby("seed"):
             line = {**look, "linewidth": 1.1, "marker": "." if len(curve) == 1 else None}
-            scores.plot(curve.moment, curve.val_macro_f1, gid=f"f1/{run}/{seed}", **line)
+            scores.plot(curve.moment, curve[score], gid=f"score/{run}/{seed}", **line)
             losses.plot(curve.moment, curve.val_loss, gid=f"val/{run}/{seed}", **line)
             losses.plot(curve.moment, curve.train_loss, gid=f"train/{run}/{seed}", alpha=0.4, **line)
-            best = curve.loc[curve.val_macro_f1.where(curve.turn == curve.turn.max()).idxmax()]
+            best = curve.loc[curve[score].where(curve.turn == curve.turn.max()).idxmax()]
             dot = {"markeredgecolor": "white", "markersize": 6, "zorder": 4, "gid": f"best/{run}/{seed}"}
-            scores.plot(best.moment, best.val_macro_f1, "o", color=look["color"], **dot)
-        ends[run] = rows.groupby("seed").val_macro_f1.last().mean(), look
-    scores.set(title="Validation (dot: best epoch of the last phase)", ylabel="macro F1")
-    losses.set(title="Loss (strong: validation, pale: training)", ylabel="cross-entropy", xlabel="epoch")
+            scores.plot(best.moment, best[score], "o", color=look["color"], **dot)
+        ends[run] = rows.groupby("seed")[score].last().mean(), look
+    scores.set(title="Validation (dot: best epoch of the last phase)", ylabel=_SCORES[score])
+    losses.set(title="Loss (strong: validation, pale: training)", ylabel=_LOSSES[score], xlabel="epoch")
     losses.set_xlim(0, history.moment.max() * 1.02 + 0.5)
     losses.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _mark_phases(scores, losses, history)
@@ -199,6 +205,47 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -
     axes.set_yticks(np.arange(k) + 0.5, names, rotation=0)
     axes.set_xticks(np.arange(k) + 0.5, classes, rotation=40, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
+    return figure
+
+
+@book_style
+def per_class(table: pd.DataFrame) -> Figure:
+    """Each class against the rest: AUROC and sensitivity of every run, a dot each; the runs have a marker each.
+
+    For multi-label targets, which have no confusion matrix.
+
+    Args:
+        table: a row per run and class, with columns label, approach, class, positives (images that have the
+            class), auroc and sensitivity (in [0, 1]; NaN, drawn as no dot, where undefined).
+
+    Raises:
+        ValueError: no rows, a column missing, or a number outside [0, 1].
+    """
+    numbers = ["auroc", "sensitivity"]
+    table = _required(table, ["label", "approach", "class", "positives", *numbers], [])
+    values = table[numbers].to_numpy(float)
+    if not (np.isnan(values) | (values >= 0) & (values <= 1)).all():
+        raise ValueError(f"the frame has values in {numbers} outside [0, 1]: give shares, NaN where undefined")
+    classes, runs = list(dict.fromkeys(table["class"])), list(dict.fromkeys(table["label"]))
+    figure = BookFigure(figsize=(8, 1.2 + len(classes) * (0.14 + 0.085 * len(runs))), layout="constrained")
+    for axes, column in zip(figure.subplots(1, 2, sharey=True), numbers, strict=True):
+        for i, (run, rows) in enumerate(table.groupby("label", sort=False)):
+            at = rows["class"].map(classes.index) + 0.8 * ((i + 0.5) / len(runs) - 0.5)
+            look = {"color": approach_colour(rows["approach"].iloc[0]), "marker": _MARKERS[i % len(_MARKERS)]}
+            axes.plot(rows[column], at, linestyle="", markersize=4, label=run, gid=f"{column}/{run}", **look)
+        axes.set(xlim=(-0.02, 1.02), ylim=(len(classes) - 0.5, -0.5))
+        axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+        axes.grid(axis="x")
+        axes.grid(axis="y", which="minor")
+        axes.tick_params(axis="y", which="both", length=0)
+    first, second = figure.axes
+    first.set_xlabel("AUROC (0.5: chance)")
+    second.set_xlabel("sensitivity")
+    first.set_title("in brackets: images that have the class")
+    first.axvline(0.5, color=_GREY, linewidth=0.8, linestyle="--")
+    images = table.groupby("class")["positives"].first()
+    first.set_yticks(range(len(classes)), [f"{name} ({images[name]:,})" for name in classes])
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper right", ncols=min(len(runs), 3))
     return figure
 
 

@@ -31,7 +31,9 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    track: Literal["demo", "open", "paper"] = Field("demo", description="folder below results/: demo, open or paper")
+    track: Literal["demo", "open", "paper", "own"] = Field(
+        "demo", description="folder below results/: demo, open, paper or own"
+    )
     title: str = Field("", description="heading of the executed notebook's page")
     note: str = Field("", description="what a reader must know first: which data, weights and size stand in for which")
     pair: Name = Field("demo", description="name of this study, a folder below the track")
@@ -41,14 +43,30 @@ class Parameters(BaseModel):
         "", description="what source c was trained on; empty where there is no source c"
     )
     source_weights: str = Field("", description="source c: a file as the source notebook writes it, or as above")
+    source_root: str = Field(
+        "", description="its dataset's folder, to look for images that the target shares, where the weights list none"
+    )
+    allow_overlap: bool = Field(False, description="true says that target images which a source has seen are meant")
     target_data: str = Field("synthetic:moles", description="dataset to learn and to test on")
     target_root: str = Field("", description="its folder as unpacked, here or under $MEDMERGE_DATA")
     target_labels: str = Field("", description="the labels file, for target_data csv only")
     target_missing: Literal["error", "drop"] = Field("error", description="images not there: error, or drop them")
+    target_uncertain: Literal["ignore", "zeros", "ones"] = Field(
+        "ignore", description="uncertain labels, of several an image: left out of the loss, absent, or present"
+    )
+    target_blank: Literal["ignore", "zeros", "ones"] = Field(
+        "zeros", description="blank labels, likewise; a finding that a report does not mention is taken as absent"
+    )
+    datasets: list[str] = Field([], description="datasets to describe on a page of their own: name=folder")
+    digests: list[str] = Field([], description="files of id,sha256 for datasets whose images are not here: name=file")
     exclude_data: str = Field("", description="leave out target images that this dataset holds too")
     exclude_root: str = Field("", description="that dataset's folder")
-    split: Literal["grouped", "random", "official"] = Field(
+    split: Literal["grouped", "random", "official", "file"] = Field(
         "grouped", description="grouped keeps a patient's or lesion's images together; random is the paper's"
+    )
+    split_file: str = Field("", description="for split file: a CSV of id,split as `medmerge data --write-split` makes")
+    group_identical: bool = Field(
+        False, description="grouped keeps byte-identical files together too, where a dataset names no patients"
     )
     fractions: list[Positive] = Field(
         [0.6, 0.2, 0.2],
@@ -115,6 +133,10 @@ class Parameters(BaseModel):
             problems.append("target_labels: the dataset csv needs the path of its labels file")
         if self.target_labels and self.target_data != "csv":
             problems.append(f"target_labels: {self.target_data} has its own labels; this is for the dataset csv")
+        if (self.split == "file") != bool(self.split_file):
+            problems.append("split_file: give it with split: file, and only then")
+        if self.group_identical and self.split != "grouped":
+            problems.append(f"group_identical: is for split: grouped, not {self.split}")
         if self.save_weights and (len(self.seeds), self.approaches, self.source_data) != (1, ["ft"], ""):
             problems.append("save_weights: saves one network; give one seed, approaches: [ft] and no source c")
         if self.save_weights and not self.save_weights.endswith(".safetensors"):
@@ -257,7 +279,9 @@ def cell(names: Iterable[str], **defaults: object) -> str:
         defaults: the notebook's own defaults, where they differ from the schema's.
     """
     fields = {name: Parameters.model_fields[name] for name in names}
-    lines = [(f"{name} = {json.dumps(defaults.get(name, f.default))}", f.description) for name, f in fields.items()]
+    values = {name: defaults.get(name, field.default) for name, field in fields.items()}
+    written = {name: str(value) if isinstance(value, bool) else json.dumps(value) for name, value in values.items()}
+    lines = [(f"{name} = {text}", fields[name].description) for name, text in written.items()]
     return "\n".join(f"{code}  # {reason}" for code, reason in lines)
 
 

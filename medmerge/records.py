@@ -9,13 +9,14 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import safetensors.numpy
+from numpy.typing import ArrayLike
 
 LIBRARIES = ("medmerge", "torch", "torchvision", "numpy", "scikit-learn", "pandas", "pillow")
 
@@ -31,8 +32,9 @@ class Record:
     Attributes:
         folder: where it lies.
         run: ``run.json``: ``definition`` and its ``hash``; ``row`` (``approach``, ``title``, ``sources``), ``seed``;
-            ``parameters`` as resolved; ``data`` (classes, counts, fingerprint, notes); ``sources`` (fingerprints);
-            ``metrics`` on test; ``cost`` by phase; ``provenance``.
+            ``parameters`` as resolved; ``data`` (classes, counts, fingerprint, notes and, absent from older records,
+            multilabel, images, split, overlap); ``sources`` (fingerprints); ``metrics`` on test; ``cost``
+            by phase; ``provenance``.
     """
 
     folder: Path
@@ -45,18 +47,38 @@ class Record:
 
     @functools.cached_property
     def history(self) -> pd.DataFrame:
-        """A row an epoch: phase, epoch (from 1), train_loss, val_loss, val_accuracy, val_macro_f1."""
+        """A row an epoch: phase, epoch (from 1), train_loss, val_loss, val_accuracy, val_macro_f1.
+
+        Multi-label runs have ``val_macro_auroc`` too; see :func:`score_column`.
+        """
         return pd.read_csv(self.folder / "history.csv")
 
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
-        """A row a test image: id, label (class name), and a column of probabilities by class, ``p_<class>``."""
-        return pd.read_csv(self.folder / "predictions.csv", dtype={"id": str, "label": str}, keep_default_na=False)
+        """A row a test image, as :func:`prediction_frame` makes them."""
+        unknown = {f"y_{name}": [""] for name in self.run["data"]["classes"]} if self.multilabel else None
+        types = {"id": str, "label": str}
+        path = self.folder / "predictions.csv"
+        return pd.read_csv(path, dtype=types, na_values=unknown, keep_default_na=False)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several of the classes, or none."""
+        return bool(self.run["data"].get("multilabel", False))
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Images by part: train, val, test."""
+        data = self.run["data"]
+        return data.get("images") or {part: sum(counts.values()) for part, counts in data["counts"].items()}
 
     @property
     def labels(self) -> np.ndarray:
-        """True classes of the test images, int64 ``[N]``."""
-        return pd.Categorical(self.predictions["label"], self.run["data"]["classes"]).codes.astype(np.int64)
+        """True classes of the test images, int64 ``[N]``; multi-label float64 ``[N, K]``, 1, 0 or NaN (not known)."""
+        classes = self.run["data"]["classes"]
+        if self.multilabel:
+            return self.predictions[[f"y_{name}" for name in classes]].to_numpy(float)
+        return pd.Categorical(self.predictions["label"], classes).codes.astype(np.int64)
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -71,6 +93,29 @@ class Record:
             return {}
         weights = safetensors.numpy.load_file(path)
         return {name: weights[name] for name in self.run["layers"]}
+
+
+def prediction_frame(
+    ids: Sequence[str], labels: ArrayLike, probabilities: np.ndarray, classes: Sequence[str]
+) -> pd.DataFrame:
+    """The rows of ``predictions.csv``: id, true label or labels, and a column of probabilities a class, ``p_<class>``.
+
+    Args:
+        labels: class indices ``[N]``, which become a column ``label`` of names; or ``[N, K]`` of 1, 0 and NaN (not
+            known), which become a column ``y_<class>`` each, empty for not known.
+        probabilities: ``[N, K]``.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 1:
+        truth = {"label": [classes[k] for k in labels]}
+    else:
+        truth = {f"y_{name}": labels[:, k] for k, name in enumerate(classes)}
+    return pd.DataFrame({"id": ids} | truth | {f"p_{name}": probabilities[:, k] for k, name in enumerate(classes)})
+
+
+def score_column(history: pd.DataFrame) -> str:
+    """The column of a history by which the kept epoch is chosen: macro AUROC for multi-label runs, else macro F1."""
+    return "val_macro_auroc" if "val_macro_auroc" in history else "val_macro_f1"
 
 
 def write(

@@ -1,17 +1,21 @@
 """Tables and sentences of a pair's page, computed from its records and from nothing else."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from medmerge import evaluation
-from medmerge.records import Record, RecordError
+from medmerge.records import Record, RecordError, score_column
 
 Rows = dict[str, list[Record]]
 
 ALPHA = 0.05
 """Family-wise error rate of a pair's comparisons, after Holm."""
+
+_PARTS = {"test": "test", "val": "validation", "train": "training"}
+_RESAMPLED: dict[bytes, object] = {}
 
 
 def by_row(records: Sequence[Record]) -> Rows:
@@ -35,8 +39,8 @@ def by_row(records: Sequence[Record]) -> Rows:
 
 
 def predicted(runs: Sequence[Record]) -> np.ndarray:
-    """Predicted class of every test image, int64 ``[seeds, N]``."""
-    return np.stack([run.probabilities.argmax(1) for run in runs])
+    """Predicted class of every test image, int64 ``[seeds, N]``; multi-label 1 or 0, ``[seeds, N, K]``."""
+    return np.stack([evaluation.decide(run.probabilities, run.multilabel) for run in runs])
 
 
 def scores(records: Sequence[Record]) -> pd.DataFrame:
@@ -49,7 +53,7 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
     for label, runs in by_row(records).items():
         metrics = pd.DataFrame([run.run["metrics"] for run in runs])
         classes = runs[0].run["data"]["classes"]
-        low, high = evaluation.bootstrap_interval(runs[0].labels, predicted(runs), len(classes))
+        low, high = _once(evaluation.bootstrap_interval, runs[0].labels, predicted(runs), num_classes=len(classes))
         table.append(
             {"label": label, "approach": runs[0].run["row"]["approach"], "seeds": len(runs)}
             | metrics.mean().to_dict()
@@ -73,13 +77,24 @@ def comparisons(records: Sequence[Record], approach: str = "medmerge") -> pd.Dat
     for label, runs in rows.items():
         if label == chosen[0]:
             continue
-        result = evaluation.compare(reference[0].labels, predicted(reference), predicted(runs), len(classes))
+        arrays = reference[0].labels, predicted(reference), predicted(runs)
+        result = _once(evaluation.compare, *arrays, num_classes=len(classes))
         table.append(
             {"against": label, "difference": result.difference, "low": result.low, "high": result.high}
             | {"p": result.p_value}
         )
     frame = pd.DataFrame(table, columns=["against", "difference", "low", "high", "p"])
     return frame.assign(p_holm=evaluation.holm(frame["p"]) if len(frame) else [])
+
+
+def _once(function: Callable, *arrays: np.ndarray, num_classes: int) -> object:
+    """``function(*arrays, num_classes)``, computed once a process: a page shows the same resampling many times."""
+    key = hashlib.sha256(repr([function.__name__, num_classes, *((a.dtype.str, a.shape) for a in arrays)]).encode())
+    for array in arrays:
+        key.update(np.ascontiguousarray(array))
+    if key.digest() not in _RESAMPLED:
+        _RESAMPLED[key.digest()] = function(*arrays, num_classes)
+    return _RESAMPLED[key.digest()]
 
 
 def verdict(records: Sequence[Record]) -> str:
@@ -99,25 +114,54 @@ def verdict(records: Sequence[Record]) -> str:
 
 def circumstances(records: Sequence[Record]) -> str:
     """What the numbers rest on, in Markdown: images, size, weights, seeds, precision and device."""
-    run = records[0].run
-    counts = pd.DataFrame(run["data"]["counts"])
-    p = run["parameters"]
+    run, images = records[0].run, records[0].images
+    p, kind = run["parameters"], ", several an image" if records[0].multilabel else ""
     seeds = sorted({record.run["seed"] for record in records})
     devices = sorted({f"{record.run['precision']} on {record.run['device']}" for record in records})
     return (
-        f"{p['backbone']} at {p['image_size']} px; {counts['train'].sum():,} training, {counts['val'].sum():,} "
-        f"validation and {counts['test'].sum():,} test images of {run['data']['name']} "
-        f"({len(run['data']['classes'])} classes: {', '.join(run['data']['classes'])}), {p['split']} split; base "
+        f"{p['backbone']} at {p['image_size']} px; {images['train']:,} training, {images['val']:,} "
+        f"validation and {images['test']:,} test images of {run['data']['name']} "
+        f"({len(run['data']['classes'])} classes{kind}: {', '.join(run['data']['classes'])}), {p['split']} split; base "
         f"weights: {p['base_data']}; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; "
         f"{' and '.join(devices)}."
     )
 
 
+def overlap_note(records: Sequence[Record]) -> str:
+    """What the sources had seen of the target's images, in Markdown; empty if nothing, or if nothing is recorded."""
+    sentences = []
+    for record in records:
+        for source, found in record.run["data"].get("overlap", {}).items():
+            sentences.append(_overlap(source, found, record.images))
+    return " ".join(sentence for sentence in dict.fromkeys(sentences) if sentence)
+
+
+def _overlap(source: str, found: Mapping, images: Mapping[str, int]) -> str:
+    """What one source has seen: the ``images`` themselves, and further ones by their ``groups``, counted by part."""
+    if "unknown" in found:
+        return f"It could not be checked whether {source} was trained on any of these images: {found['unknown']}."
+    met = {part: (found["images"].get(part, 0), found["groups"].get(part, 0)) for part in _PARTS}
+    counts = [
+        f"{_PARTS[part]}: {same:,} of {images[part]:,} images themselves, {near:,} more by their patient or lesion"
+        for part, (same, near) in met.items()
+        if same or near
+    ]
+    if not counts:
+        return ""
+    meant = " (the parameters say that this is meant: `allow_overlap`)" if found.get("allowed") else ""
+    seen = any(met["test"]) or any(met["val"])
+    said = "Scores on them say less than they seem to" if seen else "No validation or test image is among them"
+    return f"**Warning: {source} was trained on images of this target**{meant}; {'; '.join(counts)}. {said}."
+
+
 def score_table(records: Sequence[Record]) -> pd.DataFrame:
     """:func:`scores` with the columns and names that a reader wants."""
     table = scores(records).assign(interval=lambda t: _intervals(t, ".3f"))
-    names = {"label": "run", "mean": "macro F1", "interval": "95 % interval", "macro_auroc": "AUROC", "ece": "ECE"}
-    return table.rename(columns=names)[["run", "seeds", "accuracy", "macro F1", "95 % interval", "AUROC", "ECE"]]
+    names = {
+        **{"label": "run", "seeds": "seeds", "accuracy": "accuracy", "mean": "macro F1", "interval": "95 % interval"},
+        **{"macro_auroc": "AUROC", "macro_ap": "average precision", "ece": "ECE"},
+    }
+    return table[[name for name in names if name in table]].rename(columns=names)
 
 
 def comparison_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -128,11 +172,38 @@ def comparison_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def recall_table(records: Sequence[Record]) -> pd.DataFrame:
-    """A row each with the mean recall of every class."""
+    """A row each with the mean recall (sensitivity) of every class."""
     table = scores(records)
     recalls = [column for column in table if column.startswith("recall/")]
     names = {column: column.removeprefix("recall/") for column in recalls}
     return table[["label", *recalls]].rename(columns={"label": "recall of", **names})
+
+
+def class_scores(records: Sequence[Record]) -> pd.DataFrame:
+    """A line for each row and class, each class against the rest, means over seeds.
+
+    Columns: label, approach, class, and the numbers and scores of :func:`~medmerge.evaluation.class_scores`, NaN where
+    undefined.
+    """
+    frames = []
+    for label, runs in by_row(records).items():
+        classes = runs[0].run["data"]["classes"]
+        found = [evaluation.class_scores(run.labels, run.probabilities, classes) for run in runs]
+        mean = pd.concat([pd.DataFrame(one).T.astype(float) for one in found]).groupby(level=0).mean().loc[classes]
+        mean = mean.astype({"positives": int, "negatives": int}).rename_axis("class").reset_index()
+        mean.insert(0, "label", label)
+        mean.insert(1, "approach", runs[0].run["row"]["approach"])
+        frames.append(mean)
+    return pd.concat(frames, ignore_index=True)
+
+
+def class_table(records: Sequence[Record]) -> pd.DataFrame:
+    """:func:`class_scores` with the columns and names that a reader wants."""
+    names = {
+        **{"label": "run", "class": "class", "positives": "with it", "negatives": "without it", "auroc": "AUROC"},
+        **{"ap": "average precision", "sensitivity": "sensitivity", "specificity": "specificity", "f1": "F1"},
+    }
+    return class_scores(records)[list(names)].rename(columns=names)
 
 
 def _intervals(table: pd.DataFrame, form: str) -> list[str]:
@@ -149,9 +220,8 @@ def displacement(record: Record) -> dict[str, float]:
     w = np.concatenate([values.ravel() for values in record.kernel_weights.values()])
     p, history = record.run["parameters"], record.history
     probe = history[history["phase"] == "linear_probe"].reset_index(drop=True)
-    kept = probe["val_macro_f1"].idxmax() + 1 if p["select"] == "best" else len(probe)
-    images = sum(record.run["data"]["counts"]["train"].values())
-    whole, rest = divmod(images, p["batch_size"])
+    kept = probe[score_column(probe)].idxmax() + 1 if p["select"] == "best" else len(probe)
+    whole, rest = divmod(record.images["train"], p["batch_size"])
     steps = kept * (whole + (rest > 1 or not whole))
     return {
         "mean": float(np.abs(w - 0.5).mean()),
@@ -215,8 +285,8 @@ def numbers(records: Sequence[Record]) -> dict[str, str]:
         "p-holm": f"{against['p_holm']:.2g}",
         "baselines": str(len(pairs)),
         "seeds": _seeds(merged),
-        "test-images": f"{sum(run['data']['counts']['test'].values()):,}",
-        "train-images": f"{sum(run['data']['counts']['train'].values()):,}",
+        "test-images": f"{records[0].images['test']:,}",
+        "train-images": f"{records[0].images['train']:,}",
         "image-size": str(run["parameters"]["image_size"]),
         "kernels": f"{moved['kernels']:,}",
         "displacement": f"{moved['mean']:.3f}",

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
+from medmerge import evaluation
 from medmerge.checkpoints import Progress
 from medmerge.data import Samples
 from medmerge.devices import (
@@ -47,7 +48,8 @@ class Protocol:
         batch_size: images a step.
         weight_decay: of the weights of convolutions and linear layers; merging weights, normalisation and biases
             have none.
-        select: the epoch that a phase hands on: ``"best"`` by validation macro F1 (the first of equals) or ``"last"``.
+        select: the epoch that a phase hands on: ``"best"`` by validation macro F1 (of several labels an image: macro
+            AUROC), the first of equals, or ``"last"``.
         lp_batchnorm: mode of a frozen backbone's batch norms in the linear probe: ``"eval"`` (running statistics, as
             Kumar et al. 2022) or ``"train"`` (batch statistics, running ones drift).
         precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where the device computes in it.
@@ -71,7 +73,8 @@ class Task:
     """What an approach is given: training and validation images, the protocol, and a place for what is learnt.
 
     Attributes:
-        train, val: images (uint8 ``[N, 3, S, S]`` RGB) with labels.
+        train, val: images (uint8 ``[N, 3, S, S]`` RGB) with labels, of one kind: a class each, int64 ``[N]``, or any
+            number of classes each, float32 ``[N, K]`` of 1, 0 and NaN (not known).
         num_classes: width of the head.
         seed: decides the head's initialisation and the order of the images, alike for all approaches.
         protocol: how to train.
@@ -90,6 +93,18 @@ class Task:
     key: str = ""
     history: list[dict] = field(default_factory=list)
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def multilabel(self) -> bool:
+        return self.train.labels.ndim == 2
+
+    @property
+    def score(self) -> str:
+        """Column of the history that decides which epoch is best.
+
+        Of several labels an image macro AUROC: at a threshold of 0.5 rare findings have an F1 of 0 for many epochs.
+        """
+        return "val_macro_auroc" if self.multilabel else "val_macro_f1"
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +142,7 @@ def fine_tune(model: nn.Module, task: Task) -> None:
 
 
 def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) -> None:
-    """Minimise cross-entropy over one phase; leave ``model`` at the selected epoch.
+    """Minimise :func:`loss` over one phase; leave ``model`` at the selected epoch.
 
     An interrupted phase goes on after its last whole epoch, and ends with the same numbers: the order of the images
     and the random state are functions of seed, phase and epoch. A finished one is read from its checkpoint.
@@ -152,14 +167,14 @@ def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) 
     train, val = _resident(train, device), _resident(val, device)
     optimizer = torch.optim.AdamW(parameter_groups(model, task.protocol.weight_decay), lr=lr, fused=True)
     path = task.checkpoints / f"{phase}.pt" if task.checkpoints else None
-    state = Progress(model, optimizer, phase, f"{task.key}/{phase}", path)
+    state = Progress(model, optimizer, phase, f"{task.key}/{phase}", path, task.score)
     reset_peak_memory(device)
     while state.epoch < epochs:
         started = time.perf_counter()
         with seeded(device, task.seed, PHASES.index(phase), state.epoch):
-            loss = _train_epoch(model, train, optimizer, task, f"{phase}, epoch {state.epoch + 1}")
+            train_loss = _train_epoch(model, train, optimizer, task, f"{phase}, epoch {state.epoch + 1}")
             scores = _validate(model, val, task)
-        state.advance({"train_loss": loss, **scores}, time.perf_counter() - started, peak_memory(device))
+        state.advance({"train_loss": train_loss, **scores}, time.perf_counter() - started, peak_memory(device))
         _report(phase, state, epochs, len(train))
     if task.protocol.select == "best":
         model.load_state_dict(state.best)
@@ -181,11 +196,11 @@ def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimi
         inputs, labels = _to(train.batch(positions), task.device)
         with task.autocast:
             logits = model(prepare(inputs))
-        loss = F.cross_entropy(logits.float(), labels)
+        value = loss(logits.float(), labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value.backward()
         optimizer.step()
-        losses.append(loss.detach())
+        losses.append(value.detach())
         sizes.append(len(positions))
     steps = torch.stack(losses).cpu()
     if not torch.isfinite(steps).all():
@@ -194,22 +209,43 @@ def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimi
     return float(np.average(steps.double().numpy(), weights=sizes))
 
 
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over images; of several labels an image, binary cross-entropy over the labels that are known.
+
+    Args:
+        logits: float ``[B, K]``.
+        labels: class indices, int64 ``[B]``, or float ``[B, K]`` of 1, 0 and NaN (not known: no part in the loss).
+    """
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels)
+    known = ~labels.isnan()
+    each = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    return torch.where(known, each, 0).sum() / known.sum().clamp(min=1)
+
+
 def _validate(model: nn.Module, val: Samples, task: Task) -> dict[str, float]:
     logits = _logits(model, val, task)
     labels = val.labels.cpu()
+    if task.multilabel:
+        scores = evaluation.metrics(labels.numpy(), logits.sigmoid().numpy(), [str(k) for k in range(task.num_classes)])
+        if scores["macro_auroc"] is None:
+            raise TrainingError("no class is both present and absent in the validation images: make that part larger")
+        chosen = {f"val_{name}": scores[name] for name in ("accuracy", "macro_f1", "macro_auroc")}
+        return {"val_loss": loss(logits, labels).item(), **chosen}
     predicted, truth = logits.argmax(1).numpy(), labels.numpy()
     classes = range(task.num_classes)
     return {
-        "val_loss": F.cross_entropy(logits, labels).item(),
+        "val_loss": loss(logits, labels).item(),
         "val_accuracy": float(accuracy_score(truth, predicted)),
         "val_macro_f1": float(f1_score(truth, predicted, average="macro", labels=classes, zero_division=0)),
     }
 
 
 def predict(model: nn.Module, samples: Samples, task: Task) -> np.ndarray:
-    """Class probabilities, float32 ``[N, num_classes]``, in eval mode."""
+    """Probabilities, float32 ``[N, num_classes]``, in eval mode: of one class an image, or of each by itself."""
     model.to(task.device)
-    return _logits(model, samples, task).softmax(1).numpy()
+    logits = _logits(model, samples, task)
+    return (logits.sigmoid() if task.multilabel else logits.softmax(1)).numpy()
 
 
 def features(backbone: nn.Module, samples: Samples, task: Task) -> Samples:
@@ -265,8 +301,9 @@ def _report(phase: str, state: Progress, epochs: int, images: int) -> None:
     row, rate = state.history[-1], state.epoch * images / state.seconds
     left = (epochs - state.epoch) * state.seconds / state.epoch
     log.info(
-        "%s %d/%d  loss %.4f  validation F1 %.4f (best %.4f)  %.0f images/s  %d:%02d left",
-        *(phase, state.epoch, epochs, row["train_loss"], row["val_macro_f1"], state.best_score, rate),
+        "%s %d/%d  loss %.4f  validation %s %.4f (best %.4f)  %.0f images/s  %d:%02d left",
+        *(phase, state.epoch, epochs, row["train_loss"], "AUROC" if "auroc" in state.score else "F1"),
+        *(row[state.score], state.best_score, rate),
         *divmod(round(left), 60),
     )
 

@@ -1,6 +1,8 @@
 """What the tests of `medmerge.data` share: the real data's place, and small made-up datasets."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medmerge.data import Table, load_images, load_table
+from medmerge.data import Table, fundus, load_images, load_table, skin
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -23,6 +25,37 @@ def real(*parts: str) -> Path:
     return path
 
 
+def altered(target: Path, name: str, file: str, change: Callable[[list[str]], list[str]]) -> Path:
+    """Copies a real dataset's labels files, without images, and changes the lines of one of them."""
+    for path in sorted(real(name).glob("*.csv")):
+        shutil.copyfile(path, target / path.name)
+    lines = (target / file).read_text(encoding="utf-8").splitlines()
+    (target / file).write_text("\n".join(change(lines)) + "\n", encoding="utf-8")
+    return target
+
+
+def with_line(number: int, text: str) -> Callable[[list[str]], list[str]]:
+    """For `altered`: replaces a line; the header is number 0."""
+    return lambda lines: [*lines[:number], text, *lines[number + 1 :]]
+
+
+def separated(lines: list[str]) -> list[str]:
+    """For `altered`: separates by semicolons, as some spreadsheet programs do."""
+    return [line.replace(",", ";") for line in lines]
+
+
+def augmented(lines: list[str]) -> list[str]:
+    """For `altered`: lists images over and over, in 100,000 rows."""
+    return [lines[0], *(lines[1:] * 100)[:100_000]]
+
+
+def write_lines(path: Path, header: str, lines: list[str]) -> Path:
+    """Saves a small labels file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return path
+
+
 def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (20, 15)) -> Path:
     """Saves an image of random pixels, of a width and a height."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +65,8 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (20, 15)) -> 
 
 
 def write_ham10k(root: Path, *, folder: str = "images", count: int = 14) -> Path:
-    """A HAM10000 of a few images, two of each lesion, its classes in turn."""
+    """A HAM10000 of a few images, two of each lesion, its classes in turn; counts as official."""
+    skin.ROWS["HAM10000_metadata"] = count
     classes = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
     lines = ["lesion_id,image_id,dx,dx_type,age,sex,localization"]
     for number in range(count):
@@ -43,8 +77,53 @@ def write_ham10k(root: Path, *, folder: str = "images", count: int = 14) -> Path
     return root
 
 
+def write_isic2018(root: Path, counts: dict[str, int], *, own_folders: bool = True) -> Path:
+    """ISIC-2018 task 3 as the archive has it: the parts ("Training", ...) with some images each, classes in turn."""
+    start = 0
+    for part, count in counts.items():
+        name = f"ISIC2018_Task3_{part}_GroundTruth"
+        images = [f"ISIC_{number:07d}" for number in range(start, start + count)]
+        start += count
+        lines = []
+        for number, image in enumerate(images):
+            write_image(root / f"ISIC2018_Task3_{part}_Input" / f"{image}.jpg", number)
+            lines.append(f"{image}," + ",".join("1.0" if number % 7 == column else "0.0" for column in range(7)))
+        write_lines(root / (name if own_folders else ".") / f"{name}.csv", "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC", lines)
+        skin.ROWS[name] = count
+        if part == "Training":
+            groups = [f"{image},HAM_{number // 2:07d},histopathology" for number, image in enumerate(images)]
+            grouping = "ISIC2018_Task3_Training_LesionGroupings"
+            write_lines(root / f"{grouping}.csv", "image,lesion_id,diagnosis_confirm_type", groups)
+            skin.ROWS[grouping] = count
+    return root
+
+
+def write_eyepacs(root: Path, train: dict[str, int], test: dict[str, int]) -> Path:
+    """An EyePACS with the grade of each image ("10_left")."""
+    for part, grades in (("train", train), ("test", test)):
+        for number, image in enumerate(grades):
+            write_image(root / part / f"{image}.jpeg", number)
+    write_lines(root / "trainLabels.csv", "image,level", [f"{image},{grade}" for image, grade in train.items()])
+    solution = [f"{image},{grade},Private" for image, grade in test.items()]
+    write_lines(root / "retinopathy_solution.csv", "image,level,Usage", solution)
+    fundus.ROWS.update({"trainLabels.csv": len(train), "retinopathy_solution.csv": len(test)})
+    return root
+
+
+def write_aptos2019(root: Path, grades: dict[str, int], folder: str = "train_images") -> Path:
+    """An APTOS 2019 with the grade of each image, and a test image without one."""
+    for number, image in enumerate(grades):
+        write_image(root / folder / f"{image}.png", number)
+    write_lines(root / "train.csv", "id_code,diagnosis", [f"{image},{grade}" for image, grade in grades.items()])
+    write_image(root / "test_images" / "0005cfc8afb6.png")
+    write_lines(root / "test.csv", "id_code", ["0005cfc8afb6"])
+    fundus.ROWS["train.csv"] = len(grades)
+    return root
+
+
 def write_isic2019(root: Path, labels: dict[str, str], lesions: dict[str, str] | None = None) -> Path:
-    """An ISIC-2019 with the class of each image, and its lesion where it has one."""
+    """An ISIC-2019 with the class of each image, and its lesion where it has one; counts as the official one."""
+    skin.ROWS.update(dict.fromkeys(("ISIC_2019_Training_GroundTruth", "ISIC_2019_Training_Metadata"), len(labels)))
     columns = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK")
     truth, metadata = (
         ["image," + ",".join(columns)],
@@ -86,7 +165,7 @@ def made_table(labels, groups=None, official=None, ids=None) -> Table:
 
 def load_at_once(barrier, results, root: str, cache: str) -> None:
     """In a process of its own: waits for the others, then loads the same images as they do."""
-    table = load_table("ham10k", root)
+    table = load_table("ham10k", root, missing="drop")
     barrier.wait(timeout=120)
-    pixels, fingerprint = load_images(table, 32, cache=Path(cache), workers=1)
-    results.put((fingerprint, int(pixels.astype(np.int64).sum())))
+    images = load_images(table, 32, cache=Path(cache), workers=1)
+    results.put((images.fingerprint, int(images.pixels.astype(np.int64).sum())))

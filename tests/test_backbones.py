@@ -10,8 +10,16 @@ import torch
 import torchvision
 from torch import nn
 
-from medmerge import Classifier, backbone, save_backbone
-from medmerge.backbones import CheckpointError, check_weights, names, read_state, state_sha256
+from medmerge import Classifier, backbone, backbones, save_backbone
+from medmerge.backbones import (
+    CheckpointError,
+    check_weights,
+    has_plain_head,
+    names,
+    read_state,
+    save_classifier,
+    state_sha256,
+)
 
 ARCHITECTURES = [
     *("densenet_small", "densenet121", "resnet50", "mobilenet_v2", "vgg11_bn", "squeezenet1_1", "convnext_tiny"),
@@ -118,6 +126,25 @@ def test_round_trip_is_exact(tmp_path, suffix):
     assert same(other, model) and not other.training
     assert state_sha256(other) == state_sha256(model) != state_sha256(network(1))
     assert same(backbone(SMALL, str(path)), model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_saved_classifier_is_torchvisions_own_network(name, tmp_path):
+    path = tmp_path / "model.safetensors"
+    torch.manual_seed(0)
+    model = Classifier(backbone(name, "random"), 5).eval()
+    save_classifier(model, path, name, trained_on="x")
+    if name == SMALL:
+        plain = torchvision.models.DenseNet(**backbones.SMALL[name], num_classes=5)
+    elif has_plain_head(name):
+        plain = torchvision.models.get_model(name, num_classes=5)
+    else:
+        plain = Classifier(backbone(name, "zeros"), 5)
+    plain.load_state_dict(safetensors.torch.load_file(path), strict=True)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain.eval()(x), model(x))
+    assert same(backbone(name, path), model.backbone)
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,13 @@ def test_mathematics_is_drawn_offline(book, tmp_path):
     assert not remote(dom)  # nor did a script add anything
 
 
+def test_the_chapter_on_datasets_lists_the_catalogue():
+    from medmerge.data.catalogue import markdown
+
+    page = (ROOT / "book" / "datasets.md").read_text(encoding="utf-8")
+    assert f"\n{markdown(paper=True)}\n" in page and f"\n{markdown(paper=False)}\n" in page
+
+
 def test_the_chapter_on_parameters_lists_the_schema():
     from medmerge.params import markdown
 

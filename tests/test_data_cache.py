@@ -1,9 +1,17 @@
 """The cache of decoded images: never half-written, never stale, safe to share."""
 
+import errno
+import fcntl
+import io
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
+import threading
+import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +24,7 @@ from medmerge.data import images as images_module
 
 @pytest.fixture
 def table(tmp_path):
-    return load_table("ham10k", write_ham10k(tmp_path / "ham"))
+    return load_table("ham10k", write_ham10k(tmp_path / "ham"), missing="drop")
 
 
 @pytest.fixture
@@ -29,9 +37,9 @@ def decoded(monkeypatch):
     """The paths that were decoded, in a list that grows."""
     paths, decode = [], images_module._decode
 
-    def spy(path, size):
+    def spy(path, size, arrays):
         paths.append(path)
-        return decode(path, size)
+        return decode(path, size, arrays)
 
     monkeypatch.setattr(images_module, "_decode", spy)
     return paths
@@ -43,9 +51,11 @@ def entry(cache, suffix):
 
 
 def test_second_load_decodes_nothing(table, cache, decoded):
-    pixels, fingerprint = load_images(table, 8, cache=cache)
+    images = load_images(table, 8, cache=cache)
+    pixels, fingerprint = images.pixels, images.fingerprint
     assert len(decoded) == 14
-    again, same = load_images(table, 8, cache=cache)
+    loaded = load_images(table, 8, cache=cache)
+    again, same = loaded.pixels, loaded.fingerprint
     assert len(decoded) == 14 and same == fingerprint and (again == pixels).all()
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
 
@@ -57,13 +67,15 @@ def test_other_labels_use_the_same_pixels(table, cache, decoded):
 
 
 def test_changed_file_is_decoded_again(table, cache):
-    before, fingerprint = load_images(table, 8, cache=cache)
+    images = load_images(table, 8, cache=cache)
+    before, fingerprint = images.pixels, images.fingerprint
     path = write_image(type(cache)(table.frame["path"][2]), seed=99)
-    after, other = load_images(table, 8, cache=cache)
+    images = load_images(table, 8, cache=cache)
+    after, other = images.pixels, images.fingerprint
     assert other != fingerprint
     assert [row for row in range(14) if (before[row] != after[row]).any()] == [2]
     os.utime(path, ns=(1, 1))  # the same content at another time
-    assert load_images(table, 8, cache=cache)[1] == other
+    assert load_images(table, 8, cache=cache).fingerprint == other
 
 
 def test_another_file_of_the_same_name_size_and_time_is_decoded(cache, tmp_path):
@@ -73,14 +85,15 @@ def test_another_file_of_the_same_name_size_and_time_is_decoded(cache, tmp_path)
         for name in ("a.bmp", "b.bmp"):
             os.utime(write_image(tmp_path / folder / name, seed=len(folder)), ns=(1, 1))
         labels = write_csv(tmp_path / folder, "image,label\na.bmp,a\nb.bmp,b\n")
-        seen.add(load_images(load_table("csv", tmp_path / folder, labels=labels), 8, cache=cache)[1])
+        seen.add(load_images(load_table("csv", tmp_path / folder, labels=labels), 8, cache=cache).fingerprint)
     assert len(seen) == 2
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
 @pytest.mark.parametrize("damage", ["truncated", "longer", "empty", "removed", "garbage"])
 def test_damaged_entry_is_built_again(table, cache, decoded, suffix, damage):
-    pixels, fingerprint = load_images(table, 8, cache=cache)
+    images = load_images(table, 8, cache=cache)
+    pixels, fingerprint = images.pixels, images.fingerprint
     expected = pixels.copy()
     path = entry(cache, suffix)
     content = path.read_bytes()
@@ -91,28 +104,29 @@ def test_damaged_entry_is_built_again(table, cache, decoded, suffix, damage):
         "garbage": b"[1]" * 9,
     }
     path.unlink() if damage == "removed" else path.write_bytes(changed[damage])
-    again, same = load_images(table, 8, cache=cache)
+    loaded = load_images(table, 8, cache=cache)
+    again, same = loaded.pixels, loaded.fingerprint
     assert len(decoded) == 28 and same == fingerprint and (again == expected).all()
     assert entry(cache, suffix).read_bytes() == content
 
 
 def test_sidecar_of_other_length_is_not_believed(table, cache, decoded):
-    _, fingerprint = load_images(table, 8, cache=cache)
+    fingerprint = load_images(table, 8, cache=cache).fingerprint
     path = entry(cache, ".json")
     sidecar = json.loads(path.read_text())
     path.write_text(json.dumps({**sidecar, "sha256": sidecar["sha256"][:-1]}))
-    assert load_images(table, 8, cache=cache)[1] == fingerprint
+    assert load_images(table, 8, cache=cache).fingerprint == fingerprint
     assert len(decoded) == 28
 
 
 def test_writing_to_the_pixels_leaves_the_cache(table, cache):
-    pixels, _ = load_images(table, 8, cache=cache)
+    pixels = load_images(table, 8, cache=cache).pixels
     content = entry(cache, ".npy").read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.from_numpy(pixels).zero_()
     assert entry(cache, ".npy").read_bytes() == content
-    assert load_images(table, 8, cache=cache)[0].any()
+    assert load_images(table, 8, cache=cache).pixels.any()
 
 
 def test_undecodable_files_are_counted_and_leave_nothing(table, cache):
@@ -129,10 +143,10 @@ def test_undecodable_files_are_counted_and_leave_nothing(table, cache):
 def test_interrupt_leaves_nothing(table, cache, monkeypatch, error):
     decode = images_module._decode
 
-    def interrupted(path, size):
+    def interrupted(path, size, arrays):
         if path.endswith("ISIC_0000007.jpg"):
             raise error
-        return decode(path, size)
+        return decode(path, size, arrays)
 
     monkeypatch.setattr(images_module, "_decode", interrupted)
     with pytest.raises(error):
@@ -157,13 +171,181 @@ def test_two_processes_at_once(table, cache):
     for worker in workers:
         worker.join(timeout=60)
     assert [worker.exitcode for worker in workers] == [0, 0]
-    pixels, fingerprint = load_images(table, 32, cache=cache)
-    assert answers == [(fingerprint, int(pixels.astype(np.int64).sum()))] * 2
+    images = load_images(table, 32, cache=cache)
+    assert answers == [(images.fingerprint, int(images.pixels.astype(np.int64).sum()))] * 2
     assert len(list(cache.iterdir())) == 2
 
 
+def decode_slowly(root: str, cache: str, begun, results, seconds: float) -> None:
+    """In a process of its own: loads images, so many seconds for each; says when the first has begun."""
+    decode, count = images_module._decode, 0
+
+    def slowly(*arguments):
+        nonlocal count
+        count += 1
+        begun.set()
+        time.sleep(seconds)
+        return decode(*arguments)
+
+    images_module._decode = slowly
+    images = load_images(load_table("ham10k", root, missing="drop"), 32, cache=Path(cache), workers=1)
+    results.put((count, images.fingerprint))
+
+
+@pytest.fixture
+def other(table, cache):
+    """Starts a process that decodes the table's images into the cache, and waits until it is at work."""
+    context = multiprocessing.get_context("spawn")
+    processes = []
+
+    def start(seconds):
+        begun, results = context.Event(), context.Queue()
+        arguments = (str(cache.parent / "ham"), str(cache), begun, results, seconds)
+        processes.append(context.Process(target=decode_slowly, args=arguments))
+        processes[-1].start()
+        assert begun.wait(timeout=120)
+        return processes[-1], results
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join(timeout=60)
+
+
+def test_second_process_waits_and_decodes_nothing(table, cache, decoded, other, caplog):
+    process, results = other(seconds=0.2)
+    images = load_images(table, 32, cache=cache)
+    assert decoded == [] and "waiting for another process that decodes ham10k-32px-" in caplog.text
+    assert results.get(timeout=60) == (14, images.fingerprint)
+    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
+
+
+def test_second_process_takes_over_from_one_that_dies(table, cache, decoded, other, caplog):
+    process, _ = other(seconds=600)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(load_images(table, 32, cache=cache)))
+    thread.start()
+    while "waiting for another process" not in caplog.text:
+        time.sleep(0.05)
+    assert decoded == [] and len(list(cache.glob(".*.npy.*.part"))) == 1
+    process.kill()
+    thread.join(timeout=60)
+    assert len(decoded) == 14 and answers[0].pixels.any()
+    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
+
+
+def test_error_frees_the_lock(table, cache):
+    content = Path(table.frame["path"][5]).read_bytes()
+    Path(table.frame["path"][5]).write_bytes(b"")
+    with pytest.raises(DataError, match="1 of 14"):
+        load_images(table, 8, cache=cache)
+    assert list(cache.iterdir()) == []
+    Path(table.frame["path"][5]).write_bytes(content)
+    load_images(table, 8, cache=cache)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_systems_without_locks(table, cache, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    expected = np.array(load_images(table, 8, cache=cache).pixels)
+    entry(cache, ".json").unlink()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    part = cache / f".{entry(cache, '.npy').name}.of-another-process.part"
+    part.touch()
+    assert (load_images(table, 8, cache=cache).pixels == expected).all()
+    assert part.exists()  # nobody knows that its process has ended
+
+
+def test_lock_file_that_was_left_behind(table, cache, decoded):
+    load_images(table, 8, cache=cache)
+    name = entry(cache, ".npy").stem
+    entry(cache, ".json").unlink()
+    (cache / f".{name}.lock").touch()
+    load_images(table, 8, cache=cache)
+    assert len(decoded) == 28
+    assert len(list(cache.iterdir())) == 2
+
+
+# Speed and memory.
+
+
+def test_images_are_decoded_side_by_side(table, cache, monkeypatch):
+    meeting, decode = threading.Barrier(2), images_module._decode
+
+    def meet(*arguments):
+        meeting.wait(timeout=60)  # broken, unless two are decoded at once
+        return decode(*arguments)
+
+    monkeypatch.setattr(images_module, "_decode", meet)
+    assert load_images(table, 8, cache=cache, workers=2).pixels.any()
+
+
+WATCHED = """
+import sys, threading
+from pathlib import Path
+from medmerge.data import Table, load_images, load_table
+
+def anonymous():
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]
+    return int(line.split()[1]) / 1024
+
+def watch():
+    while not done.wait(0.01):
+        seen.append(anonymous())
+
+folder, kind, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+table = load_table("csv", folder, labels="labels.csv", missing="keep")
+if kind == "rows":
+    paths = [f"{folder}/set.npz#train/{row}" for row in range(len(table.frame))]
+    table = Table("rows", table.frame.assign(path=paths), table.classes)
+load_images(Table("first", table.frame[:32], table.classes), size, cache=folder / "cache")
+done, seen, before = threading.Event(), [], anonymous()
+thread = threading.Thread(target=watch)
+thread.start()
+images = load_images(table, size, cache=folder / "cache")
+done.set()
+thread.join()
+print(max(seen) - before, images.pixels.nbytes / 2**20)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")
+@pytest.mark.parametrize("kind", ["files", "rows"])
+def test_memory_does_not_grow_with_the_images(tmp_path, kind):
+    count = 1500
+    write_csv(tmp_path, "image,label\n" + "".join(f"{row:04d}.png,{'ab'[row % 2]}\n" for row in range(count)))
+    if kind == "files":
+        write_image(tmp_path / "one.png", size=(64, 64))
+        for row in range(count):
+            os.symlink(tmp_path / "one.png", tmp_path / f"{row:04d}.png")
+    else:
+        np.savez_compressed(tmp_path / "set.npz", train_images=np.full((count, 224, 224), 7, np.uint8))
+    command = [sys.executable, "-c", WATCHED, str(tmp_path), kind, "224"]
+    grown, pixels = map(float, subprocess.check_output(command, text=True, timeout=300).split())
+    assert pixels > 200 and grown < 40  # MiB
+
+
+def test_progress_is_shown_on_a_terminal_only(table, cache, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    shown = []
+    for kind in (io.StringIO, Terminal):
+        monkeypatch.setattr(sys, "stderr", kind())
+        load_images(table, 8, cache=cache / kind.__name__)
+        shown.append(sys.stderr.getvalue())
+    assert shown[0] == ""
+    assert "decoding ham10k" in shown[1] and "14/14" in shown[1]
+
+
+# The folder.
+
+
 def test_entry_replaced_while_it_is_in_use(table, cache):
-    pixels, _ = load_images(table, 8, cache=cache)
+    pixels = load_images(table, 8, cache=cache).pixels
     expected = np.array(pixels)
     entry(cache, ".json").unlink()
     load_images(table, 8, cache=cache)

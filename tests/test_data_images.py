@@ -1,6 +1,8 @@
 """Decoding, fingerprints and batches."""
 
+import hashlib
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +11,12 @@ from data_fixtures import real, write_csv, write_ham10k, write_image
 from PIL import Image
 
 from medmerge.data import DataError, Samples, Table, load_images, load_table
-from medmerge.data.images import to_rgb
+from medmerge.data.decode import to_rgb
 
 
 @pytest.fixture
 def table(tmp_path):
-    return load_table("ham10k", write_ham10k(tmp_path / "ham"))
+    return load_table("ham10k", write_ham10k(tmp_path / "ham"), missing="drop")
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def cache(tmp_path):
 
 
 def test_pixels_are_those_of_pillow(table, cache):
-    pixels, _ = load_images(table, 8, cache=cache, workers=3)
+    pixels = load_images(table, 8, cache=cache, workers=3).pixels
     assert pixels.shape == (14, 8, 8, 3) and pixels.dtype == np.uint8
     for row, path in enumerate(table.frame["path"]):
         with Image.open(path) as image:
@@ -39,7 +41,7 @@ def test_real_images_keep_their_look(tmp_path):
     names = sorted(path.name for path in root.iterdir())[:6]
     rows = "".join(f"{name},{'ab'[index % 2]}\n" for index, name in enumerate(names))
     table = load_table("csv", root, labels=write_csv(tmp_path, "image,label\n" + rows))
-    pixels, _ = load_images(table, 64, cache=tmp_path / "cache")
+    pixels = load_images(table, 64, cache=tmp_path / "cache").pixels
     for row, name in enumerate(names):
         with Image.open(root / name) as image:
             full = np.asarray(image.convert("RGB"))
@@ -67,7 +69,7 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path, cache):
     Image.fromarray(values).save(tmp_path / "deep.png")
     write_image(tmp_path / "flat.png")
     table = load_table("csv", tmp_path, labels=write_csv(tmp_path, "image,label\ndeep.png,a\nflat.png,b\n"))
-    pixels, _ = load_images(table, 4, cache=cache)
+    pixels = load_images(table, 4, cache=cache).pixels
     assert pixels[0, 0, :, 0].tolist() == [0, 1, 128, 255]
     assert (pixels[0] == pixels[0, :, :, :1]).all()
 
@@ -97,7 +99,7 @@ def test_orientation_tag_is_ignored_and_aspect_not_kept(tmp_path, cache):
     image.save(tmp_path / "a.jpg", exif=exif, quality=95)
     write_image(tmp_path / "b.png")
     table = load_table("csv", tmp_path, labels=write_csv(tmp_path, "image,label\na.jpg,a\nb.png,b\n"))
-    pixels, _ = load_images(table, 10, cache=cache)
+    pixels = load_images(table, 10, cache=cache).pixels
     assert (pixels[0, :, 0, 0] > 200).all() and (pixels[0, :, -1, 2] > 200).all()
 
 
@@ -105,13 +107,13 @@ def test_orientation_tag_is_ignored_and_aspect_not_kept(tmp_path, cache):
 
 
 def test_fingerprint_follows_contents_ids_and_class_names_only(table, cache, tmp_path):
-    _, fingerprint = load_images(table, 8, cache=cache)
+    fingerprint = load_images(table, 8, cache=cache).fingerprint
     assert len(fingerprint) == 64
-    assert load_images(table, 9, cache=cache)[1] == fingerprint
+    assert load_images(table, 9, cache=cache).fingerprint == fingerprint
     moved = load_table("ham10k", write_ham10k(tmp_path / "elsewhere", folder="HAM10000_images_part_1"))
-    assert load_images(moved, 8, cache=cache)[1] == fingerprint
+    assert load_images(moved, 8, cache=cache).fingerprint == fingerprint
     backwards = Table(table.name, table.frame[::-1], table.classes)
-    assert load_images(backwards, 8, cache=cache)[1] == fingerprint
+    assert load_images(backwards, 8, cache=cache).fingerprint == fingerprint
 
     relabelled = table.frame.assign(label=table.frame["label"].where(table.frame.index != 3, 0))
     renamed = table.frame.assign(id=table.frame["id"].replace("ISIC_0000003", "ISIC_0000103"))
@@ -121,7 +123,33 @@ def test_fingerprint_follows_contents_ids_and_class_names_only(table, cache, tmp
         Table(table.name, table.frame, ("other", *table.classes[1:])),
         Table(table.name, table.frame[:-1], table.classes),
     ):
-        assert load_images(other, 8, cache=cache)[1] != fingerprint
+        assert load_images(other, 8, cache=cache).fingerprint != fingerprint
+
+
+def test_digests_are_those_of_the_files_in_the_order_of_the_table(table, cache):
+    backwards = Table(table.name, table.frame[::-1].reset_index(drop=True), table.classes)
+    for listed in (table, backwards):
+        digests = load_images(listed, 8, cache=cache).digests
+        assert digests == tuple(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in listed.frame["path"])
+
+
+def test_fingerprint_of_a_multi_label_table(table, cache):
+    labels = np.array([[1, 0], [0, 1], [np.nan, 1]] * 4 + [[0, 0], [1, 1]], dtype=np.float32)
+
+    def fingerprint(values, classes=("Edema", "Fracture")):
+        columns = {f"label:{name}": column for name, column in zip(classes, values.T, strict=True)}
+        frame = table.frame.drop(columns="label").assign(**columns)
+        return load_images(Table(table.name, frame, classes), 8, cache=cache).fingerprint
+
+    def changed(row, column, value):
+        values = labels.copy()
+        values[row, column] = value
+        return values
+
+    others = [changed(0, 0, 0), changed(0, 0, np.nan), changed(2, 0, 0), changed(13, 1, 0)]
+    prints = [fingerprint(values) for values in (labels, *others)]
+    prints += [fingerprint(labels, ("Edema", "Pneumonia")), fingerprint(labels[:, ::-1])]
+    assert fingerprint(labels.copy()) == prints[0] and len(set(prints)) == len(prints)
 
 
 # Batches.

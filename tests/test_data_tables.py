@@ -1,9 +1,20 @@
 """Each dataset as a table: what the files say, what is left out, and what is said about it."""
 
-import pytest
-from data_fixtures import real, write_csv, write_ham10k, write_isic2019
+import shutil
 
-from medmerge.data import DATASETS, DataError, load_table
+import pytest
+from data_fixtures import (
+    real,
+    write_aptos2019,
+    write_csv,
+    write_eyepacs,
+    write_ham10k,
+    write_image,
+    write_isic2018,
+    write_isic2019,
+)
+
+from medmerge.data import DATASETS, DataError, load_table, skin, split
 
 COLUMNS = ["id", "path", "label", "group", "split"]
 
@@ -23,7 +34,9 @@ def test_ham10k_is_all_there():
     assert count_labels(table) == {
         "nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514, "akiec": 327, "vasc": 142, "df": 115,
     }  # fmt: skip
-    assert table.notes == ()
+    assert table.notes == (
+        "ISIC2018_Task3_Test_GroundTruth.csv is left out: there is no folder ISIC2018_Task3_Test_Input.",
+    )
     assert table.frame["split"].isna().all()
 
 
@@ -77,11 +90,21 @@ def test_frame_is_sorted_and_typed(tmp_path):
     assert all(type(path) is str for path in frame["path"])
 
 
-def test_loading_writes_nothing_into_the_dataset(tmp_path):
-    root = write_ham10k(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    load_table("ham10k", root)
-    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("ham10k", write_ham10k),
+        ("isic2019", lambda root: write_isic2019(root, {"ISIC_1": "MEL", "ISIC_2": "SCC"})),
+        ("eyepacs", lambda root: write_eyepacs(root, {"1_left": 0, "1_right": 1}, {"2_left": 0})),
+        ("aptos2019", lambda root: write_aptos2019(root, {"000c1434d8d7": 2, "001639a390f0": 4})),
+        ("folder", lambda root: [write_image(root / label / "1.png") for label in "ab"]),
+    ],
+)
+def test_loading_writes_nothing_into_the_dataset(tmp_path, name, write):
+    write(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+    load_table(name, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))} == before
 
 
 @pytest.mark.parametrize(
@@ -122,7 +145,10 @@ def test_isic2019_nested_as_kaggle_unpacks_it(tmp_path):
     assert table.classes == ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
     assert table.frame["label"].tolist() == [0, 7]
     assert table.frame["group"].tolist() == ["ISIC_1", "BCN_7"]
-    assert table.notes == ("1 of 2 images carry no group; each is a group of its own.",)
+    assert table.notes == (
+        "ISIC_2019_Training_Metadata.csv: the column sex is called gender.",
+        "1 of 2 images carry no group; each is a group of its own.",
+    )
 
 
 def test_isic2019_unknown_is_a_class_only_if_used(tmp_path):
@@ -183,3 +209,71 @@ def test_nothing_left(tmp_path):
 def test_one_class(tmp_path):
     with pytest.raises(DataError, match="all 2 images are of one class, akiec"):
         load_table("ham10k", write_ham10k(tmp_path, count=2))
+
+
+# ISIC-2018 task 3 as the archive has it.
+
+ISIC2018 = {"Training": 28, "Validation": 7, "Test": 14}
+
+
+@pytest.mark.parametrize("own_folders", [True, False])
+def test_isic2018_of_the_archive(tmp_path, own_folders):
+    table = load_table("ham10k", write_isic2018(tmp_path, ISIC2018, own_folders=own_folders))
+    assert table.frame["split"].value_counts().to_dict() == {"train": 28, "val": 7, "test": 14}
+    assert table.classes == ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+    assert [table.classes[label] for label in table.labels[:7]] == ["mel", "nv", "bcc", "akiec", "bkl", "df", "vasc"]
+    assert table.frame["group"].tolist()[:3] == ["HAM_0000000", "HAM_0000000", "HAM_0000001"]
+    assert table.notes == ("21 of 49 images carry no group; each is a group of its own.",)
+    assert split(table, method="official").tolist() == table.frame["split"].tolist()
+
+
+def test_isic2018_test_beside_ham10000_as_dataverse_serves_it(tmp_path):
+    root = write_ham10k(tmp_path)
+    lines = ["lesion_id\timage_id\tdx\tdx_type\tage\tsex\tlocalization\tdataset"]
+    for number in range(70, 74):
+        write_image(root / "ISIC2018_Task3_Test_Images" / f"ISIC_{number:07d}.jpg", number)
+        lines.append(f'"HAMTEST_{number // 2:07d}"\t"ISIC_{number:07d}"\t"nv"\t"histo"\t50\tmale\tback\tx')
+    lines.append('\t"ISIC_0035068"\t"nv"\t\t\t\t\t')
+    (root / "ISIC2018_Task3_Test_GroundTruth.tab").write_text("\n".join(lines) + "\n")
+    skin.ROWS["ISIC2018_Task3_Test_GroundTruth"] = 5
+    with pytest.raises(
+        DataError, match=r"1 of 19 images are missing.*first ISIC_0035068.*test images lack ISIC_0035068"
+    ):
+        load_table("ham10k", root)
+    table = load_table("ham10k", root, missing="drop")
+    assert table.frame["split"].value_counts().to_dict() == {"train": 14, "test": 4}
+    assert table.frame["group"].tolist()[-4:] == ["HAMTEST_0000035"] * 2 + ["HAMTEST_0000036"] * 2
+
+
+def test_isic2018_parts_without_images_are_left_out_and_said(tmp_path):
+    root = write_isic2018(tmp_path, ISIC2018)
+    shutil.rmtree(root / "ISIC2018_Task3_Validation_Input")
+    shutil.rmtree(root / "ISIC2018_Task3_Test_Input")
+    table = load_table("ham10k", root)
+    assert len(table.frame) == 28 and table.frame["split"].isna().all()
+    assert table.notes == tuple(
+        f"ISIC2018_Task3_{part}_GroundTruth.csv is left out: there is no folder ISIC2018_Task3_{part}_Input."
+        for part in ("Validation", "Test")
+    )
+    assert len(skin.isic2018_truth(root, "Test")) == 14
+    with pytest.raises(DataError, match="no ISIC2018_Task3_Training_GroundTruth.csv in .*challenge.isic-archive"):
+        skin.isic2018_truth(write_ham10k(tmp_path / "ham"), "Training")
+
+
+def test_isic2018_images_without_their_truth(tmp_path):
+    root = write_isic2018(tmp_path, ISIC2018, own_folders=False)
+    (root / "ISIC2018_Task3_Test_GroundTruth.csv").unlink()
+    with pytest.raises(DataError, match="ham10k: there is no ISIC2018_Task3_Test_GroundTruth.csv in"):
+        load_table("ham10k", root)
+
+
+def test_isic2018_without_lesions_would_leak_them(tmp_path):
+    root = write_isic2018(tmp_path, ISIC2018)
+    grouping = root / "ISIC2018_Task3_Training_LesionGroupings.csv"
+    text = grouping.read_text()
+    grouping.write_text(text.replace("ISIC_0000003", "ISIC_0900003"))
+    with pytest.raises(DataError, match=r"not about the same images: 1 are only in the first \(ISIC_0900003\), 1 only"):
+        load_table("ham10k", root)
+    grouping.unlink()
+    with pytest.raises(DataError, match="there is no ISIC2018_Task3_Training_LesionGroupings.csv"):
+        load_table("ham10k", root)

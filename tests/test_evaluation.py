@@ -173,7 +173,7 @@ def test_more_than_one_batch_gives_the_same_interval(monkeypatch):
     labels = generator.integers(0, 3, 90)
     a, b = predictions(generator, labels, 3, 0.7), predictions(generator, labels, 3, 0.5)
     whole, whole_test = bootstrap_interval(labels, a, 3), compare(labels, a, b, 3)
-    monkeypatch.setattr("medmerge.evaluation._DRAWS_AT_ONCE", 1700)
+    monkeypatch.setattr("medmerge.resampling._DRAWS_AT_ONCE", 1700)
     assert bootstrap_interval(labels, a, 3) == pytest.approx(whole, abs=0.01)
     assert compare(labels, a, b, 3).p_value == pytest.approx(whole_test.p_value, abs=0.01)
 
@@ -281,6 +281,31 @@ def test_seed_decides_the_draws():
     a = predictions(generator, labels, 3, 0.7)
     draws = [bootstrap_interval(labels, a, 3, resamples=50, seed=seed) for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_values_that_published_pages_rest_on():
+    """Exactly those of the first release: a page is drawn again from its records, number by number."""
+    generator = np.random.default_rng(5)
+    labels = generator.integers(0, 4, 150)
+    probabilities = generator.dirichlet(np.ones(4), 150)
+    a, b = (
+        np.where(generator.random((2, 150)) < accuracy, labels, generator.integers(0, 4, (2, 150)))
+        for accuracy in (0.7, 0.6)
+    )
+    assert metrics(labels, probabilities, list("abcd")) == {
+        **{"accuracy": 0.21333333333333335, "macro_f1": 0.21114726637335976},
+        **{"balanced_accuracy": 0.2173729048729049, "macro_auroc": 0.43325831264427755, "ece": 0.2983913488479335},
+        **{"recall/a": 0.21428571428571427, "recall/b": 0.3055555555555556},
+        **{"recall/c": 0.2727272727272727, "recall/d": 0.07692307692307693},
+    }
+    assert bootstrap_interval(labels, a, 4) == (0.7334328225800694, 0.8283786196965335)
+    assert bootstrap_interval(labels, a[0], 4, "accuracy", seed=3) == (0.7066666666666667, 0.84)
+    assert compare(labels, a, b, 4, resamples=2000) == Comparison(
+        0.07309460211752433, 0.001965181263656003, 0.14671744480958476, 0.04447776111944028
+    )
+    assert compare(labels, a, b, 4, "accuracy", resamples=2000) == Comparison(
+        0.0733333333333333, 0.003333333333333355, 0.1466666666666666, 0.051974012993503245
+    )
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,12 @@ def counts():
     return pd.DataFrame({"train": [2000, 100], "test": [200, 0]}, index=["nevus", "melanoma"])
 
 
+def class_table():
+    rows = [("FT A", "ft", "edema", 1200, 0.7, 0.3), ("FT A", "ft", "fracture", 0, np.nan, np.nan)]
+    rows += [("MedMerge", "medmerge", "edema", 1200, 1.0, 0.0), ("MedMerge", "medmerge", "fracture", 0, 0.5, np.nan)]
+    return pd.DataFrame(rows, columns=["label", "approach", "class", "positives", "auroc", "sensitivity"])
+
+
 def marked(figure, gid):
     """The one line with this id."""
     (line,) = [line for axes in figure.axes for line in axes.lines if line.get_gid() == gid]
@@ -85,6 +91,11 @@ DENSENET = ["features.conv0"] + [
         lambda: figures.score_intervals(table().iloc[:1].drop(columns="paper")),
         lambda: figures.confusion([0], [0], ["only"]),
         lambda: figures.confusion([0, 1, 1], [0, 1, 1], [f"class {i}" for i in range(14)]),
+        lambda: figures.per_class(class_table()),
+        lambda: figures.per_class(class_table().iloc[:1]),
+        lambda: figures.per_class(
+            pd.concat([class_table().assign(label=f"run {i} of a long name") for i in range(12)])
+        ),
         lambda: figures.class_counts(counts()),
         lambda: figures.class_counts(pd.DataFrame({"train": [0]}, index=["none"])),
         lambda: figures.class_counts(pd.DataFrame({"train": [3, 4]}, index=["a", "b"])),
@@ -124,13 +135,22 @@ def test_learning_curves_draw_the_history():
     given = history()
     figure = figures.learning_curves(given.sample(frac=1, random_state=0))
     for (run, seed), rows in given.groupby(["run", "seed"]):
-        for gid, column in (("f1", "val_macro_f1"), ("val", "val_loss"), ("train", "train_loss")):
+        for gid, column in (("score", "val_macro_f1"), ("val", "val_loss"), ("train", "train_loss")):
             line = marked(figure, f"{gid}/{run}/{seed}")
             assert line.get_xdata().tolist() == list(range(1, len(rows) + 1))
             assert line.get_ydata().tolist() == rows[column].tolist()
     scores, losses = figure.axes
     assert scores.get_ylabel() == "macro F1"
     assert (losses.get_ylabel(), losses.get_xlabel()) == ("cross-entropy", "epoch")
+
+
+def test_learning_curves_of_several_labels_show_what_chooses_the_epoch():
+    given = history([("FT A", "ft")], seeds=1).assign(val_macro_auroc=[0.6, 0.8, 0.7, 0.6], val_macro_f1=[0, 0, 0, 0.1])
+    figure = figures.learning_curves(given)
+    assert marked(figure, "score/FT A/0").get_ydata().tolist() == [0.6, 0.8, 0.7, 0.6]
+    best = marked(figure, "best/FT A/0")
+    assert (*best.get_xdata(), *best.get_ydata()) == (2, 0.8)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["macro AUROC", "binary cross-entropy"]
 
 
 def test_learning_curves_mark_the_best_epoch_of_the_last_phase():
@@ -150,7 +170,7 @@ def test_learning_curves_mark_the_change_of_phase():
 
 def test_learning_curves_tell_approaches_by_colour_and_sources_by_style():
     figure = figures.learning_curves(history())
-    lines = [marked(figure, f"f1/{run}/0") for run in ("MedMerge A + B", "FT A", "FT B")]
+    lines = [marked(figure, f"score/{run}/0") for run in ("MedMerge A + B", "FT A", "FT B")]
     names = ("medmerge", "ft", "ft")
     assert [line.get_color() for line in lines] == [plotstyle.APPROACH_COLOURS[name] for name in names]
     assert lines[0].get_linestyle() == lines[1].get_linestyle() == "-" != lines[2].get_linestyle()
@@ -238,6 +258,21 @@ def test_confusion_has_true_rows_and_predicted_columns():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
 
 
+def test_classes_have_a_dot_for_every_run_and_score():
+    figure = figures.per_class(class_table())
+    for column in ("auroc", "sensitivity"):
+        for run, rows in class_table().groupby("label"):
+            dots = marked(figure, f"{column}/{run}")
+            assert np.array_equal(dots.get_xdata(), rows[column], equal_nan=True)
+            assert np.round(dots.get_ydata()).tolist() == [0, 1]
+            assert dots.get_color() == plotstyle.approach_colour(rows["approach"].iloc[0])
+    ft, merged = (marked(figure, f"auroc/{run}") for run in ("FT A", "MedMerge"))
+    assert ft.get_marker() != merged.get_marker() and (ft.get_ydata() < merged.get_ydata()).all()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["edema (1,200)", "fracture (0)"]
+    assert figure.axes[0].get_ylim() == (1.5, -0.5)
+    assert {"FT A", "MedMerge", "sensitivity", "AUROC (0.5: chance)"} <= set(words(figure))
+
+
 def test_class_counts_draw_every_number():
     figure = figures.class_counts(counts())
     (axes,) = figure.axes
@@ -274,6 +309,9 @@ def test_class_counts_draw_every_number():
         (lambda: figures.confusion([0, 1], [0], ["a", "b"]), "give both"),
         (lambda: figures.confusion([0, 2], [0, 1], ["a", "b"]), r"0 \.\. 1"),
         (lambda: figures.confusion([0.0], [0.0], ["a"]), "integers"),
+        (lambda: figures.per_class(class_table().iloc[:0]), "0 rows"),
+        (lambda: figures.per_class(class_table().drop(columns="auroc")), r"lacks columns \['auroc'\]"),
+        (lambda: figures.per_class(class_table().assign(sensitivity=1.1)), r"outside \[0, 1\]"),
         (lambda: figures.class_counts(pd.DataFrame()), "at least one class"),
         (lambda: figures.class_counts(counts() - 100), "numbers >= 0"),
     ],
@@ -284,13 +322,13 @@ def test_refuses(draw, message):
 
 
 def test_draws_from_records_only():
-    """The module imports neither torch nor anything of the package but its style."""
+    """The module imports neither torch nor anything of the package but its style and its records."""
     nodes = list(ast.walk(ast.parse(inspect.getsource(figures))))
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)}
     assert "numpy" in imported
     assert not {name.split(".")[0] for name in imported} & {"torch", "torchvision", ""}
-    assert {name for name in imported if name.startswith("medmerge")} == {"medmerge.plotstyle"}
+    assert {name for name in imported if name.startswith("medmerge")} == {"medmerge.plotstyle", "medmerge.records"}
 
 
 def test_a_figure_for_another_page_is_one_element_with_its_picture_and_words():

@@ -60,6 +60,68 @@ def test_a_weight_a_parameter_is_kept_as_each_kernels_mean(tmp_path):
     assert np.array_equal(kept["conv.bias"], weights["conv.bias"])
 
 
+MULTILABEL = RUN | {"data": {"classes": RUN["data"]["classes"], "multilabel": True}}
+FINDINGS = np.array([[1, 0, np.nan], [0, 0, np.nan], [np.nan, 1, np.nan], [1, 1, np.nan], [0, 0, np.nan]])
+IDS = ["007", "1e3", "NA", "x/ü.jpg", ""]
+
+
+@pytest.mark.parametrize("labels", [FINDINGS, FINDINGS.astype(np.float32), np.nan_to_num(FINDINGS).astype(np.int64)])
+def test_several_labels_an_image_come_back(tmp_path, labels):
+    """A class of which nothing is known and ids that look like missing values, too."""
+    frame = records.prediction_frame(IDS, labels, PROBABILITIES, RUN["data"]["classes"])
+    records.write(tmp_path / WHERE, MULTILABEL, HISTORY, frame, {})
+    record = records.read(tmp_path / WHERE)
+    assert record.multilabel is True
+    assert record.labels.dtype == np.float64 and np.array_equal(record.labels, labels, equal_nan=True)
+    assert np.array_equal(record.probabilities.astype(np.float32), PROBABILITIES)
+    assert record.predictions["id"].tolist() == IDS
+
+
+def test_predictions_of_several_labels_hold_one_nought_or_nothing(tmp_path):
+    frame = records.prediction_frame(["i", "j"], [[1, np.nan], [0, 1]], np.float32([[0.1, 1], [0, 0.5]]), ["a", "b,c"])
+    folder = records.write(tmp_path / WHERE, MULTILABEL, HISTORY, frame, {}).folder
+    text = (folder / "predictions.csv").read_text()
+    assert text == 'id,y_a,"y_b,c",p_a,"p_b,c"\ni,1,,0.100000001,1\nj,0,1,0,0.5\n'
+
+
+def test_predictions_of_one_label_are_written_as_ever(tmp_path):
+    labels, classes = np.array([1, 2, 0, 1, 1]), RUN["data"]["classes"]
+    ids = tuple(predictions()["id"])
+    frame = records.prediction_frame(ids, labels, PROBABILITIES, classes)
+    pd.testing.assert_frame_equal(frame, predictions(), check_exact=True)
+    text = (write(tmp_path / WHERE).folder / "predictions.csv").read_text(encoding="utf-8")
+    assert text.splitlines()[:2] == [
+        'id,label,p_nævus,p_NA,"p_a,b"',
+        "007,NA," + ",".join(f"{value:.9g}" for value in PROBABILITIES[0]),
+    ]
+    again = records.write(tmp_path / "again" / WHERE, RUN, HISTORY, frame, {}).folder / "predictions.csv"
+    assert again.read_text(encoding="utf-8") == text and records.read(tmp_path / WHERE).multilabel is False
+
+
+def test_committed_predictions_are_written_again_byte_by_byte():
+    committed = records.gather(Path(__file__).resolve().parents[1] / "results", "open/*/*/*/seed*")
+    assert committed
+    for record in committed:
+        ids, classes = record.predictions["id"], record.run["data"]["classes"]
+        frame = records.prediction_frame(ids, record.labels, record.probabilities.astype(np.float32), classes)
+        found = frame.to_csv(index=False, float_format="%.9g").encode()
+        assert found == (record.folder / "predictions.csv").read_bytes()
+
+
+def test_images_are_counted_by_part_not_by_label(tmp_path):
+    counts = {"train": {"a": 3, "b": 4}, "val": {"a": 0, "b": 1}, "test": {"a": 2, "b": 0}}
+    old = {**RUN, "data": {**RUN["data"], "counts": counts}}
+    assert write(tmp_path / "old" / WHERE, old).images == {"train": 7, "val": 1, "test": 2}
+    images = {"train": 5, "val": 2, "test": 2}
+    new = {**MULTILABEL, "data": {**MULTILABEL["data"], "counts": counts, "images": images}}
+    assert write(tmp_path / "new" / WHERE, new).images == images
+
+
+def test_the_column_that_chooses_the_epoch():
+    assert records.score_column(HISTORY) == "val_macro_f1"
+    assert records.score_column(HISTORY.assign(val_macro_auroc=0.5)) == "val_macro_auroc"
+
+
 def test_run_json_is_written_last(tmp_path, monkeypatch):
     order, write_bytes = [], Path.write_bytes
     monkeypatch.setattr(

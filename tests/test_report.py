@@ -1,6 +1,8 @@
 """The page's tables and sentences, on hand-made records whose scores are known."""
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -201,3 +203,112 @@ def test_tables_of_costs_origins_and_histories(tmp_path):
     histories = report.histories(made)
     assert len(histories) == 12 and set(histories["run"]) == {record.label for record in made}
     assert report.score_table(made).shape == (3, 7) and report.comparison_table(made).shape == (2, 5)
+
+
+def test_the_committed_page_says_what_its_records_say():
+    """To the last digit that is shown: nothing since its release has moved a number of it."""
+    results = Path(__file__).resolve().parents[1] / "results"
+    page = json.loads((results / "open" / "skin.ipynb").read_text(encoding="utf-8"))
+    shown = {}
+    for cell in page["cells"]:
+        for output in cell.get("outputs", ()):
+            if "scrapbook" in output.get("metadata", {}):
+                shown[output["metadata"]["scrapbook"]["name"]] = output["data"][
+                    "application/papermill.record/text/plain"
+                ]
+    numbers = report.numbers(records.gather(results, "open/skin/*/*/seed*"))
+    assert {name: shown[name] for name in numbers} == {name: repr(value) for name, value in numbers.items()}
+
+
+def test_a_page_resamples_once(tmp_path, monkeypatch):
+    calls = []
+
+    def counted(name):
+        function = getattr(evaluation, name)
+
+        def call(*arguments):
+            calls.append(name)
+            return function(*arguments)
+
+        call.__name__ = name
+        return call
+
+    for name in ("bootstrap_interval", "compare"):
+        monkeypatch.setattr(evaluation, name, counted(name))
+    monkeypatch.setattr(report, "_RESAMPLED", {})
+    made = study(tmp_path, 60, 10, 20)
+    before = report.scores(made), report.comparisons(made)
+    report.verdict(made), report.numbers(made), report.score_table(made), report.recall_table(made)
+    assert sorted(calls) == ["bootstrap_interval"] * 3 + ["compare"] * 2
+    monkeypatch.setattr(report, "_RESAMPLED", {})
+    for then, now in zip(before, (report.scores(made), report.comparisons(made)), strict=True):
+        pd.testing.assert_frame_equal(then, now, check_exact=True)
+
+
+def test_other_predictions_are_resampled_anew(tmp_path):
+    few, many = (report.scores(study(tmp_path / str(n), n, n, n)).loc[0, ["low", "high"]].tolist() for n in (5, 50))
+    assert few[0] > many[1]
+    changed = report.scores(study(tmp_path / "50", 5, 5, 5)).loc[0, ["low", "high"]].tolist()
+    assert changed == few
+
+
+def test_the_same_bytes_in_another_shape_are_other_predictions():
+    labels, zeros = np.zeros(4, dtype=np.int64), np.zeros(8, dtype=np.int64)
+    shapes = [
+        report._once(lambda *given: given[1].shape, labels, z, num_classes=2) for z in (zeros, zeros.reshape(2, 4))
+    ]
+    assert shapes == [(8,), (2, 4)]
+
+
+def overlap(images=(0, 0, 0), groups=(0, 0, 0), allowed=False):
+    parts = ("train", "val", "test")
+    return {
+        "images": dict(zip(parts, images, strict=True)),
+        "groups": dict(zip(parts, groups, strict=True)),
+        "allowed": allowed,
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({}, ""),
+        ({"c": overlap()}, ""),
+        (
+            {"c": overlap(images=(0, 0, 12), groups=(0, 2, 9))},
+            "**Warning: c was trained on images of this target**; test: 12 of 100 images themselves, 9 more by their "
+            "patient or lesion; validation: 0 of 10 images themselves, 2 more by their patient or lesion. Scores on "
+            "them say less than they seem to.",
+        ),
+        (
+            {"c": overlap(images=(1000, 0, 0), allowed=True)},
+            "**Warning: c was trained on images of this target** (the parameters say that this is meant: "
+            "`allow_overlap`); training: 1,000 of 1,090 images themselves, 0 more by their patient or lesion. No "
+            "validation or test image is among them.",
+        ),
+        (
+            {"c": overlap(images=(0, 3, 0))},
+            "**Warning: c was trained on images of this target**; validation: 3 of 10 images themselves, 0 more by "
+            "their patient or lesion. Scores on them say less than they seem to.",
+        ),
+        (
+            {"c": {"unknown": "no list of its images"}},
+            "It could not be checked whether c was trained on any of these images: no list of its images.",
+        ),
+    ],
+)
+def test_overlap_of_target_and_source(tmp_path, found, said):
+    made = study(tmp_path, 1, 2, 3)
+    assert report.overlap_note(made) == "", "records from before it was looked for"
+    for record in made[1:]:
+        record.run["data"]["overlap"] = found
+    assert report.overlap_note(made) == said, "once, though two rows start from this source"
+
+
+def test_every_source_that_overlaps_is_named(tmp_path):
+    made = study(tmp_path, 1, 2, 3)
+    made[0].run["data"]["overlap"] = {"b": {"unknown": "no list"}}
+    made[1].run["data"]["overlap"] = {"c": overlap(groups=(0, 0, 1))}
+    note = report.overlap_note(made)
+    assert note.index("whether b was trained") < note.index("**Warning: c was trained")
+    assert note.count("Warning") == 1 and "test: 0 of 100 images themselves, 1 more" in note

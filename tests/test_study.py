@@ -8,7 +8,7 @@ import pytest
 import torch
 from data_fixtures import write_ham10k, write_isic2019
 
-from medmerge import Parameters, backbone, checkpoints, data, evaluation, save_backbone, study
+from medmerge import Parameters, backbone, checkpoints, data, evaluation, inputs, save_backbone, study
 from medmerge.approaches import APPROACHES, classifier
 from medmerge.backbones import CheckpointError, read_state
 from medmerge.params import ParameterError
@@ -80,12 +80,12 @@ def test_folder_is_below_the_project(project, monkeypatch):
 
 
 def test_paths_are_the_projects_or_the_datas(project, monkeypatch):
-    assert study.resolve("w/objects.safetensors") == project / "w/objects.safetensors"
+    assert inputs.resolve("w/objects.safetensors") == project / "w/objects.safetensors"
     (project / "elsewhere").mkdir()
     (project / "elsewhere" / "d").mkdir()
     monkeypatch.setenv("MEDMERGE_DATA", str(project / "elsewhere"))
-    assert study.resolve("d") == project / "elsewhere" / "d" == study.resolve("$MEDMERGE_DATA/d")
-    assert study.resolve(str(project / "w")) == project / "w"
+    assert inputs.resolve("d") == project / "elsewhere" / "d" == inputs.resolve("$MEDMERGE_DATA/d")
+    assert inputs.resolve(str(project / "w")) == project / "w"
 
 
 def test_definition_leaves_out_paths_devices_and_what_others_read():
@@ -171,7 +171,7 @@ def test_a_run_leaves_a_whole_record(finished):
             *("run.json", "history.csv", "predictions.csv", "checkpoint"),
             *(["kernel_weights.safetensors"] if merged else []),
         }
-        assert [p.name for p in (record.folder / "checkpoint").iterdir()] == ["backbone.safetensors"]
+        assert {p.name for p in (record.folder / "checkpoint").iterdir()} == {"model.safetensors", "model.images.csv"}
         scores = evaluation.metrics(record.labels, record.probabilities, classes)
         assert record.run["metrics"] == pytest.approx(scores, abs=1e-6)
         assert record.run["data"]["classes"] == classes
@@ -203,9 +203,10 @@ def test_all_rows_are_tested_on_the_same_images_and_trained(finished):
         assert record.run["data"]["fingerprint"] == dataset.fingerprint
         assert list(record.predictions["id"]) == list(dataset.test.ids)
         assert list(record.predictions["label"]) == truth
-        states.append(read_state(record.folder / "checkpoint" / "backbone.safetensors"))
+        states.append(read_state(record.folder / "checkpoint" / "model.safetensors"))
     assert len({state["features.conv0.weight"].numpy().tobytes() for state in states}) == 7
-    assert all(state.keys() == states[0].keys() for state in states)
+    head = {"classifier.weight", "classifier.bias"}
+    assert all(state.keys() - head == states[0].keys() for state in states)
 
 
 def test_heads_start_alike_for_a_seed():
@@ -387,7 +388,7 @@ def source():
 def test_save_weights_makes_a_source(project, source):
     (record,) = study.run(source)
     path = project / "out/moles.safetensors"
-    assert path.read_bytes() == (record.folder / "checkpoint/backbone.safetensors").read_bytes()
+    assert path.read_bytes() == (record.folder / "checkpoint/model.safetensors").read_bytes()
     before = files(project)
     study.run(source)
     assert files(project) == before
@@ -403,7 +404,7 @@ def test_weights_asked_for_after_the_run_are_saved_too(project, source, caplog):
     study.run(source)
     assert path.read_bytes() == before and not list(path.parent.glob(".*"))
     path.unlink()
-    next((project / "results").rglob("backbone.safetensors")).unlink()
+    next((project / "results").rglob("model.safetensors")).unlink()
     study.run(source)
     assert not path.exists()
     assert "save_weights: this finished run's network is not here" in caplog.text
@@ -412,7 +413,7 @@ def test_weights_asked_for_after_the_run_are_saved_too(project, source, caplog):
 
 def test_random_sources_depend_on_the_seed(project):
     p = parameters(base_weights="random", seeds=[0, 1])
-    states = [study.load_source(p, "objects", seed).state_dict() for seed in (0, 1, 0)]
+    states = [inputs.load_source(p, "objects", seed).state_dict() for seed in (0, 1, 0)]
     key = "features.conv0.weight"
     assert torch.equal(states[0][key], states[2][key]) and not torch.equal(states[0][key], states[1][key])
 

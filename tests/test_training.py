@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from medmerge import Classifier, KernelMerge, backbone, training
@@ -316,3 +317,46 @@ def test_every_approach_says_what_it_reads():
     for approach in APPROACHES.values():
         assert set(approach.settings) <= approach.reads
         assert approach.title
+
+
+def findings(count: int, seed: int) -> Samples:
+    """Images with any number of three findings, each a brighter colour channel; some labels are not known."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 2, (count, 3), generator=generator).float()
+    images = torch.randint(0, 120, (count, 3, 32, 32), generator=generator) + 90 * labels[..., None, None].long()
+    labels[torch.rand(count, 3, generator=generator) < 0.2] = float("nan")
+    return Samples(images.to(torch.uint8), torch.arange(count), labels, tuple(f"{seed}-{i}" for i in range(count)))
+
+
+@pytest.mark.parametrize("run", [ft, lp_ft, lambda s, t: medmerge([s, source(1)], t)], ids=["ft", "lp_ft", "medmerge"])
+def test_several_labels_an_image_are_learnt(run):
+    protocol = dataclasses.replace(FAST, lp_epochs=4, ft_epochs=6)
+    one = Task(findings(96, 0), findings(40, 1), 3, protocol=protocol)
+    outcome = run(source(0), one)
+    assert one.multilabel and max(row["val_macro_auroc"] for row in one.history) > 0.9
+    probabilities = predict(outcome.model, one.val, one)
+    assert probabilities.shape == (40, 3) and probabilities.sum(1).std() > 0.1, "each class by itself"
+    kept = max(row["val_macro_auroc"] for row in one.history if row["phase"] == "fine_tune")
+    known = ~one.val.labels.isnan().numpy()
+    labels = [(one.val.labels.numpy()[known[:, k], k], probabilities[known[:, k], k]) for k in range(3)]
+    assert sum(roc_auc_score(truth, scores) for truth, scores in labels) / 3 == pytest.approx(kept)
+
+
+def test_unknown_labels_have_no_part_in_loss_or_gradient():
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.randint(0, 2, (8, 3), generator=torch.Generator().manual_seed(1)).float()
+    labels[2] = labels[5, 1] = float("nan")
+    known = ~labels.isnan()
+    value = training.loss(logits, labels)
+    expected = nn.functional.binary_cross_entropy_with_logits(logits[known], labels[known])
+    assert torch.allclose(value, expected)
+    value.backward()
+    assert (logits.grad[~known] == 0).all() and (logits.grad[known] != 0).all()
+    assert training.loss(logits, torch.full((8, 3), float("nan"))) == 0
+
+
+def test_validation_images_that_cannot_rank_are_refused():
+    val = findings(6, 1)
+    val.labels[:] = 1
+    with pytest.raises(TrainingError, match="no class is both present and absent in the validation images"):
+        ft(source(0), Task(findings(32, 0), val, 3, protocol=FAST))

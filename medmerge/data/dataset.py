@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medmerge.data import splits
+from medmerge.data import split_files, splits
 from medmerge.data.cache import hash_row
 from medmerge.data.images import Samples, load_images
 from medmerge.data.tables import Table, load_table
@@ -23,11 +23,15 @@ class Dataset:
 
     Attributes:
         name: Its name, such as "isic2019".
-        classes: Names of the classes; labels index them.
+        classes: Names of the classes; labels index them, or are a column for each (multi-label).
         train: What is learnt from.
         val: What choices are made on.
         test: What is read once, by the evaluation.
-        counts: Images, int64: a row for each class, the columns train, val and test.
+        counts: Images, int64: a row for each class, the columns train, val and test. Of a
+            multi-label dataset the images that have the class.
+        table: The images, sorted by id, with their groups.
+        parts: str [N], train, val or test, aligned with the table.
+        digests: N SHA-256, of each image's file, aligned with the table.
         fingerprint: SHA-256 in hex over the fingerprint of the images (their ids, class names
             and contents) and the part that each id is in.
         notes: Sentences: what was left out, and what was read leniently.
@@ -39,8 +43,21 @@ class Dataset:
     val: Samples
     test: Samples
     counts: pd.DataFrame
+    table: Table
+    parts: np.ndarray
+    digests: tuple[str, ...]
     fingerprint: str
     notes: tuple[str, ...]
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return self.table.multilabel
+
+    @property
+    def images(self) -> pd.DataFrame:
+        """A row for each image, sorted by id: the columns id, group, sha256 (of its file) and split."""
+        return self.table.frame[["id", "group"]].assign(sha256=self.digests, split=self.parts)
 
 
 def load(
@@ -51,9 +68,13 @@ def load(
     labels: str | None = None,
     missing: str = "error",
     exclude: Collection[str] = (),
+    uncertain: str = "ignore",
+    blank: str = "zeros",
     split: str = "grouped",
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
     split_seed: int = 0,
+    split_file: Path | None = None,
+    group_identical: bool = False,
     cache: Path | None = None,
 ) -> Dataset:
     """Reads, splits and decodes a dataset.
@@ -65,27 +86,38 @@ def load(
         labels: Path of the labels file, for "csv" only.
         missing: "error", or "drop" to go on with a partial download.
         exclude: Ids to leave out.
-        split: "grouped", "random" or "official"; see `splits.split`.
+        uncertain, blank: What such labels of a multi-label dataset are taken for; see `load_table`.
+        split: "grouped", "random" or "official" (see `splits.split`), or "file".
         fractions: Shares of train, val and test.
         split_seed: Seed of the split.
+        split_file: The split, if it is "file"; see `split_files`.
+        group_identical: Whether "grouped" keeps byte-identical files together too.
         cache: Folder of the decoded images; see `images.load_images`.
 
     Returns:
         The dataset. The images of its three parts are views of one memory-mapped array.
 
     Raises:
-        DataError: As `load_table`, `splits.split` and `load_images` say.
+        DataError: As `load_table`, `splits.split`, `split_files.apply` and `load_images` say.
     """
-    table = load_table(name, root, labels=labels, missing=missing, exclude=exclude)
-    parts = splits.split(table, method=split, fractions=fractions, seed=split_seed)
-    pixels, images_fingerprint = load_images(table, image_size, cache=cache)
-    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    table = load_table(name, root, labels=labels, missing=missing, exclude=exclude, uncertain=uncertain, blank=blank)
+    images = load_images(table, image_size, cache=cache)
+    if group_identical:
+        table = splits.join_identical(table, images.digests)
+    if split == "file":
+        parts = split_files.apply(table, split_file)
+    else:
+        parts = splits.split(table, method=split, fractions=fractions, seed=split_seed)
+    inputs = torch.from_numpy(images.pixels).permute(0, 3, 1, 2)
     return Dataset(
         name=name,
         classes=table.classes,
         **{part: _samples(table, inputs, parts == part) for part in splits.SPLITS},
         counts=splits.count(table, parts),
-        fingerprint=_fingerprint(table, images_fingerprint, parts),
+        table=table,
+        parts=parts,
+        digests=images.digests,
+        fingerprint=_fingerprint(table, images.fingerprint, parts),
         notes=table.notes,
     )
 
@@ -95,7 +127,7 @@ def _samples(table: Table, inputs: torch.Tensor, members: np.ndarray) -> Samples
     return Samples(
         inputs=inputs,
         rows=torch.from_numpy(rows.astype(np.int64)),
-        labels=torch.from_numpy(table.frame["label"].to_numpy(dtype=np.int64, copy=True)[rows]),
+        labels=torch.from_numpy(table.labels[rows]),
         ids=tuple(table.frame["id"].iloc[rows]),
     )
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import struct
-import zlib
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,21 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medmerge.data import cache as pixel_cache
-from medmerge.data import synthetic
+from medmerge.data import decode
 from medmerge.data.base import DataError, Table
 
 RESAMPLING = "pillow-bilinear-antialiased-1"
 """Names the rule from file to pixels; another rule needs another name, or caches go stale."""
 
-_UNDECODABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_CHUNK = 16  # images that a thread takes at a time, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +49,32 @@ class Samples:
         return self.inputs[self.rows[positions]], self.labels[positions]
 
 
-def load_images(
-    table: Table, size: int, *, cache: Path | None = None, workers: int | None = None
-) -> tuple[np.ndarray, str]:
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The decoded images of a table.
+
+    Attributes:
+        pixels: uint8 [N, S, S, 3], RGB, rows aligned with `table.frame`: a memory map that is
+            private to the process, so that writing to it leaves the cache as it is.
+        digests: N SHA-256 in hex, aligned likewise: of the file's bytes, or of the pixels where
+            an image is drawn or is a row of an npz file.
+        fingerprint: SHA-256 in hex over each image's id, class name and digest, in the order of
+            ids. It depends on no decoder and no size.
+    """
+
+    pixels: np.ndarray
+    digests: tuple[str, ...]
+    fingerprint: str
+
+
+def load_images(table: Table, size: int, *, cache: Path | None = None, workers: int | None = None) -> Images:
     """Decodes the images of a table, or finds them decoded in the cache.
 
-    Images become RGB and are resized to `size` x `size` with Pillow's antialiased bilinear
-    filter; the aspect is not kept, as in the paper. Alpha and EXIF orientation are ignored, 16-bit
-    grey is scaled to 8 bits. Memory does not grow with the number of images.
+    An image's path is a file (of any kind that Pillow reads, or DICOM: see `dicom.read_dicom`), a
+    row of an npz file, or a drawing. Images become RGB and are resized to `size` x `size` with
+    Pillow's antialiased bilinear filter; the aspect is not kept, as in the paper. Alpha and EXIF
+    orientation are ignored, 16-bit grey is scaled to 8 bits. Memory does not grow with the number
+    of images; npz files are unpacked in the cache folder for as long as they are read.
 
     Args:
         table: The dataset.
@@ -75,12 +83,6 @@ def load_images(
             ~/.cache/medmerge. An entry serves as long as ids, paths, sizes and times of change
             of the image files stay as they are.
         workers: Threads; one for each available core, 8 at most, by default.
-
-    Returns:
-        uint8 [N, size, size, 3], RGB, rows aligned with `table.frame`: a memory map that is
-        private to the process, so that writing to it leaves the cache as it is. And the
-        fingerprint: SHA-256 in hex over each image's id, class name and SHA-256 of its file (of
-        its pixels, for drawn images), in the order of ids. It depends on no decoder and no size.
 
     Raises:
         DataError: An image is missing or cannot be decoded, or the cache cannot be written.
@@ -91,60 +93,38 @@ def load_images(
     shape = (len(paths), size, size, 3)
     key = _key(table, size)
     name = f"{table.name.replace(':', '-')}-{size}px-{key[:32]}"
+    folder = pixel_cache.folder(cache)
 
     def decode_all(pixels: np.ndarray) -> list[str]:
-        return _decode_all(table.name, paths, pixels, workers)
+        return _decode_all(table.name, paths, pixels, folder, workers)
 
-    pixels, digests = pixel_cache.load_or_build(pixel_cache.folder(cache), name, shape, build=decode_all)
-    return pixels, _fingerprint(table, digests)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any Pillow image of defined range to 8-bit RGB.
-
-    16-bit grey, which Pillow calls "I;16" or "I", is divided by 257, so that 65535 becomes 255.
-
-    Raises:
-        ValueError: Floating-point values, or integers beyond 16 bits: their range is not known.
-    """
-    if image.mode == "F":
-        raise ValueError("floating-point values have no defined range")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"values from {values.min()} to {values.max()} exceed 16 bits")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    pixels, digests = pixel_cache.load_or_build(folder, name, shape, build=decode_all)
+    return Images(pixels, tuple(digests), _fingerprint(table, digests))
 
 
-def _decode(path: str, size: int) -> tuple[np.ndarray, str]:
-    """Returns uint8 [size, size, 3] and the SHA-256 of the file or of the drawn pixels."""
-    if synthetic.is_drawn(path):
-        drawn = synthetic.draw(path)
-        image, content = Image.fromarray(drawn), drawn.tobytes()
-    else:
-        content = Path(path).read_bytes()
-        image = to_rgb(Image.open(io.BytesIO(content)))
+def _decode(path: str, size: int, arrays: decode.Arrays) -> tuple[np.ndarray, str]:
+    """Returns uint8 [size, size, 3] and the digest of the image's content."""
+    image, digest = decode.read_image(path, arrays)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image), hashlib.sha256(content).hexdigest()
+    return np.asarray(image), digest
 
 
-def _decode_all(name: str, paths: list[str], pixels: np.ndarray, workers: int | None) -> list[str]:
+def _decode_all(name: str, paths: list[str], pixels: np.ndarray, folder: Path, workers: int | None) -> list[str]:
     """Fills `pixels`, row by row in threads, and returns the digests of the contents."""
-    failures: dict[int, Exception] = {}
+    arrays = decode.Arrays(folder)
+    digests = [""] * len(paths)
+    failures: dict[int, str] = {}
 
-    def decode_row(row: int) -> str:
+    def decode_row(row: int) -> None:
         try:
-            pixels[row], digest = _decode(paths[row], pixels.shape[1])
-        except _UNDECODABLE as error:
-            failures[row] = error
-            return ""
-        return digest
+            pixels[row], digests[row] = _decode(paths[row], pixels.shape[1], arrays)
+        except DataError:
+            raise
+        except decode.UNDECODABLE as error:
+            failures[row] = str(error)  # the error itself would keep the file's content
 
-    digests = _in_threads(decode_row, len(paths), workers, f"decoding {name}")
+    _in_threads(decode_row, len(paths), workers, f"decoding {name}")
     if failures:
         first = min(failures)
         raise DataError(
@@ -155,12 +135,23 @@ def _decode_all(name: str, paths: list[str], pixels: np.ndarray, workers: int | 
     return digests
 
 
-def _in_threads(function: Callable[[int], str], count: int, workers: int | None, title: str) -> list[str]:
-    """Maps `function` over range(count); an interrupt does not wait for what has not begun."""
+def _in_threads(function: Callable[[int], None], count: int, workers: int | None, title: str) -> None:
+    """Calls `function` with 0 to count - 1; an interrupt does not wait for what has not begun."""
+
+    def call(rows: range) -> int:
+        for row in rows:
+            function(row)
+        return len(rows)
+
     threads = workers if workers is not None else min(8, pixel_cache.available_cores())
+    # One call an image would keep a record of each.
+    length = max(1, min(_CHUNK, count // (4 * threads)))
+    chunks = [range(count)[start : start + length] for start in range(0, count, length)]
     pool = ThreadPoolExecutor(max_workers=threads)
     try:
-        return list(tqdm(pool.map(function, range(count)), title, total=count, disable=None))
+        with tqdm(total=count, desc=title, unit="image", disable=None) as bar:
+            for done in pool.map(call, chunks):
+                bar.update(done)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -170,21 +161,26 @@ def _key(table: Table, size: int) -> str:
     hasher = hashlib.sha256()
     pixel_cache.hash_row(hasher, [RESAMPLING, size])
     for image, path in zip(table.frame["id"], table.frame["path"], strict=True):
-        if synthetic.is_drawn(path):
-            state = [synthetic.VERSION]
-        else:
-            try:
-                status = Path(path).stat()
-            except OSError as error:
-                raise DataError(f"{table.name}: the image {path} is gone: {error}") from error
-            state = [status.st_size, status.st_mtime_ns]
+        try:
+            state = decode.state(path)
+        except OSError as error:
+            raise DataError(f"{table.name}: the image {path} is gone: {error}") from error
         pixel_cache.hash_row(hasher, [image, path, *state])
     return hasher.hexdigest()
 
 
 def _fingerprint(table: Table, digests: list[str]) -> str:
     hasher = hashlib.sha256()
-    labels = (table.classes[label] for label in table.frame["label"])
-    for row in sorted(zip(table.frame["id"], labels, digests, strict=True)):
+    for row in sorted(zip(table.frame["id"], _label_texts(table), digests, strict=True)):
         pixel_cache.hash_row(hasher, list(row))
     return hasher.hexdigest()
+
+
+def _label_texts(table: Table) -> list[str]:
+    """Returns each image's class name; in a multi-label table every class with 1, 0 or nan."""
+    if not table.multilabel:
+        return [table.classes[label] for label in table.frame["label"]]
+    return [
+        json.dumps([[name, f"{value:g}"] for name, value in zip(table.classes, values, strict=True)])
+        for values in table.labels.tolist()
+    ]

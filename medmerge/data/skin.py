@@ -1,10 +1,11 @@
-"""HAM10000 and ISIC-2019: dermoscopic images of pigmented skin lesions.
+"""HAM10000 (ISIC-2018 task 3) and ISIC-2019: dermoscopic images of pigmented skin lesions.
 
 All 10,015 images of HAM10000 are in the training set of ISIC-2019, under the same `lesion_id`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,32 @@ from medmerge.data.base import (
     DataError,
     Listing,
     dataset_folder,
+    first_duplicate,
     first_file,
+    image_names,
     index_images,
     listing_frame,
+    read_matching,
     read_rows,
 )
 
 HAM10K_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+ISIC2018_COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 ISIC2019_CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 ISIC2019_UNKNOWN = "UNK"
 
+ROWS = {
+    "HAM10000_metadata": 10_015,
+    "ISIC2018_Task3_Training_GroundTruth": 10_015,
+    "ISIC2018_Task3_Training_LesionGroupings": 10_015,
+    "ISIC2018_Task3_Validation_GroundTruth": 193,
+    "ISIC2018_Task3_Test_GroundTruth": 1_512,
+    "ISIC_2019_Training_GroundTruth": 25_331,
+    "ISIC_2019_Training_Metadata": 25_331,
+}
+"""Rows of each official labels file, by its name without suffix."""
+
+_NAMES = (r"ISIC_\d+(_downsampled)?", "ISIC_0024306")
 _HAM10K_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")
 _HAM10K_FOLDERS = (
     "HAM10000_images_part_1",
@@ -33,10 +50,12 @@ _HAM10K_FOLDERS = (
 )
 _HAM10K_EXPECTED = (
     "The folder must hold HAM10000_metadata.csv (Dataverse also calls it HAM10000_metadata or "
-    "HAM10000_metadata.tab) and the images ISIC_*.jpg in HAM10000_images_part_1 and "
-    "HAM10000_images_part_2, in images, in ISIC2018_Task3_Training_Input, or beside it. Get them "
-    "from Harvard Dataverse, https://doi.org/10.7910/DVN/DBW86T, or the ISIC archive, "
-    "https://challenge.isic-archive.com/data/#2018."
+    "HAM10000_metadata.tab), or the archive's ISIC2018_Task3_Training_GroundTruth.csv and "
+    "ISIC2018_Task3_Training_LesionGroupings.csv, and the images ISIC_*.jpg in HAM10000_images_part_1 and "
+    "HAM10000_images_part_2, in images, in ISIC2018_Task3_Training_Input, or beside it. The official split "
+    "further takes the ground truths and images of ISIC2018_Task3_Validation_* and ISIC2018_Task3_Test_* "
+    "(Dataverse's test images lack ISIC_0035068). Get them from Harvard Dataverse, "
+    "https://doi.org/10.7910/DVN/DBW86T, or the ISIC archive, https://challenge.isic-archive.com/data/#2018."
 )
 _ISIC2019_EXPECTED = (
     "The folder must hold ISIC_2019_Training_GroundTruth.csv, ISIC_2019_Training_Metadata.csv and "
@@ -46,29 +65,58 @@ _ISIC2019_EXPECTED = (
 
 
 def ham10k(root: Path | None, labels: str | None = None) -> Listing:
-    """HAM10000: 10,015 images of 7,470 lesions in 7 classes; the group is the lesion.
+    """HAM10000: 10,015 images of 7,470 lesions in 7 classes, and ISIC-2018 task 3's other parts.
 
-    Source: Tschandl et al., Scientific Data 5, 180161 (2018). There is no official split: the
-    paper's validation and test images are those of ISIC-2018 task 3, which are other images.
+    Source: Tschandl et al., Scientific Data 5, 180161 (2018); Codella et al., arXiv:1902.03368.
+    HAM10000 is the training part of ISIC-2018 task 3, whose validation (193) and test (1,512)
+    images are others. A part whose folder of images is there is read too, and then the official
+    split is there; the group is the lesion, which the archive does not tell for these two parts.
 
     Args:
-        root: Folder of the dataset, as unpacked.
+        root: Folder of the dataset, as unpacked from Dataverse, Kaggle or the ISIC archive.
         labels: Not used.
 
     Raises:
-        DataError: The metadata is missing or broken, or no image is there.
+        DataError: A labels file is missing, broken, or does not fit another, or no image is there.
     """
     folder = dataset_folder("ham10k", root, _HAM10K_EXPECTED)
-    metadata = first_file("ham10k", folder, _HAM10K_METADATA, _HAM10K_EXPECTED)
-    rows = read_rows(metadata, ("lesion_id", "image_id", "dx"))
+    frame, rows, notes = _ham10k_training(folder)
     found = index_images([*(folder / name for name in _HAM10K_FOLDERS), folder])
-    notes = () if metadata.name == _HAM10K_METADATA[0] else (f"Labels are from {metadata.name}.",)
+    parts = [frame.assign(path=frame["id"].map(found.get), split="train")]
+    for part, split in (("Validation", "val"), ("Test", "test")):
+        folders = [folder / f"ISIC2018_Task3_{part}_{kind}" for kind in ("Input", "Images")]
+        if any(images.is_dir() for images in folders):
+            frame, part_rows, part_notes = _isic2018_truth(folder, part)
+            parts.append(frame.assign(path=frame["id"].map(index_images(folders).get), split=split))
+            rows, notes = rows | part_rows, (*notes, *part_notes)
+        elif _truth_file(folder, part):
+            notes = (*notes, f"{_truth_file(folder, part).name} is left out: there is no folder {folders[0].name}.")
+    listed = pd.concat(parts, ignore_index=True)
+    splits = listed["split"] if len(parts) > 1 else None
     return Listing(
-        frame=listing_frame(rows["image_id"], rows["image_id"].map(found.get), rows["dx"], rows["lesion_id"]),
+        frame=listing_frame(listed["id"], listed["path"], listed["label"], listed["group"], splits),
         classes=HAM10K_CLASSES,
         notes=notes,
         expected=_HAM10K_EXPECTED,
+        rows=rows,
     )
+
+
+def isic2018_truth(root: Path, part: str = "Test") -> pd.DataFrame:
+    """Labels of a part of ISIC-2018 task 3 by themselves, whether its images are there or not.
+
+    Args:
+        root: Folder that has the ground truth of the part, or a folder of it.
+        part: "Training", "Validation" or "Test".
+
+    Returns:
+        A row for each image: `id`, `label` (one of `HAM10K_CLASSES`) and `group` (the lesion, ""
+        where it is not told), all str.
+
+    Raises:
+        DataError: The file is missing or broken.
+    """
+    return _isic2018_truth(dataset_folder("ham10k", root, _HAM10K_EXPECTED), part)[0]
 
 
 def isic2019(root: Path | None, labels: str | None = None) -> Listing:
@@ -82,31 +130,114 @@ def isic2019(root: Path | None, labels: str | None = None) -> Listing:
         labels: Not used.
 
     Raises:
-        DataError: The ground truth or the metadata is missing or broken, or no image is there.
+        DataError: The ground truth or the metadata is missing or broken, they are not about the
+            same images, or no image is there.
     """
     folder = dataset_folder("isic2019", root, _ISIC2019_EXPECTED)
     names = ("ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv")
     truth_path, metadata_path = (first_file("isic2019", folder, (name,), _ISIC2019_EXPECTED) for name in names)
-    truth = read_rows(truth_path, ("image", *ISIC2019_CLASSES))
-    labels_by_row, classes = _one_hot(truth, truth_path)
-    metadata = read_rows(metadata_path, ("image", "lesion_id"))
-    lesions = dict(zip(metadata["image"], metadata["lesion_id"], strict=True))
+    truth, truth_notes = read_matching(truth_path, ("image", *ISIC2019_CLASSES))
+    ids, id_notes = image_names(truth_path, truth["image"], *_NAMES)
+    labels_by_row, classes = _one_hot(truth, truth_path, ISIC2019_CLASSES, ISIC2019_UNKNOWN)
+    lesions, rows, metadata_notes = _lesions(metadata_path, truth_path, ids, "image")
     found = index_images([folder / "ISIC_2019_Training_Input"])
     return Listing(
-        frame=listing_frame(
-            truth["image"],
-            truth["image"].map(found.get),
-            labels_by_row,
-            truth["image"].map(lambda image: lesions.get(image, "")),
-        ),
+        frame=listing_frame(ids, map(found.get, ids), labels_by_row, [lesions.get(image) for image in ids]),
         classes=classes,
+        notes=(*truth_notes, *id_notes, *metadata_notes, *_downsampled(ids)),
         expected=_ISIC2019_EXPECTED,
+        rows=_counted(truth_path, truth) | rows,
     )
 
 
-def _one_hot(truth: pd.DataFrame, path: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Returns the name of each row's class, and the classes."""
-    columns = [*ISIC2019_CLASSES, *({ISIC2019_UNKNOWN} & set(truth.columns))]
+def _ham10k_training(folder: Path) -> tuple[pd.DataFrame, dict, tuple[str, ...]]:
+    """Returns `id`, `label` and `group` of the training part, the rows of its files, and notes."""
+    if _truth_file(folder, "Training") and not any((folder / name).is_file() for name in _HAM10K_METADATA):
+        return _isic2018_truth(folder, "Training")
+    path = first_file("ham10k", folder, _HAM10K_METADATA, _HAM10K_EXPECTED)
+    frame, rows, notes = _metadata(path)
+    return frame, rows, notes if path.name == _HAM10K_METADATA[0] else (*notes, f"Labels are from {path.name}.")
+
+
+def _isic2018_truth(folder: Path, part: str) -> tuple[pd.DataFrame, dict, tuple[str, ...]]:
+    """Returns the same of one part of ISIC-2018 task 3, from the archive's files or Dataverse's."""
+    name = f"ISIC2018_Task3_{part}_GroundTruth"
+    path = _truth_file(folder, part) or first_file("ham10k", folder, (f"{name}.csv",), _HAM10K_EXPECTED)
+    if "dx" in read_rows(path, ()).columns:  # Dataverse gives it in the format of HAM10000_metadata
+        return _metadata(path)
+    truth, notes = read_matching(path, ("image", *ISIC2018_COLUMNS))
+    ids, id_notes = image_names(path, truth["image"], *_NAMES)
+    labels = [label.lower() for label in _one_hot(truth, path, ISIC2018_COLUMNS)[0]]
+    lesions, rows = {}, _counted(path, truth)
+    if part == "Training":
+        grouping = "ISIC2018_Task3_Training_LesionGroupings.csv"
+        lesions, more, _ = _lesions(_inside(folder, grouping), path, ids, "image")
+        rows |= more
+    frame = pd.DataFrame({"id": ids, "label": labels, "group": [lesions.get(image, "") for image in ids]}, dtype=object)
+    return frame, rows, (*notes, *id_notes)
+
+
+def _metadata(path: Path) -> tuple[pd.DataFrame, dict, tuple[str, ...]]:
+    table, notes = read_matching(path, ("lesion_id", "image_id", "dx"))
+    ids, id_notes = image_names(path, table["image_id"], *_NAMES)
+    frame = pd.DataFrame({"id": ids, "label": table["dx"], "group": table["lesion_id"]}, dtype=object)
+    return frame, _counted(path, table), (*notes, *id_notes)
+
+
+def _truth_file(folder: Path, part: str) -> Path | None:
+    name = f"ISIC2018_Task3_{part}_GroundTruth"
+    candidates = [folder / place / f"{name}{suffix}" for place in (name, ".") for suffix in (".csv", ".tab")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Returns a file that is in the folder or in one of its own name."""
+    places = (name, f"{name.removesuffix('.csv')}/{name}", f"ISIC2018_Task3_Training_GroundTruth/{name}")
+    return first_file("ham10k", folder, places, _HAM10K_EXPECTED)
+
+
+def _counted(path: Path, table: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    return {path.name: (len(table), ROWS[path.name.partition(".")[0]])}
+
+
+def _lesions(
+    path: Path, truth_path: Path, ids: Sequence[str], column: str
+) -> tuple[dict[str, str], dict, tuple[str, ...]]:
+    """Returns the lesion of each image ("" for none), the rows of the file, and notes.
+
+    Raises:
+        DataError: The file lists an image twice, or its images and those of the ground truth differ
+            by more than the rows that either file is short of.
+    """
+    table, notes = read_matching(path, (column, "lesion_id"))
+    images, id_notes = image_names(path, table[column], *_NAMES)
+    twice = first_duplicate(images)
+    if twice is not None:
+        raise DataError(f"{path} lists the image {twice} more than once; keep one row an image")
+    rows = _counted(path, table)
+    official = ROWS[truth_path.name.partition(".")[0]]
+    strange, without = sorted(set(images) - set(ids)), sorted(set(ids) - set(images))
+    if len(strange) > max(0, official - len(ids)) or len(without) > max(0, official - len(table)):
+        raise DataError(
+            f"{path} and {truth_path.name} are not about the same images: {len(strange):,} are only in the first"
+            f"{f' ({strange[0]})' if strange else ''}, {len(without):,} only in the second"
+            f"{f' ({without[0]})' if without else ''}. Get both files again: without lesions a split leaks"
+        )
+    if "sex" not in table.columns and "gender" in table.columns:
+        notes = (*notes, f"{path.name}: the column sex is called gender.")
+    return dict(zip(images, table["lesion_id"], strict=True)), rows, (*notes, *id_notes)
+
+
+def _downsampled(ids: Sequence[str]) -> tuple[str, ...]:
+    count = sum(image.endswith("_downsampled") for image in ids)
+    return (f"{count:,} of {len(ids):,} ids end in _downsampled.",) if count else ()
+
+
+def _one_hot(
+    truth: pd.DataFrame, path: Path, classes: tuple[str, ...], unknown: str | None = None
+) -> tuple[list[str], tuple[str, ...]]:
+    """Returns the name of each row's class, and the classes, of which `unknown` is one if some row is of it."""
+    columns = [*classes, *({unknown} & set(truth.columns))]
     values = truth[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
     wrong = ~(np.isin(values, (0.0, 1.0)).all(axis=1) & (values.sum(axis=1) == 1.0))
     if wrong.any():
@@ -117,6 +248,5 @@ def _one_hot(truth: pd.DataFrame, path: Path) -> tuple[list[str], tuple[str, ...
             f"{int(wrong.sum()):,} of {len(truth):,} rows are so. Each row needs one 1 and zeros."
         )
     index = values.argmax(axis=1)
-    unknown = len(ISIC2019_CLASSES)
-    classes = tuple(columns) if (index == unknown).any() else ISIC2019_CLASSES
-    return [columns[position] for position in index], classes
+    known = tuple(columns) if (index == len(classes)).any() else classes
+    return [columns[position] for position in index], known

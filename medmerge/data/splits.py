@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from medmerge.data.base import SPLITS, DataError, Table
@@ -30,13 +34,22 @@ def split(
     The result depends on the ids, labels and groups and on the seed, and neither on the order of
     the rows nor on the machine.
 
+    How close a grouped split comes to the fractions: let a part be f of the k folds. Where all
+    images of each group are in one stratum, the part's images of a stratum are within f (k - f) / k
+    of the stratum's largest groups of their share. That is less than one group for a single fold;
+    for several it may be more, as the folds of a stratum differ by up to one group, and a part adds
+    these differences up. Where groups mix strata there is no such bound: scikit-learn then weighs
+    one stratum against another. It also takes balances within 1e-5 of each other as equal, which
+    made no difference in tables of up to 90,000 images.
+
     Args:
         table: The dataset.
         method: One of
 
             - "grouped": by `group`, so that no patient or lesion is on two sides, and stratified
               by label: the folds of scikit-learn's `StratifiedGroupKFold`, as few as express the
-              fractions. The number of images in each part is close to the fractions, no more.
+              fractions. A multi-label image belongs to the stratum of its rarest class, see
+              `strata`.
             - "random": by image, not stratified, as the paper reads ("a random 60%, 20%, and 20%
               split", section 3). Images of one lesion end on both sides.
             - "official": the dataset's own. Where it has no val, val is drawn from train as in
@@ -57,7 +70,7 @@ def split(
     """
     _check_arguments(method, fractions, seed)
     order = np.argsort(table.frame["id"].to_numpy(dtype=object), kind="stable")
-    frame = table.frame.iloc[order]
+    frame = table.frame.iloc[order].assign(stratum=strata(table)[order])
     if method == "grouped":
         parts = _grouped(frame, fractions, SPLITS, seed)
         _warn_of_sizes(table.name, parts, fractions)
@@ -67,15 +80,114 @@ def split(
         parts = _official(table.name, frame, fractions, seed)
     result = np.empty_like(parts)
     result[order] = parts
-    _check_result(table, result)
+    check(table, result)
     return result
 
 
+def strata(table: Table) -> np.ndarray:
+    """What a grouped split balances: int64 [N], the class of each image.
+
+    Of a multi-label image it is the rarest class that it has, by the number of images in the table
+    that have it (the first of equally rare ones): common classes come out balanced without help,
+    rare ones do not. Images that have no class, or none that is known, are a stratum of their own,
+    `len(table.classes)`.
+    """
+    if not table.multilabel:
+        return table.labels
+    positive = table.labels == 1
+    rarest_first = np.argsort(positive.sum(axis=0), kind="stable")
+    rarest = rarest_first[positive[:, rarest_first].argmax(axis=1)]
+    return np.where(positive.any(axis=1), rarest, len(table.classes)).astype(np.int64)
+
+
 def count(table: Table, parts: np.ndarray) -> pd.DataFrame:
-    """Counts images: int64, a row for each class and a column for each of train, val, test."""
-    labels = table.frame["label"].to_numpy()
-    columns = {part: np.bincount(labels[parts == part], minlength=len(table.classes)) for part in SPLITS}
+    """Counts images: int64, a row for each class and a column for each of train, val, test.
+
+    Multi-label: the images that have the class, so that one image may count in several rows, or
+    in none; `sizes` gives the number of images.
+    """
+    if table.multilabel:
+        positive = table.labels == 1
+        columns = {part: positive[parts == part].sum(axis=0) for part in SPLITS}
+    else:
+        labels = table.frame["label"].to_numpy()
+        columns = {part: np.bincount(labels[parts == part], minlength=len(table.classes)) for part in SPLITS}
     return pd.DataFrame(columns, index=list(table.classes), dtype=np.int64)
+
+
+def sizes(parts: np.ndarray) -> pd.Series:
+    """Counts images: int64, for train, val and test."""
+    return pd.Series({part: int((parts == part).sum()) for part in SPLITS}, dtype=np.int64)
+
+
+def join_identical(table: Table, digests: Sequence[str | None]) -> Table:
+    """Joins groups that share a file, so that a grouped split keeps byte-identical images together.
+
+    Groups are joined in chains: if A shares a file with B, and B another one with C, all three
+    become one group, called as the first of them in alphabetical order.
+
+    Args:
+        table: The dataset.
+        digests: A digest of each image's file, aligned with `table.frame`; None or "" where it is
+            not known.
+
+    Returns:
+        The table with other groups and a note that says how many were joined, or the same table
+        if there are none to join.
+
+    Raises:
+        DataError: The number of digests is not that of the images.
+    """
+    if len(digests) != len(table.frame):
+        raise DataError(f"{table.name} has {len(table.frame):,} images and {len(digests):,} digests; give one an image")
+    names, groups = np.unique(table.frame["group"].to_numpy(dtype=str), return_inverse=True)
+    known = np.array([bool(digest) for digest in digests])
+    _, files = np.unique([digest for digest in digests if digest], return_inverse=True)
+    nodes = len(names) + len(files)
+    edges = coo_array((np.ones(known.sum()), (groups[known], len(names) + files)), shape=(nodes, nodes))
+    _, components = connected_components(edges, directed=False)
+    _, first, members = np.unique(components[: len(names)], return_index=True, return_inverse=True)
+    if len(first) == len(names):
+        return table
+    joined = int((np.bincount(members) > 1)[members].sum())
+    note = f"{joined:,} groups that share byte-identical files are joined into {joined - len(names) + len(first):,}."
+    frame = table.frame.assign(group=names[first[members]][groups].astype(object))
+    return replace(table, frame=frame.astype({"group": table.frame["group"].dtype}), notes=(*table.notes, note))
+
+
+def check(table: Table, parts: np.ndarray) -> None:
+    """Checks that a split can be trained and tested on.
+
+    Raises:
+        DataError: A part is empty, or a class has no image in train; logs a warning for a class
+            that val or test lacks.
+    """
+    counts, images = count(table, parts), sizes(parts)
+    totals = counts.sum(axis=1)
+    for part in SPLITS:
+        if not images[part]:
+            raise DataError(
+                f"{table.name}: {part} is empty with {len(parts):,} images; it takes more images "
+                "or groups, or other fractions"
+            )
+    untrained = [label for label in table.classes if not counts.loc[label, "train"]]
+    if untrained:
+        named = ", ".join(f"{label} ({totals[label]:,} images)" for label in untrained)
+        raise DataError(
+            f"{table.name}: no image to train on in class {named}; take another split_seed, leave "
+            "the class's images out with exclude, or merge it with another class"
+        )
+    for part in ("val", "test"):
+        absent = [label for label in table.classes if not counts.loc[label, part]]
+        if absent:
+            _logger.warning("%s: %s has no image of %s", table.name, part, ", ".join(absent))
+
+
+def warn_of_straddling(name: str, groups: Sequence[str], parts: np.ndarray) -> None:
+    """Logs a warning if groups are in more than one part."""
+    shared = int((pd.Series(parts).groupby(np.asarray(groups)).nunique() > 1).sum())
+    if shared:
+        _logger.warning("%s: %d groups are in more than one part of the split", name, shared)
 
 
 def _check_arguments(method: str, fractions: tuple[float, ...], seed: int) -> None:
@@ -112,7 +224,7 @@ def _grouped(frame: pd.DataFrame, shares: tuple[float, ...], names: tuple[str, .
             "more patients or lesions, or simpler fractions"
         )
     splitter = StratifiedGroupKFold(sum(folds), shuffle=True, random_state=seed)
-    labels, groups = frame["label"].to_numpy(), frame["group"].to_numpy(dtype=str)
+    labels, groups = frame["stratum"].to_numpy(), frame["group"].to_numpy(dtype=str)
     owners = np.repeat([*names[1:], names[0]], [*folds[1:], folds[0]])
     parts = np.full(len(frame), names[0], dtype="<U5")
     with warnings.catch_warnings():
@@ -156,9 +268,7 @@ def _official(name: str, frame: pd.DataFrame, fractions: tuple[float, ...], seed
         shares = (train / (train + val), val / (train + val))
         rest = parts == "train"
         parts[rest] = _grouped(frame[rest], shares, ("train", "val"), seed)
-    shared = int((pd.Series(parts).groupby(frame["group"].to_numpy()).nunique() > 1).sum())
-    if shared:
-        _logger.warning("%s: %d groups are in more than one part of the split", name, shared)
+    warn_of_straddling(name, frame["group"], parts)
     return parts
 
 
@@ -174,25 +284,3 @@ def _warn_of_sizes(name: str, parts: np.ndarray, fractions: tuple[float, ...]) -
                 100 * actual,
                 100 * share,
             )
-
-
-def _check_result(table: Table, parts: np.ndarray) -> None:
-    counts = count(table, parts)
-    totals = counts.sum(axis=1)
-    for part in SPLITS:
-        if not counts[part].any():
-            raise DataError(
-                f"{table.name}: {part} is empty with {len(parts):,} images; it takes more images "
-                "or groups, or other fractions"
-            )
-    untrained = [label for label in table.classes if not counts.loc[label, "train"]]
-    if untrained:
-        named = ", ".join(f"{label} ({totals[label]:,} images)" for label in untrained)
-        raise DataError(
-            f"{table.name}: no image to train on in class {named}; take another split_seed, leave "
-            "the class's images out with exclude, or merge it with another class"
-        )
-    for part in ("val", "test"):
-        absent = [label for label in table.classes if not counts.loc[label, part]]
-        if absent:
-            _logger.warning("%s: %s has no image of %s", table.name, part, ", ".join(absent))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medmerge.data import labelled, skin, synthetic
+from medmerge.data import chexpert, fundus, labelled, medmnist_sets, skin, synthetic, xray
 from medmerge.data.base import DataError, Listing, Table, first_duplicate, label_columns
 
 __all__ = ["DATASETS", "DataError", "Table", "listed_ids", "load_table"]
@@ -21,7 +21,16 @@ Loader = Callable[[Path | None, str | None], Listing]
 DATASETS: dict[str, Loader] = {
     "ham10k": skin.ham10k,
     "isic2019": skin.isic2019,
+    "eyepacs": fundus.eyepacs,
+    "aptos2019": fundus.aptos2019,
+    "chexpert": chexpert.chexpert,
+    "rsna": xray.rsna,
+    "kermany": xray.kermany,
+    "nih_pneumonia": xray.nih_pneumonia,
+    "fundus4": fundus.fundus4,
+    **{name: partial(medmnist_sets.listing, name) for name in medmnist_sets.SETS},
     "csv": labelled.labelled_csv,
+    "folder": labelled.labelled_folder,
     **{name: partial(synthetic.listing, name) for name in synthetic.SETS},
 }
 """The datasets that are known, each with the function that lists it from `root` and `labels`."""
@@ -102,8 +111,13 @@ def _find_loader(name: str) -> Loader:
     if name in DATASETS:
         return DATASETS[name]
     near = difflib.get_close_matches(str(name).lower(), DATASETS, n=1, cutoff=0.0)
-    known = ", ".join(DATASETS)
-    raise DataError(f"There is no dataset {name!r}; the nearest is {near[0]!r}, of {known}")
+    raise DataError(f"There is no dataset {name!r}; the nearest is {near[0]!r}, of {known_names()}")
+
+
+def known_names() -> str:
+    """Lists the names of all datasets, those of MedMNIST as one."""
+    names = ["medmnist:<name>[_64|_128|_224]" if name in medmnist_sets.SETS else name for name in DATASETS]
+    return ", ".join(dict.fromkeys(names))
 
 
 def _check_arguments(
@@ -218,7 +232,7 @@ def _kept_classes(name: str, listing: Listing, frame: pd.DataFrame) -> tuple[tup
 
 def _settle(frame: pd.DataFrame, columns: list[str], uncertain: str, blank: str) -> tuple[pd.DataFrame, list[str]]:
     """Returns the frame with uncertain and blank labels as the policies say, and notes on how many there were."""
-    values = frame[columns].to_numpy(dtype=np.float32)
+    values = frame[columns].to_numpy(dtype=np.float32, copy=True)
     notes = []
     for what, members, policy in (("uncertain", values == -1, uncertain), ("blank", np.isnan(values), blank)):
         if members.any():

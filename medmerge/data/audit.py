@@ -1,0 +1,295 @@
+"""What a split hides: groups and images on both sides, copies, and labels that disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from medmerge.data import near, overlap, splits
+from medmerge.data.base import SPLITS, DataError, Table
+
+SEVERITIES = ("leak", "look", "not checked", "ok")
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """The findings on a dataset and its split, each a table that is empty where there is nothing.
+
+    Attributes:
+        summary: A row for each finding, the worst first: `finding`, its name; `severity`, "leak"
+            (test images that training has met), "look" (to be judged by eye), "not checked" or
+            "ok"; `count`, how many there are, int64; `sentence`; `examples`, ids or groups.
+        counts: Images of each class by part; see `splits.count`.
+        straddling: Groups in more than one part: `group`, and the number of images `train`, `val`
+            and `test`, int64. The largest first.
+        identical: Sets of byte-identical files: `digest`; the tuples `ids`, `labels` and `parts`,
+            one of each for an image; `straddles`, whether they are in more than one part;
+            `conflicting`, whether labels differ; `groups`, the number of their groups, int64.
+        near: Pairs of images that look nearly the same, the closest first: the ids `a` and `b`;
+            `distance`, bits of 256; `same_group`; `same_label`; `part_a`; `part_b`. They are
+            candidates, to be looked at: see `near`. Byte-identical files are left to `identical`
+            where digests are known.
+    """
+
+    summary: pd.DataFrame
+    counts: pd.DataFrame
+    straddling: pd.DataFrame
+    identical: pd.DataFrame
+    near: pd.DataFrame
+
+
+def audit(
+    table: Table,
+    parts: np.ndarray,
+    *,
+    digests: Sequence[str | None] | None = None,
+    pixels: np.ndarray | None = None,
+    distance: int = near.MAX_DISTANCE,
+) -> Audit:
+    """Looks for what a split hides.
+
+    Args:
+        table: The dataset; its images are not read.
+        parts: str [N], "train", "val" or "test".
+        digests: SHA-256 of each image's file, as in `Images.digests`, or from elsewhere; None or
+            "" where it is not known. Without any, byte-identical files are not looked for.
+        pixels: uint8 [N, S, S, 3], best of 64 px, as in `Images.pixels`. Without any,
+            near-duplicates are not looked for.
+        distance: How many of 256 bits may differ in a pair of near-duplicates; see `near`.
+
+    Raises:
+        DataError: An argument is not aligned with the table.
+    """
+    for name, values in (("parts", parts), ("digests", digests), ("pixels", pixels)):
+        if values is not None and len(values) != len(table.frame):
+            raise DataError(
+                f"{table.name} has {len(table.frame):,} images and {len(values):,} {name}; give one an image"
+            )
+    straddling = _straddling(table, parts)
+    identical = _identical(table, parts, digests)
+    pairs, unlisted = _near(table, parts, digests, pixels, distance)
+    rows = [
+        *_group_findings(table, parts, straddling),
+        *_file_findings(identical, digests, parts),
+        *_near_findings(pairs, unlisted, None if pixels is None else distance),
+        *_class_findings(splits.count(table, parts)),
+    ]
+    rows.sort(key=lambda row: SEVERITIES.index(row[1]))
+    summary = pd.DataFrame(rows, columns=["finding", "severity", "count", "sentence", "examples"])
+    return Audit(
+        summary=summary.astype({"count": np.int64}),
+        counts=splits.count(table, parts),
+        straddling=straddling,
+        identical=identical,
+        near=pairs,
+    )
+
+
+def leakage(keys: Sequence[str | None], parts: np.ndarray) -> pd.DataFrame:
+    """Counts the images of val and test that share something with an image of train.
+
+    Args:
+        keys: What may be shared, for each image: its group (patient, lesion), or the digest of its
+            file; None or "" where it is not known, which is shared with nothing.
+        parts: str [N], "train", "val" or "test".
+
+    Returns:
+        The rows val and test, with the columns `images` and `shared`, int64, and `share`, their
+        ratio (NaN for a part without images).
+    """
+    given = pd.Series(list(keys), dtype=object)
+    known = given.notna() & (given != "")
+    met = (given.isin(set(given[known & (parts == "train")])) & known).to_numpy()
+    rows = {part: (int((parts == part).sum()), int(met[parts == part].sum())) for part in ("val", "test")}
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["images", "shared"], dtype=np.int64)
+    return frame.assign(share=frame["shared"] / frame["images"])
+
+
+def shared(
+    a: Table,
+    b: Table,
+    digests_a: Sequence[str | None] | None = None,
+    digests_b: Sequence[str | None] | None = None,
+) -> pd.DataFrame:
+    """Lists the images of one dataset that another has too, such as of a target and its source.
+
+    Args:
+        a: The dataset that was trained on.
+        b: The dataset whose images are looked for.
+        digests_a, digests_b: SHA-256 of the files, aligned with the tables, where they are known.
+
+    Returns:
+        The rows of `b` that are found, by id: `id`, `group`, and `shares`: "image" (the same id of
+        one archive, where ISIC's `_downsampled` does not count), "file" (another id, the same
+        bytes) or "group" (another image of the patient or lesion). See `overlap.met`.
+    """
+    images, seen = _columns(b, digests_b), _columns(a, digests_a).assign(dataset=a.name)
+    by_name = overlap.met(images.assign(sha256=""), seen.assign(sha256=""), b.name)
+    by_file = overlap.met(images, seen, b.name)
+    found = images[["id", "group"]].assign(shares=by_name.mask((by_file == "image") & (by_name != "image"), "file"))
+    return found[found["shares"] != ""].reset_index(drop=True)
+
+
+def _columns(table: Table, digests: Sequence[str | None] | None) -> pd.DataFrame:
+    known = [""] * len(table.frame) if digests is None else [digest or "" for digest in digests]
+    return table.frame[["id", "group"]].assign(sha256=known)
+
+
+def _straddling(table: Table, parts: np.ndarray) -> pd.DataFrame:
+    groups, members = np.unique(table.frame["group"].to_numpy(dtype=str), return_inverse=True)
+    columns = {part: np.bincount(members[parts == part], minlength=len(groups)) for part in SPLITS}
+    frame = pd.DataFrame({"group": groups.astype(object), **columns})
+    frame = frame[(frame[list(SPLITS)] > 0).sum(axis=1) > 1]
+    order = frame[list(SPLITS)].sum(axis=1).sort_values(ascending=False, kind="stable").index
+    return frame.loc[order].reset_index(drop=True)
+
+
+def _identical(table: Table, parts: np.ndarray, digests: Sequence[str | None] | None) -> pd.DataFrame:
+    columns = ["digest", "ids", "labels", "parts", "straddles", "conflicting", "groups"]
+    frame = _columns(table, digests).assign(label=_label_names(table), part=parts)
+    frame = frame[(frame["sha256"] != "") & frame["sha256"].duplicated(keep=False)]
+    rows = []
+    for digest, members in frame.groupby("sha256", sort=True):
+        ids, labels, owners = (tuple(members[name]) for name in ("id", "label", "part"))
+        row = (digest, ids, labels, owners, len(set(owners)) > 1, len(set(labels)) > 1, members["group"].nunique())
+        rows.append(row)
+    rows.sort(key=lambda row: row[1])
+    return pd.DataFrame(rows, columns=columns).astype({"straddles": bool, "conflicting": bool, "groups": np.int64})
+
+
+def _near(
+    table: Table,
+    parts: np.ndarray,
+    digests: Sequence[str | None] | None,
+    pixels: np.ndarray | None,
+    distance: int,
+) -> tuple[pd.DataFrame, int]:
+    """Returns the pairs, without those of identical files, and how many are not among them for being too many."""
+    hashed = np.empty((0, near.BITS // 64), dtype=np.uint64) if pixels is None else near.hashes(pixels)
+    found, distances, total = near.pairs(hashed, distance)
+    one, other = found.T
+    columns = _columns(table, digests).assign(label=_label_names(table), part=parts)
+    ids, groups, files, labels, owners = (
+        columns[name].to_numpy(dtype=object) for name in ("id", "group", "sha256", "label", "part")
+    )
+    frame = pd.DataFrame(
+        {
+            "a": ids[one],
+            "b": ids[other],
+            "distance": distances,
+            "same_group": (groups[one] == groups[other]).astype(bool),
+            "same_label": (labels[one] == labels[other]).astype(bool),
+            "part_a": owners[one],
+            "part_b": owners[other],
+        }
+    )
+    copies = ((files[one] == files[other]) & (files[one] != "")).astype(bool)
+    return frame[~copies].reset_index(drop=True), total - len(found)
+
+
+def _label_names(table: Table) -> list[str]:
+    """The class of each image; multi-label: all that it has, those that are not known with a question mark."""
+    if not table.multilabel:
+        return [table.classes[label] for label in table.labels]
+    signs = np.where(np.isnan(table.labels), "?", "")
+    return [
+        ", ".join(name + sign for name, sign, value in zip(table.classes, row, values, strict=True) if value != 0)
+        for row, values in zip(signs, table.labels, strict=True)
+    ]
+
+
+Finding = tuple[str, str, int, str, str]
+
+
+def _group_findings(table: Table, parts: np.ndarray, straddling: pd.DataFrame) -> list[Finding]:
+    if table.frame["group"].is_unique:
+        sentence = "No two images share a group: if patients or lesions have several images, the labels do not say so."
+        return [("groups", "look", 0, sentence, "")]
+    if straddling.empty:
+        count = table.frame["group"].nunique()
+        return [("groups", "ok", 0, f"Each of the {count:,} groups is in one part.", "")]
+    test = leakage(table.frame["group"], parts).loc["test"]
+    sentence = (
+        f"{_number(len(straddling), 'group is', 'groups are')} in more than one part: {test['shared']:,.0f} of "
+        f"{test['images']:,.0f} test images ({_percent(test['share'])}) have another image of their group in train."
+    )
+    return [("groups", "leak", len(straddling), sentence, _some(straddling["group"]))]
+
+
+def _file_findings(identical: pd.DataFrame, digests: Sequence[str | None] | None, parts: np.ndarray) -> list[Finding]:
+    if digests is None or not any(digests):
+        return [("identical files", "not checked", 0, "Byte-identical files: their digests are not known.", "")]
+    unknown = sum(not digest for digest in digests)
+    of = f" among the {len(digests) - unknown:,} whose digest is known" if unknown else ""
+    if identical.empty:
+        return [("identical files", "ok", 0, f"No two files are byte-identical{of}.", "")]
+    cut, ungrouped = identical[identical["straddles"]], identical[identical["groups"] > 1]
+    images = int(identical["ids"].map(len).sum())
+    sentence = f"{_number(len(identical), 'set', 'sets')} of byte-identical files, {images:,} images{of}: "
+    if len(cut):
+        test = leakage(digests, parts).loc["test"]
+        sentence += (
+            f"{_number(len(cut), 'is', 'are')} in more than one part, and {test['shared']:,.0f} of "
+            f"{test['images']:,.0f} test images ({_percent(test['share'])}) have a copy in train."
+        )
+    elif len(ungrouped):
+        sentence += f"this split cuts none, but {len(ungrouped):,} with several groups may be cut by another."
+    else:
+        sentence += "each is in one group."
+    severity = "leak" if len(cut) else "look" if len(ungrouped) else "ok"
+    first = next((sets for sets in (cut, ungrouped) if len(sets)), identical)
+    found = [("identical files", severity, len(identical), sentence, _some(first["ids"]))]
+    disagree = identical[identical["conflicting"]]
+    if len(disagree):
+        sentence = f"{_number(len(disagree), 'set', 'sets')} of byte-identical files with different labels."
+        shown = [f"{'='.join(row.ids)} ({' / '.join(row.labels)})" for row in disagree.itertuples()]
+        found.append(("conflicting labels", "look", len(disagree), sentence, _some(shown)))
+    return found
+
+
+def _near_findings(pairs: pd.DataFrame, unlisted: int, distance: int | None) -> list[Finding]:
+    if distance is None:
+        sentence = "Near-duplicates: the images were not decoded, or not all are here."
+        return [("near-duplicates", "not checked", 0, sentence, "")]
+    within = f"within {distance} of {near.BITS} bits of their perceptual hash"
+    if pairs.empty:
+        return [("near-duplicates", "ok", 0, f"No two different files look alike ({within}).", "")]
+    cut = pairs[pairs["part_a"] != pairs["part_b"]]
+    apart = pairs[~pairs["same_group"]]
+    sentence = (
+        f"{_number(len(pairs), 'pair', 'pairs')} of images look alike ({within}): {len(cut):,} in different parts, "
+        f"{len(apart):,} of different groups, {(~pairs['same_label']).sum():,} of different labels."
+    )
+    if unlisted:
+        sentence += f" These are the closest; {unlisted:,} more are not listed."
+    severity = "look" if len(cut) or len(apart) or not pairs["same_label"].all() else "ok"
+    first = next((part for part in (cut, apart, pairs) if len(part)), pairs)
+    return [("near-duplicates", severity, len(pairs), sentence, _some(zip(first["a"], first["b"], strict=True)))]
+
+
+def _class_findings(counts: pd.DataFrame) -> list[Finding]:
+    absent = [f"{name} in {part}" for part in SPLITS for name in counts.index[counts[part] == 0]]
+    if not absent:
+        return [("classes", "ok", 0, "Each class is in each part.", "")]
+    few = f"{_number(len(absent), 'class is', 'classes are')} absent from a part, where no score of theirs can be had."
+    return [("classes", "look", len(absent), few, _some(absent))]
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _some(values: Iterable[str | Sequence[str]]) -> str:
+    """The first few of what was found; ids that belong together with an equals sign."""
+    listed = [value if isinstance(value, str) else "=".join(value) for value in values]
+    more = "" if len(listed) <= _EXAMPLES else ", ..."
+    return ", ".join(listed[:_EXAMPLES]) + more

@@ -1,0 +1,209 @@
+"""A split as a small CSV file: to cite it, to share it, and to use it again.
+
+The first line is a comment: `# ` and a JSON object that says which dataset it is, how the split was
+drawn, the number of images, and the split's fingerprint. The rest is a table `id,split`, sorted by
+id. pandas reads it with `comment="#"`; ids that have a "#" are quoted for that.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medmerge.data import splits
+from medmerge.data.base import SPLITS, DataError, Table, first_duplicate
+from medmerge.data.cache import hash_row
+
+_COLUMNS = ["id", "split"]
+_AGAIN = "Get the file again from where it was published, or draw the split again"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """A split read from a file.
+
+    Attributes:
+        dataset: Name of the dataset that was split.
+        method: "grouped", "random" or "official"; see `splits.split`.
+        fractions: Shares of train, val and test that were asked for.
+        seed: Seed of the split.
+        fingerprint: See `fingerprint`.
+        parts: "train", "val" or "test" of each id, in the order of the ids.
+    """
+
+    dataset: str
+    method: str
+    fractions: tuple[float, ...]
+    seed: int
+    fingerprint: str
+    parts: dict[str, str]
+
+
+def fingerprint(ids: Sequence[str], parts: Sequence[str]) -> str:
+    """Names a split: the same on any machine and for any order of the rows.
+
+    Args:
+        ids: N ids.
+        parts: N parts, aligned with them.
+
+    Returns:
+        SHA-256 in hex over the pairs sorted by id, each as a line of JSON, `["id", "part"]`, in
+        ASCII with a line feed.
+    """
+    hasher = hashlib.sha256()
+    for image, part in sorted(zip(map(str, ids), map(str, parts), strict=True)):
+        hash_row(hasher, [image, part])
+    return hasher.hexdigest()
+
+
+def write(
+    path: str | os.PathLike,
+    table: Table,
+    parts: np.ndarray,
+    *,
+    method: str,
+    fractions: tuple[float, float, float],
+    seed: int,
+) -> str:
+    """Writes a split; a file that is there is replaced, and never left half-written.
+
+    Args:
+        path: The file to write; its folder is made if needed.
+        table: The dataset.
+        parts: str [N], as `splits.split` returns.
+        method, fractions, seed: What it was drawn with, to be written down.
+
+    Returns:
+        The fingerprint.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    ids = table.frame["id"].tolist()
+    rows = sorted(zip(ids, parts.tolist(), strict=True))
+    head = {
+        "dataset": table.name,
+        "method": method,
+        "fractions": list(fractions),
+        "seed": seed,
+        "images": len(ids),
+        "sha256": fingerprint(ids, parts),
+    }
+    target = Path(path).expanduser()
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                file.write(f"# {json.dumps(head)}\n")
+                quoting = csv.QUOTE_ALL if any("#" in image for image in ids) else csv.QUOTE_MINIMAL
+                csv.writer(file, quoting=quoting, lineterminator="\n").writerows([_COLUMNS, *rows])
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"The split cannot be written to {target}: {error}") from error
+    return head["sha256"]
+
+
+def read(path: str | os.PathLike) -> SplitFile:
+    """Reads a split and checks it against its fingerprint.
+
+    Raises:
+        DataError: The file is not there or is no such file, an id comes twice, a part is none of
+            train, val and test, or the rows are not those that were written.
+    """
+    file = Path(path).expanduser()
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            head = _head(file, lines.readline())
+            rows = list(csv.reader(lines, strict=True))
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"The split {file} cannot be read: {error}") from error
+    if not rows or rows[0] != _COLUMNS:
+        found = ",".join(rows[0]) if rows else "nothing"
+        raise DataError(f"{file}, line 2: the columns are {','.join(_COLUMNS)}, not {found}. {_AGAIN}")
+    _check_rows(file, rows[1:])
+    parts = dict(sorted(rows[1:]))
+    actual = fingerprint(list(parts), list(parts.values()))
+    if actual != head["sha256"]:
+        raise DataError(
+            f"{file} was edited after it was written: it holds {len(parts):,} images with the fingerprint "
+            f"{actual[:12]}, and its first line says {head['images']} with {head['sha256'][:12]}. {_AGAIN}"
+        )
+    return SplitFile(head["dataset"], head["method"], tuple(head["fractions"]), head["seed"], actual, parts)
+
+
+def apply(table: Table, path: str | os.PathLike) -> np.ndarray:
+    """Assigns each image the part that a file says.
+
+    Args:
+        table: The dataset, or a part of it: ids of the file that the table does not have, as in a
+            partial download, are passed over with a warning that counts them.
+        path: A file that `write` made.
+
+    Returns:
+        str [N], "train", "val" or "test", aligned with `table.frame`.
+
+    Raises:
+        DataError: As `read` says, the table has an image that the file has not, a part is empty,
+            or a class has no image in train.
+
+    Logs a warning if the file is of another dataset or cuts the table's groups.
+    """
+    given = read(path)
+    ids = table.frame["id"].tolist()
+    absent = sorted(set(ids) - given.parts.keys())
+    if absent:
+        raise DataError(
+            f"{table.name}: {len(absent):,} of {len(ids):,} images are not in the split {path}, first {absent[0]}. "
+            "Leave them out with exclude, or take a split of all images"
+        )
+    unused = len(given.parts) - len(ids)
+    if unused:
+        _logger.warning(
+            "%s: %s splits %d images, of which %d are not in this dataset as it is here",
+            *(table.name, path, len(given.parts), unused),
+        )
+    if given.dataset != table.name:
+        _logger.warning("%s: %s is a split of %s", table.name, path, given.dataset)
+    parts = np.array([given.parts[image] for image in ids], dtype="<U5")
+    splits.warn_of_straddling(table.name, table.frame["group"], parts)
+    splits.check(table, parts)
+    return parts
+
+
+def _head(file: Path, line: str) -> dict:
+    """Reads the first line, and checks that all is there in its type."""
+    types = {"dataset": str, "method": str, "fractions": list, "seed": int, "images": int, "sha256": str}
+    try:
+        head = json.loads(line.removeprefix("#")) if line.startswith("#") else None
+    except ValueError:
+        head = None
+    if not isinstance(head, dict) or not all(isinstance(head.get(name), kind) for name, kind in types.items()):
+        raise DataError(
+            f"{file} does not begin as a split file does, with '# ' and a JSON object that has "
+            f"{', '.join(types)}; a program that saved it again may have changed that line. {_AGAIN}"
+        )
+    return head
+
+
+def _check_rows(file: Path, rows: list[list[str]]) -> None:
+    for line, row in enumerate(rows, start=3):
+        if len(row) != 2:
+            raise DataError(f"{file}, line {line}: {len(row)} values instead of 2. {_AGAIN}")
+        if row[1] not in SPLITS:
+            raise DataError(f"{file}, line {line}: {row[0]} is in {row[1]!r}, which is none of {', '.join(SPLITS)}")
+    twice = first_duplicate(row[0] for row in rows)
+    if twice is not None:
+        raise DataError(f"{file} lists {twice} more than once; keep one row an image. {_AGAIN}")

@@ -1,0 +1,289 @@
+"""RSNA Pneumonia, Kermany's paediatric set and a list of NIH ChestX-ray14: chest radiographs, ill or not."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from medmerge.data.base import (
+    IMAGE_SUFFIXES,
+    SPLITS,
+    DataError,
+    Listing,
+    dataset_folder,
+    first_file,
+    index_images,
+    listing_frame,
+    read_matching,
+)
+
+RSNA_CLASSES = ("Normal", "Lung Opacity")
+RSNA_LEFT_OUT = "No Lung Opacity / Not Normal"
+KERMANY_CLASSES = ("NORMAL", "PNEUMONIA")
+NIH_CLASSES = ("No Finding", "Pneumonia")
+
+ROWS = {"stage_2_train_labels.csv": 30_227, "stage_2_detailed_class_info.csv": 30_227}
+"""Rows of RSNA's official labels files, a row a box, or a row a patient without any."""
+
+COUNTS = {
+    "train/NORMAL": 1_341,
+    "train/PNEUMONIA": 3_875,
+    "val/NORMAL": 8,
+    "val/PNEUMONIA": 8,
+    "test/NORMAL": 234,
+    "test/PNEUMONIA": 390,
+}
+"""Images in each of Kermany's folders. In the authors' own archive val's are part of train."""
+
+_RSNA_EXPECTED = (
+    "The folder must hold stage_2_train_labels.csv, stage_2_detailed_class_info.csv and the images "
+    "stage_2_train_images/<patientId>.dcm. Get them from "
+    "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/data."
+)
+_KERMANY_EXPECTED = (
+    "The folder, or chest_xray in it, must hold train and test, and may hold val, each with the folders NORMAL and "
+    "PNEUMONIA of JPEG images. Get it from https://data.mendeley.com/datasets/rscbjbr9sj or "
+    "https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia."
+)
+_KERMANY_GROUPS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(person\d+_(?:bacteria|virus))_\d+(?:_\d+)?",
+        r"((?:NORMAL2-)?IM-\d+)-\d+(?:-\d+)?",
+        r"(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d+",
+    )
+)
+_NIH_EXPECTED = (
+    "The folder must hold labels.csv with the columns image, patient and finding, and the images in images, or as in "
+    "the archive in images_001/images to images_012/images. Get them from "
+    "https://nihcc.app.box.com/v/ChestXray-NIHCC."
+)
+
+
+def rsna(root: Path | None, labels: str | None = None) -> Listing:
+    """RSNA Pneumonia, stage 2: 14,863 radiographs, 8,851 Normal and 6,012 Lung Opacity.
+
+    Source: Shih et al., Radiology: AI 1(1), 2019. The labels have a row for each box, and 26,684
+    patients with one image each. The third class, "No Lung Opacity / Not Normal", is left out, as
+    the paper's number says. The group is the patient's id. The images were drawn from NIH
+    ChestX-ray14, where one patient has several: ids that differ here may be one person there. No
+    official split.
+
+    A patient that the detailed class info lacks is a Lung Opacity if the labels have a box for it,
+    since all those with a box are, and no others.
+
+    Args:
+        root: Folder of the competition's files, as unpacked.
+        labels: Not used.
+
+    Raises:
+        DataError: A labels file is missing or broken, lists a box twice, has a Target that is not
+            0 or 1 or that disagrees with the class, or a patient's class is unknown.
+    """
+    folder = dataset_folder("rsna", root, _RSNA_EXPECTED)
+    paths = [first_file("rsna", folder, (name,), _RSNA_EXPECTED) for name in ROWS]
+    boxes, notes = read_matching(paths[0], ("patientId", "x", "y", "width", "height", "Target"))
+    info, info_notes = read_matching(paths[1], ("patientId", "class"))
+    targets = _rsna_targets(paths[0], boxes)
+    classes, class_notes = _rsna_classes(paths[1], info, targets)
+    kept = {patient: name for patient, name in classes.items() if name != RSNA_LEFT_OUT}
+    left_out = f"{len(classes) - len(kept):,} of {len(classes):,} patients are {RSNA_LEFT_OUT!r} and left out."
+    images = folder / "stage_2_train_images"
+    names = set(os.listdir(images)) if images.is_dir() else set()
+    rows = {paths[0].name: (len(boxes), ROWS[paths[0].name])}
+    if len(info) > ROWS[paths[1].name]:
+        rows[paths[1].name] = (len(info), ROWS[paths[1].name])
+    return Listing(
+        frame=listing_frame(
+            kept, [str(images / f"{id}.dcm") if f"{id}.dcm" in names else None for id in kept], kept.values(), kept
+        ),
+        classes=RSNA_CLASSES,
+        notes=(*notes, *info_notes, *class_notes, left_out),
+        expected=_RSNA_EXPECTED,
+        rows=rows,
+    )
+
+
+def _rsna_targets(path: Path, boxes: pd.DataFrame) -> dict[str, str]:
+    """Returns each patient's Target, "0" or "1"."""
+    if boxes.duplicated().any():
+        row = boxes[boxes.duplicated()].iloc[0]
+        raise DataError(
+            f"{path}: {boxes.duplicated().sum():,} rows are there twice, the first of patient {row['patientId']}; "
+            "get the file again"
+        )
+    wrong = ~boxes["Target"].isin(("0", "1"))
+    if wrong.any():
+        row = boxes[wrong].iloc[0]
+        raise DataError(f"{path}: patient {row['patientId']} has the Target {row['Target']!r}; it is 0 or 1")
+    targets: dict[str, str] = {}
+    for patient, target in zip(boxes["patientId"], boxes["Target"], strict=True):
+        if targets.setdefault(patient, target) != target:
+            raise DataError(f"{path}: patient {patient} has both Target 0 and Target 1; get the file again")
+    return targets
+
+
+def _rsna_classes(path: Path, info: pd.DataFrame, targets: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Returns the class of each patient that has a Target, and a note if the file is short."""
+    known: dict[str, str] = {}
+    allowed = (*RSNA_CLASSES, RSNA_LEFT_OUT)
+    for patient, name in zip(info["patientId"], info["class"], strict=True):
+        if name not in allowed:
+            raise DataError(f"{path}: patient {patient} is {name!r}, which is none of {', '.join(allowed)}")
+        if known.setdefault(patient, name) != name:
+            raise DataError(f"{path}: patient {patient} is both {known[patient]!r} and {name!r}; get the file again")
+    absent = [patient for patient in targets if patient not in known]
+    unknown = [patient for patient in absent if targets[patient] == "0"]
+    if unknown:
+        raise DataError(
+            f"{path}: the class is unknown of {len(unknown):,} without a box, first {unknown[0]}; get the file again"
+        )
+    classes = {patient: known.get(patient, "Lung Opacity") for patient in targets}
+    for patient, name in classes.items():
+        if (targets[patient] == "1") != (name == "Lung Opacity"):
+            raise DataError(
+                f"{path}: patient {patient} is {name!r} and has Target {targets[patient]} in stage_2_train_labels.csv; "
+                "a Lung Opacity has Target 1, the other classes 0. Get both files again"
+            )
+    short = ROWS[path.name] - len(info)
+    if short <= 0:
+        return classes, []
+    note = f"{path.name} has {len(info):,} of the official {ROWS[path.name]:,} rows"
+    if not absent:
+        return classes, [f"{note}, which makes no difference: each patient has another one."]
+    return classes, [
+        f"{note}, which makes no difference: the class of {len(absent):,} (first {absent[0]}) follows from Target 1, "
+        "Lung Opacity."
+    ]
+
+
+def kermany(root: Path | None, labels: str | None = None) -> Listing:
+    """Kermany's chest X-rays of children: 5,856 images, NORMAL or PNEUMONIA, with the official split.
+
+    Source: Kermany et al., Cell 172, 1122 (2018). Read from the folders: Kaggle's copy with val,
+    or without it; the authors' archive, whose val is in train.
+
+    The group comes from the file's name, together with what the name begins with, as the numbers
+    alone are used again. Measured on 5,840 images: 170 of the 202 numbers after "person" in test
+    also occur in train, but none with the same cause: person100_virus is in train, and
+    person100_bacteria in test. Taken with the cause, no group of 203 in test is among the 2,443 in
+    train. In NORMAL likewise: IM-0115 and NORMAL2-IM-0115 are two, of 225 groups in test none is
+    among the 1,211 in train, though 94 of 202 numbers are. That is what a split by patient looks
+    like with numbers given within each series, so a number is a patient only within its series.
+    The names of the authors' archive carry the patient's number by itself.
+
+    Args:
+        root: The folder chest_xray, or the one above it.
+        labels: Not used.
+
+    Raises:
+        DataError: A folder is missing, has another class, or a name is of another form.
+    """
+    folder = _kermany_folder(dataset_folder("kermany", root, _KERMANY_EXPECTED))
+    for split in SPLITS:
+        _check_classes(folder / split)
+    found = {place: _kermany_images(folder / place) for place in COUNTS}
+    rows = {place: (len(images), COUNTS[place]) for place, images in found.items()}
+    notes = []
+    if not found["val/NORMAL"] and not found["val/PNEUMONIA"]:
+        notes.append("The 16 official validation images are in no folder val.")
+        for name in KERMANY_CLASSES:
+            images, official = rows[f"train/{name}"]
+            # The authors' archive has them in train.
+            rows[f"train/{name}"] = (images, official + COUNTS[f"val/{name}"] * (images > official))
+            del rows[f"val/{name}"]
+    paths = [path for images in found.values() for path in images]
+    places = [place.split("/") for place, images in found.items() for _ in images]
+    ids = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    groups = [_kermany_group(path, id) for path, id in zip(paths, ids, strict=True)]
+    return Listing(
+        frame=listing_frame(ids, paths, [name for _, name in places], groups, [split for split, _ in places]),
+        classes=KERMANY_CLASSES,
+        notes=tuple(notes),
+        expected=_KERMANY_EXPECTED,
+        rows=rows,
+    )
+
+
+def _kermany_folder(root: Path) -> Path:
+    for folder in (root, root / "chest_xray", root / "chest_xray" / "chest_xray"):
+        if (folder / "train").is_dir():
+            return folder
+    raise DataError(f"kermany: there is no folder train in {root}. {_KERMANY_EXPECTED}")
+
+
+def _check_classes(folder: Path) -> None:
+    """Raises for a folder beside those of the two classes, as in datasets that were made from this one."""
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        if (folder / name).is_dir() and name not in KERMANY_CLASSES and not name.startswith((".", "__")):
+            raise DataError(f"kermany: {folder} has a folder {name}; the classes are {' and '.join(KERMANY_CLASSES)}")
+
+
+def _kermany_images(folder: Path) -> list[str]:
+    """Returns the images in a folder, without the companions that macOS adds."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [str(folder / name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+
+
+def _kermany_group(path: str, stem: str) -> str:
+    for pattern in _KERMANY_GROUPS:
+        match = pattern.fullmatch(stem)
+        if match:
+            return match[1]
+    raise DataError(
+        f"kermany: {path} is no official name, such as person1_bacteria_2.jpeg or IM-0115-0001.jpeg, so its patient is "
+        "unknown. Get the files again, or use the dataset csv for images of your own"
+    )
+
+
+def nih_pneumonia(root: Path | None, labels: str | None = None) -> Listing:
+    """A list of NIH ChestX-ray14 images with No Finding or Pneumonia; the group is the patient.
+
+    Source: Wang et al., CVPR 2017, whose labels were mined from reports. The list says which image
+    has which finding; the list of this study has 500 of each, of which 474 carry Pneumonia in the
+    archive's first label release. No official split. RSNA Pneumonia was drawn from the same
+    archive.
+
+    Args:
+        root: Folder of labels.csv and the images.
+        labels: Not used.
+
+    Raises:
+        DataError: The list is missing or broken, or a patient is not the one of the image's name.
+    """
+    folder = dataset_folder("nih_pneumonia", root, _NIH_EXPECTED)
+    path = first_file("nih_pneumonia", folder, ("labels.csv",), _NIH_EXPECTED)
+    rows, notes = read_matching(path, ("image", "patient", "finding"))
+    patients = [
+        _nih_patient(path, image, patient) for image, patient in zip(rows["image"], rows["patient"], strict=True)
+    ]
+    if "Pneumonia" in rows:
+        ill = rows["finding"] == "Pneumonia"
+        bare = int((ill & (rows["Pneumonia"] != "1")).sum())
+        if bare:
+            notes = (*notes, f"{bare:,} of {ill.sum():,} images of Pneumonia lack it in the archive's first labels.")
+    ids = [os.path.splitext(image)[0] for image in rows["image"]]
+    found = index_images(
+        [folder / "images", *(folder / f"images_{part:03d}" / "images" for part in range(1, 13)), folder]
+    )
+    return Listing(
+        frame=listing_frame(ids, [found.get(id) for id in ids], rows["finding"], [f"NIH {name}" for name in patients]),
+        classes=NIH_CLASSES,
+        notes=notes,
+        expected=_NIH_EXPECTED,
+    )
+
+
+def _nih_patient(path: Path, image: str, patient: str) -> str:
+    """Returns the patient with its eight digits, which a spreadsheet may have cut."""
+    match = re.fullmatch(r"(\d{8})_\d{3}(?:\.\w+)?", image)
+    if match is None:
+        raise DataError(
+            f"{path}: the image {image!r} has no official name, such as 00000061_012.png; get the list again"
+        )
+    if patient.zfill(8) != match[1]:
+        raise DataError(f"{path}: the image {image} is listed for patient {patient!r}; by its name it is of {match[1]}")
+    return match[1]

@@ -1,0 +1,231 @@
+"""What runs read: the target's images and the sources' weights, checked before anything starts, and whether they met.
+
+A source that was trained on images of the target's test part has seen the answers. Weights that a run saves carry the
+list of the images that they were trained on; it is compared with every target that they are taken to.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+
+from medmerge import backbones, data, devices
+from medmerge.backbones import backbone, state_sha256
+from medmerge.data import split_files
+from medmerge.data.base import SPLITS
+from medmerge.data.overlap import met
+from medmerge.params import Parameters
+from medmerge.records import Record, RecordError
+
+log = logging.getLogger(__name__)
+
+
+def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
+    """A line for each thing that the parameters name and that is not there: device, weights, folders, files."""
+    problems, places = [], f"here or under $MEDMERGE_DATA ({os.environ.get('MEDMERGE_DATA')})"
+    try:
+        devices.choose_device(p.device)
+    except ValueError as error:
+        problems.append(str(error))
+    for name, weights in (("base", p.base_weights), ("source", p.source_weights)):
+        if getattr(p, f"{name}_data") not in sources:
+            continue
+        if backbones.is_path(weights) and not resolve(weights).is_file():
+            step = "run the source notebook first" if name == "source" else "give a path, or imagenet to download"
+            problems.append(f"{name}_weights: no file {weights} {places}; {step}")
+        elif not backbones.is_path(weights) and weights not in ("random", "zeros"):
+            try:
+                backbones.check_weights(p.backbone, weights)
+            except ValueError as error:
+                problems.append(f"{name}_weights: {error}")
+    for name in ("target_root", "exclude_root"):
+        dataset = getattr(p, name.replace("root", "data"))
+        if dataset and not dataset.startswith("synthetic:") and not getattr(p, name):
+            problems.append(f"{name}: {dataset} needs the folder that it was unpacked to")
+    for name in ("target_root", "exclude_root", "source_root", "target_labels", "split_file"):
+        path = getattr(p, name)
+        if path and not resolve(path).exists():
+            problems.append(f"{name}: no {path} {places}")
+    return problems
+
+
+def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> list[str]:
+    """Read the labels, draw the split and load ``sources``; images are not decoded.
+
+    Args:
+        sources: names of the sources that are needed (``base_data``, ``source_data``).
+        done: finished runs of this study, which must have started from the same weights.
+
+    Returns:
+        Warnings: a sentence for each source that has seen images of the target.
+
+    Raises:
+        DataError, CheckpointError, RecordError: what a run would end with, at the price of seconds.
+    """
+    table = data.load_table(p.target_data, **_where(p))
+    parts = split_files.apply(table, resolve(p.split_file)) if p.split == "file" else data.split(table, **_drawn(p))
+    check_sources(p, sources, done)
+    images = table.frame[["id", "group"]].assign(sha256="", split=parts)
+    return [overlap_sentence(name, found) for name, found in overlap(p, images, sources).items() if _meets(found)]
+
+
+def load_data(p: Parameters, done: Iterable[Record] = ()) -> data.Dataset:
+    """The target dataset, split and decoded, after a check that the finished runs of its study saw the same."""
+    dataset = data.load(
+        p.target_data,
+        **_where(p),
+        image_size=p.image_size,
+        split=p.split,
+        fractions=tuple(p.fractions),
+        split_seed=p.split_seed,
+        split_file=resolve(p.split_file) if p.split_file else None,
+        group_identical=p.group_identical,
+    )
+    for record in done:
+        if record.run["data"]["fingerprint"] != dataset.fingerprint:
+            raise RecordError(
+                f"{record.folder} was computed on other images, labels or splits than are here now; give this "
+                "study another `pair` name, or restore the data"
+            )
+    return dataset
+
+
+def _drawn(p: Parameters) -> dict:
+    return {"method": p.split, "fractions": tuple(p.fractions), "seed": p.split_seed}
+
+
+def _where(p: Parameters) -> dict:
+    """What :func:`~medmerge.data.load_table` needs to know about the target."""
+    root = resolve(p.exclude_root) if p.exclude_root else None
+    return {
+        "root": resolve(p.target_root) if p.target_root else None,
+        "labels": str(resolve(p.target_labels)) if p.target_labels else None,
+        "missing": p.target_missing,
+        "exclude": data.listed_ids(p.exclude_data, root) if p.exclude_data else (),
+        "uncertain": p.target_uncertain,
+        "blank": p.target_blank,
+    }
+
+
+def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
+    """The backbone trained on ``name`` (``base_data`` or ``source_data``).
+
+    A random one depends on the seed and on which of the two it is.
+    """
+    weights = _weights(p, name)
+    with devices.seeded(devices.choose_device("cpu"), seed, *(() if name == p.base_data else (1,))):
+        return backbone(p.backbone, resolve(weights) if backbones.is_path(weights) else weights)
+
+
+def check_sources(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> None:
+    """Load every source, so that none fails hours later, and compare it with what finished runs started from."""
+    for name in sorted(sources):
+        fixed = backbones.is_path(_weights(p, name))
+        prints = {}
+        for seed in p.seeds[:1] if fixed else p.seeds:
+            prints[seed] = state_sha256(load_source(p, name, seed))
+        for record in done:
+            there = record.run["sources"].get(name)
+            if there and there != prints[p.seeds[0] if fixed else record.run["seed"]]:
+                raise RecordError(
+                    f"{record.folder} started from other weights of {name} than are here now; give this study another "
+                    "`pair` name, or restore the weights"
+                )
+
+
+def images_list(weights: Path) -> Path:
+    """Where the list of the images that weights were trained on lies: beside them."""
+    return weights.with_suffix(".images.csv")
+
+
+def overlap(p: Parameters, images: pd.DataFrame, sources: Iterable[str]) -> dict[str, dict]:
+    """How many of the target's images each source has seen in its own training or validation part.
+
+    Args:
+        images: the target's, with the columns id, group, sha256 (empty: not known) and split.
+
+    Returns:
+        By source ``{"images": {"train": n, "val": n, "test": n}, "groups": {...}, "allowed": bool}``: the same image,
+        or another of the same patient or lesion. ``{"unknown": reason}`` where it cannot be known which images a
+        medical source has seen. A source without any image list or dataset of ours (ImageNet) is left out.
+    """
+    found = {}
+    for name in sorted(sources):
+        seen = _seen(p, name)
+        if isinstance(seen, str):
+            found[name] = {"unknown": seen}
+        elif seen is not None:
+            kinds = met(images, seen, p.target_data)
+            counts = {
+                kind: {part: int(((kinds == kind) & (images["split"] == part)).sum()) for part in SPLITS}
+                for kind in ("image", "group")
+            }
+            found[name] = {"images": counts["image"], "groups": counts["group"], "allowed": p.allow_overlap}
+    return found
+
+
+def overlap_sentence(name: str, found: Mapping) -> str:
+    """What :func:`overlap` found about one source, in words."""
+    parts = [
+        f"{found['images'][part]:,} {part} images that the source has seen, and {found['groups'][part]:,} more of "
+        "patients or lesions that it has seen"
+        for part in SPLITS
+        if found["images"][part] or found["groups"][part]
+    ]
+    return (
+        f"{name}: the target shares images with this source's training data: {'; '.join(parts)}. Scores on them say "
+        "less than they seem to. Leave them out (exclude_data), or say that they are meant (allow_overlap: true)"
+    )
+
+
+def warn_of_overlap(found: Mapping[str, Mapping]) -> None:
+    """Log a warning for every source that has seen target images, where the parameters do not say that it is meant."""
+    for name, one in found.items():
+        if _meets(one):
+            log.warning("WARNING: %s", overlap_sentence(name, one))
+
+
+def _meets(found: Mapping) -> bool:
+    if "unknown" in found or found["allowed"]:
+        return False
+    return any(found["images"].values()) or any(found["groups"].values())
+
+
+def _seen(p: Parameters, name: str) -> pd.DataFrame | str | None:
+    """The images that a source was trained on, or why they are not known, or None where it is no dataset of ours."""
+    weights = _weights(p, name)
+    path = images_list(resolve(weights)) if backbones.is_path(weights) else None
+    if path and path.is_file():
+        try:
+            seen = pd.read_csv(path, dtype=str, keep_default_na=False)
+            return seen[seen["split"] != "test"][["dataset", "id", "group", "sha256"]]
+        except (ValueError, KeyError) as error:
+            return f"{path.name} cannot be read ({error})"
+    if name not in data.DATASETS or name == p.base_data:
+        return None
+    if not p.source_root:
+        return "the weights come without a list of their images, and source_root does not say where its dataset is"
+    frame = data.load_table(name, resolve(p.source_root), missing="keep").frame
+    return frame[["id", "group"]].assign(dataset=name, sha256="")
+
+
+def _weights(p: Parameters, name: str) -> str:
+    return p.base_weights if name == p.base_data else p.source_weights
+
+
+def home() -> Path:
+    """The project's folder: the nearest one from here upwards that holds ``_config.yml``, else the working folder."""
+    here = Path.cwd()
+    return next((path for path in (here, *here.parents) if (path / "_config.yml").is_file()), here)
+
+
+def resolve(path: str) -> Path:
+    """A path of the parameters: absolute, or from the project's folder, or from ``$MEDMERGE_DATA``."""
+    given = Path(os.path.expandvars(path)).expanduser()
+    places = [home() / given]
+    if "MEDMERGE_DATA" in os.environ:
+        places.append(Path(os.environ["MEDMERGE_DATA"]) / given)
+    return next((place for place in places if place.exists()), places[-1])

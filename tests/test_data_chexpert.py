@@ -1,0 +1,281 @@
+"""CheXpert: official layouts, the real label files, and copies that were altered."""
+
+import shutil
+
+import numpy as np
+import pytest
+from data_fixtures import real, write_image
+from xray_fixtures import chexpert_lines, write_chexpert
+
+from medmerge.data import DataError, listed_ids, load_images, load_table, split
+from medmerge.data import chexpert as chexpert_module
+from medmerge.data.chexpert import CLASSES, FRONTAL, ROWS
+
+TRAIN = [
+    "train/patient00001/study1/view1_frontal",
+    "train/patient00002/study1/view1_frontal",
+    "train/patient00002/study2/view1_frontal",
+    "train/patient00003/study1/view1_frontal",
+]
+VALID = ["valid/patient64541/study1/view1_frontal"]
+TEST = [
+    "test/patient64741/study1/view1_frontal",
+    "test/patient64741/study1/view2_frontal",
+    "test/patient64742/study1/view1_frontal",
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    return write_chexpert(tmp_path, monkeypatch=monkeypatch)
+
+
+def edit(path, *changes):
+    """Replaces texts in a labels file, each of which must be there."""
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+# Official layouts.
+
+
+def test_paper_numbers():
+    assert FRONTAL == {"train": 191_027, "val": 202, "test": 518} and sum(FRONTAL.values()) == 191_747
+    assert ROWS == {"train.csv": 223_414, "valid.csv": 234, "test_labels.csv": 668, "groundtruth.csv": 500}
+    assert sum(ROWS.values()) - ROWS["groundtruth.csv"] == 224_316  # Irvin et al. 2019
+    assert len(CLASSES) == 13 and "No Finding" not in CLASSES
+
+
+@pytest.mark.parametrize("name", ["CheXpert-v1.0", "CheXpert-v1.0-small"])
+@pytest.mark.parametrize("above", [True, False])
+def test_both_versions_are_one_table(tmp_path, monkeypatch, name, above):
+    folder = write_chexpert(tmp_path, name=name, monkeypatch=monkeypatch)
+    table = load_table("chexpert", tmp_path if above else folder)
+    assert table.multilabel
+    frame = table.frame
+    assert frame["id"].tolist() == sorted([*TRAIN, *VALID, *TEST])
+    assert frame["path"].tolist() == [f"{folder}/{id}.jpg" for id in frame["id"]]
+    assert frame["group"].tolist() == [f"CheXpert {id.split('/')[1]}" for id in frame["id"]]
+    assert frame["split"].tolist() == ["test"] * 3 + ["train"] * 4 + ["val"]
+    assert "3 of 11 images are lateral and left out." in table.notes
+    assert not any("passed over" in note for note in table.notes)
+
+
+def test_labels_follow_the_policies(folder):
+    def row(id, name, **policies):
+        frame = load_table("chexpert", folder, **policies).frame.set_index("id")
+        return frame.loc[id, f"label:{name}"]
+
+    assert row(TRAIN[0], "Enlarged Cardiomediastinum") == 1
+    assert np.isnan(row(TRAIN[0], "Lung Opacity")) and row(TRAIN[0], "Cardiomegaly") == 0
+    assert row(TRAIN[0], "Lung Opacity", uncertain="ones") == 1
+    assert row(TRAIN[0], "Lung Opacity", uncertain="zeros") == 0
+    assert row(TRAIN[2], "Lung Opacity") == 1 and row(TRAIN[3], "Cardiomegaly") == 0
+    listing = chexpert_module.chexpert(folder)
+    labels = listing.frame.set_index("id")
+    assert labels.loc[TRAIN[0], "label:Lung Opacity"] == -1 and np.isnan(labels.loc[TRAIN[0], "label:Cardiomegaly"])
+    assert labels[[f"label:{name}" for name in CLASSES]].dtypes.eq(np.float32).all()
+
+
+def test_classes_that_nobody_has_are_taken_out_with_a_note(folder):
+    table = load_table("chexpert", folder)
+    assert table.classes == (*CLASSES[:3], "Edema", "Consolidation", "Support Devices")
+    assert any(note.startswith("Classes that all images have or none has") for note in table.notes)
+
+
+@pytest.mark.parametrize("file", ["groundtruth.csv", "test_groundtruth_by_study.csv"])
+def test_test_labels_by_study(tmp_path, monkeypatch, file):
+    by_image = load_table("chexpert", write_chexpert(tmp_path / "a", monkeypatch=monkeypatch))
+    folder = write_chexpert(tmp_path / "b", test="studies", monkeypatch=monkeypatch)
+    (folder / "groundtruth.csv").rename(folder / file)
+    by_study = load_table("chexpert", folder)
+    for column in by_image.frame.columns.drop("path"):
+        assert by_study.frame[column].equals(by_image.frame[column])
+    assert "The test labels are by study: 2 studies, 3 frontal images." in by_study.notes
+
+
+def test_study_without_a_frontal_image_is_missing(tmp_path, monkeypatch):
+    folder = write_chexpert(tmp_path, test="studies", monkeypatch=monkeypatch)
+    shutil.rmtree(folder / "test" / "patient64742")
+    with pytest.raises(DataError, match=r"1 of 8 images are missing in .*, first test/patient64742/study1\."):
+        load_table("chexpert", folder)
+    table = load_table("chexpert", folder, missing="drop")
+    assert len(table.frame) == 7
+    assert "Test studies without a frontal image here, each listed as one image: 1." in table.notes
+    kept = load_table("chexpert", folder, missing="keep").frame
+    assert kept[kept["path"].isna()]["id"].tolist() == ["test/patient64742/study1"]
+
+
+def test_without_test_labels_there_is_no_test(tmp_path, monkeypatch):
+    folder = write_chexpert(tmp_path, test=None, monkeypatch=monkeypatch)
+    table = load_table("chexpert", folder)
+    assert table.frame["split"].tolist() == ["train"] * 4 + ["val"]
+    assert any("no official test split" in note for note in table.notes)
+    with pytest.raises(DataError, match="official split has no test"):
+        split(table, method="official")
+
+
+def test_the_archives_batches_side_by_side(tmp_path, monkeypatch):
+    folder = write_chexpert(tmp_path, name="CheXpert-v1.0", monkeypatch=monkeypatch)
+    expected = load_table("chexpert", folder).frame.drop(columns="path")
+    for number, patient in enumerate(("patient00001", "patient00002", "patient00003")):
+        batch = tmp_path / f"CheXpert-v1.0 batch {number + 2} (train {number + 1})"
+        batch.mkdir()
+        (folder / "train" / patient).rename(batch / patient)
+    folder.rename(tmp_path / "CheXpert-v1.0 batch 1 (validate & csv)")
+    table = load_table("chexpert", tmp_path)
+    assert table.frame.drop(columns="path").equals(expected)
+    assert load_images(table, 8, cache=tmp_path / "cache").pixels.any()
+    inside = load_table("chexpert", tmp_path / "CheXpert-v1.0 batch 1 (validate & csv)")
+    assert inside.frame.equals(table.frame)
+
+
+def test_nothing_is_written_under_the_root(folder):
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    load_table("chexpert", folder)
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+
+
+# The real label files.
+
+
+@pytest.fixture
+def labels_only(tmp_path):
+    """The real files under their official names, which are an excerpt in the case of train.csv."""
+    names = {
+        "train_excerpt.csv": "train.csv",
+        "valid_underscored.csv": "valid.csv",
+        "test_groundtruth_by_study.csv": "groundtruth.csv",
+    }
+    for file, official in names.items():
+        (tmp_path / official).symlink_to(real("chexpert", file))
+    return tmp_path
+
+
+def test_real_label_files(labels_only):
+    table = load_table("chexpert", labels_only, missing="keep")
+    counts = table.frame["split"].value_counts().to_dict()
+    assert counts == {"train": 1_557, "val": 202, "test": 500}
+    assert table.classes == CLASSES
+    listing = chexpert_module.chexpert(labels_only)
+    assert listing.rows == {"train.csv": (1_970, 223_414), "valid.csv": (234, 234), "groundtruth.csv": (500, 500)}
+    assert "445 of 2,704 images are lateral and left out." in table.notes
+    assert "train.csv has 1,970 of the official 223,414 rows." in table.notes
+    read = [note for note in table.notes if "Pleural_Effusion as Pleural Effusion" in note]
+    assert [note.split(":")[0] for note in read] == ["train.csv", "valid.csv"]
+    assert "valid.csv: paths begin with /nas/public/CheXpert/CheXpert-v1.0, which is passed over." in table.notes
+    assert "valid/patient64541/study1/view1_frontal" in listed_ids("chexpert", labels_only)
+
+
+def test_real_labels_are_those_of_the_files(labels_only):
+    frame = load_table("chexpert", labels_only, missing="keep").frame.set_index("id")
+    first = frame.loc["train/patient00002/study2/view1_frontal"]
+    assert [first[f"label:{name}"] for name in ("Lung Opacity", "Fracture", "Lung Lesion")] == [1, 1, 0]
+    assert np.isnan(first["label:Cardiomegaly"]) and np.isnan(first["label:Pleural Effusion"])
+    assert frame.loc["test/patient64741/study1", "label:Support Devices"] == 1
+
+
+def test_parts_of_a_download_are_an_error_unless_asked_for(labels_only):
+    with pytest.raises(DataError, match=r"train\.csv has 1,970 rows, the official file 223,414: 221,444 are missing"):
+        load_table("chexpert", labels_only)
+    with pytest.raises(DataError, match=r"no image of 2,259 is in .*CheXpert-v1\.0-small"):
+        load_table("chexpert", labels_only, missing="drop")
+
+
+# Altered and damaged copies.
+
+
+def test_other_prefixes_are_read_and_said(folder):
+    expected = load_table("chexpert", folder).frame
+    edit(folder / "train.csv", ("CheXpert-v1.0-small/", "D:\\data\\chex\\"))
+    table = load_table("chexpert", folder)
+    assert table.frame.equals(expected)
+    assert "train.csv: paths begin with D:/data/chex, which is passed over." in table.notes
+
+
+def test_views_are_told_by_names_where_no_column_says(folder):
+    expected = load_table("chexpert", folder).frame
+    edit(folder / "train.csv", ("Frontal/Lateral", "Projection"))
+    table = load_table("chexpert", folder)
+    assert table.frame.equals(expected)
+    assert "train.csv has no column Frontal/Lateral; views are as the images' names say." in table.notes
+
+
+def test_underscores_are_read_and_said(folder):
+    expected = load_table("chexpert", folder).frame
+    edit(folder / "train.csv", ("Pleural Effusion", "Pleural_Effusion"), ("Frontal/Lateral", "frontal/lateral"))
+    table = load_table("chexpert", folder)
+    assert table.frame.equals(expected)
+    assert "train.csv: Columns read under other names: Pleural_Effusion as Pleural Effusion." in table.notes
+    assert "train.csv: Columns read under other names: frontal/lateral as Frontal/Lateral." in table.notes
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("train.csv", "Pleural Effusion", "Effusion", r"train\.csv has no column Pleural Effusion; its columns are"),
+        ("train.csv", "patient00003/", "pat00003/", r"Path 'CheXpert-v1\.0-small/train/pat00003/.* none of this"),
+        ("train.csv", "/train/patient00003", "/valid/patient00003", r"train\.csv: Path .*valid/patient00003.* none of"),
+        ("train.csv", "view1_frontal.jpg", "view1.jpg", r"none of this file's, which are like train/patient00001"),
+        ("train.csv", "60,Lateral", "60,Side", r"train\.csv: .*view2_lateral\.jpg is 'Side'; a view is Frontal or Lat"),
+        ("train.csv", "-1.0,,1.0", "yes,,1.0", r"view1_frontal\.jpg has Lung Opacity = 'yes'; a label is 1"),
+        ("train.csv", "-1.0,,1.0", "2,,1.0", r"image train/patient00001/.* has Lung Opacity = 2; a label is 1"),
+        ("train.csv", "-1.0,,1.0", "inf,,1.0", r"image train/patient00001/.* has Lung Opacity = inf; a label is 1"),
+        ("train.csv", "patient00003/study1", "patient00002/study1", r"patient00002/study1/view1_frontal is listed"),
+        ("train.csv", ",", ";", r"train\.csv is separated by ';'"),
+        ("test_labels.csv", "test/patient64742", "train/patient64742", r"test_labels\.csv: Path 'train/patient64742"),
+    ],
+)
+def test_altered_files(folder, file, old, new, message):
+    edit(folder / file, (old, new))
+    with pytest.raises(DataError, match=message):
+        load_table("chexpert", folder)
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter"])
+@pytest.mark.parametrize("file", ["train.csv", "valid.csv", "test_labels.csv"])
+def test_other_numbers_of_rows(folder, file, change):
+    lines = (folder / file).read_text().splitlines()
+    added = lines[-1].replace("view", "view9")
+    (folder / file).write_text("\n".join([*lines, added] if change == "longer" else lines[:-1]) + "\n")
+    message = {"longer": "rows were added, by augmentation", "shorter": "1 are missing"}[change]
+    with pytest.raises(DataError, match=rf"chexpert: {file} has . rows, the official file .: {message}"):
+        load_table("chexpert", folder)
+
+
+def test_a_study_listed_twice(tmp_path, monkeypatch):
+    folder = write_chexpert(tmp_path, test="studies", monkeypatch=monkeypatch)
+    edit(folder / "groundtruth.csv", ("patient64742", "patient64741"))
+    with pytest.raises(DataError, match="the study patient64741/study1 is listed more than once"):
+        load_table("chexpert", folder)
+    (folder / "groundtruth.csv").write_text(chexpert_lines({"test/patient64741": "1"}, "", by="Study"))
+    with pytest.raises(DataError, match=r"Study 'test/patient64741' is none of this file's, which are like test/pat"):
+        load_table("chexpert", folder)
+
+
+def test_missing_files_and_images(folder, tmp_path):
+    (folder / "train" / "patient00003" / "study1" / "view1_frontal.jpg").unlink()
+    with pytest.raises(DataError, match="1 of 8 images are missing in .*, first train/patient00003/study1/view1_fron"):
+        load_table("chexpert", folder)
+    assert "7 of 8 images are here." in load_table("chexpert", folder, missing="drop").notes
+    (folder / "valid.csv").unlink()
+    with pytest.raises(DataError, match=r"there is no valid\.csv in .*CheXpert-v1\.0-small\. The folder, or"):
+        load_table("chexpert", tmp_path)
+    with pytest.raises(DataError, match=r"there is no train\.csv in .*stanfordaimi"):
+        load_table("chexpert", tmp_path / "CheXpert-v1.0-small" / "train")
+
+
+def test_two_versions_in_one_folder_take_a_choice(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "CheXpert-v1.0")
+    with pytest.raises(DataError, match=r"holds CheXpert-v1\.0 and CheXpert-v1\.0-small; give one of them as root"):
+        load_table("chexpert", tmp_path)
+
+
+def test_images_of_another_name_are_not_taken_for_views(tmp_path, monkeypatch):
+    folder = write_chexpert(tmp_path, test="studies", monkeypatch=monkeypatch)
+    write_image(folder / "test" / "patient64742" / "study1" / "._view1_frontal.jpg")
+    write_image(folder / "test" / "patient64742" / "study1" / "view1_frontal_flipped.jpg")
+    assert len(load_table("chexpert", folder).frame) == 8

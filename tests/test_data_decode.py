@@ -1,0 +1,164 @@
+"""From a path to pixels: rows of npz files, and pixels that must never change."""
+
+import base64
+import hashlib
+import zipfile
+
+import numpy as np
+import pytest
+from data_fixtures import real, write_csv
+
+from medmerge.data import DataError, Table, load_images, load_table
+from medmerge.data.decode import Arrays, read_image
+
+RANDOM = np.random.default_rng(0)
+
+
+# Rows of npz files.
+
+
+def npz_table(path, rows: int, folder=None) -> Table:
+    """The rows of an npz file's array "train" as a table of two classes."""
+    folder = folder or path.parent
+    lines = "".join(f"{row:04d},{'ab'[row % 2]}\n" for row in range(rows))
+    labels = write_csv(folder, "image,label\n" + lines)
+    frame = load_table("csv", folder, labels=labels, missing="keep").frame
+    return Table("rows", frame.assign(path=[f"{path}#train/{row}" for row in range(rows)]), ("a", "b"))
+
+
+@pytest.mark.parametrize("shape", [(6, 9, 7), (6, 9, 7, 3)])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_of_an_npz_file(tmp_path, shape, save, order):
+    arrays = RANDOM.integers(0, 256, shape, dtype=np.uint8)
+    save(tmp_path / "set.npz", train_images=np.asarray(arrays, order=order), train=np.zeros(3), test_images=arrays[:1])
+    (tmp_path / "cache").mkdir()
+    opened = Arrays(tmp_path / "cache")
+    for row in (5, 0, 3):
+        image, digest = read_image(f"{tmp_path}/set.npz#train/{row}", opened)
+        expected = arrays[row] if len(shape) == 4 else np.repeat(arrays[row][..., None], 3, axis=2)
+        assert (np.asarray(image) == expected).all()
+        assert digest == hashlib.sha256(arrays[row].tobytes()).hexdigest()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_real_npz_file(tmp_path):
+    path = real("medmnist", "retinamnist.npz")
+    with np.load(path) as data:
+        expected = data["train_images"][:40]
+    table = npz_table(path, 40, folder=tmp_path)
+    images = load_images(table, 28, cache=tmp_path / "cache")
+    assert (images.pixels == expected).all()
+    assert images.digests[17] == hashlib.sha256(expected[17].tobytes()).hexdigest()
+
+
+def test_changed_npz_file_is_decoded_again(tmp_path):
+    path = tmp_path / "set.npz"
+    for seed in (1, 2):
+        arrays = np.random.default_rng(seed).integers(0, 256, (4, 5, 5, 3), dtype=np.uint8)
+        np.savez(path, train_images=arrays)
+        images = load_images(npz_table(path, 4), 5, cache=tmp_path / "cache")
+        assert (images.pixels == arrays).all()
+    path.unlink()
+    with pytest.raises(DataError, match=r"set\.npz#train/0 is gone"):
+        load_images(npz_table(path, 4), 5, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"val_images": np.zeros((4, 5, 5), np.uint8)}, r"no array train_images or train; it has val_images\.npy"),
+        ({"train_images": np.zeros((3, 5, 5), np.uint8)}, r"1 of 4 .*#train/3 \(train has 3 rows"),
+        (
+            {"train_images": np.zeros((4, 5, 5), np.float32)},
+            r"images\.npy is float32 \[4, 5, 5\]; images are uint8",
+        ),
+        ({"train_images": np.zeros((4, 5, 5, 5), np.uint8)}, r"uint8 \[4, 5, 5, 5\]; images are uint8, \[N, H, W\]"),
+    ],
+)
+def test_npz_files_without_such_rows(tmp_path, arrays, message):
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        load_images(npz_table(tmp_path / "set.npz", 4), 5, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "short"])
+def test_damaged_npz_files(tmp_path, damage):
+    path = tmp_path / "set.npz"
+    np.savez_compressed(path, train_images=RANDOM.integers(0, 256, (4, 50, 50), dtype=np.uint8))
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 255
+    elif damage == "empty":
+        content = b""
+    path.write_bytes(content)
+    if damage == "short":
+        whole = path.with_name("whole.npz")
+        path.rename(whole)
+        with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
+            target.writestr("train_images.npy", source.read("train_images.npy")[:-7])
+    with pytest.raises(DataError, match=r"4 of 4 images cannot be decoded, first .*#train/0 \((the npz|train_images)"):
+        load_images(npz_table(path, 4), 5, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_npz_file_that_does_not_fit_on_the_disk(tmp_path):
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train_images.npy", b"")
+        archive.filelist[0].file_size = 10**15  # what its directory announces
+    with pytest.raises(DataError, match=r"GB free and the images of set\.npz take 1000000\.00 GB.*MEDMERGE_CACHE"):
+        load_images(npz_table(path, 4), 5, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+# What must never change: recorded results rest on these pixels and fingerprints.
+
+JPEG = (
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5aYVpQ"
+    "YEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAARCAASABgD"
+    "ASIAAhEBAxEB/8QAHwAAAQUBAQEBAQEAAAAAAAAAAAECAwQFBgcICQoL/8QAtRAAAgEDAwIEAwUFBAQAAAF9AQIDAAQRBRIhMUEGE1FhByJxFDKB"
+    "kaEII0KxwRVS0fAkM2JyggkKFhcYGRolJicoKSo0NTY3ODk6Q0RFRkdISUpTVFVWV1hZWmNkZWZnaGlqc3R1dnd4eXqDhIWGh4iJipKTlJWWl5iZ"
+    "mqKjpKWmp6ipqrKztLW2t7i5usLDxMXGx8jJytLT1NXW19jZ2uHi4+Tl5ufo6erx8vP09fb3+Pn6/8QAHwEAAwEBAQEBAQEBAQAAAAAAAAECAwQF"
+    "BgcICQoL/8QAtREAAgECBAQDBAcFBAQAAQJ3AAECAxEEBSExBhJBUQdhcRMiMoEIFEKRobHBCSMzUvAVYnLRChYkNOEl8RcYGRomJygpKjU2Nzg5"
+    "OkNERUZHSElKU1RVVldYWVpjZGVmZ2hpanN0dXZ3eHl6goOEhYaHiImKkpOUlZaXmJmaoqOkpaanqKmqsrO0tba3uLm6wsPExcbHyMnK0tPU1dbX"
+    "2Nna4uPk5ebn6Onq8vP09fb3+Pn6/9oADAMBAAIRAxEAPwDo7XWobl9qMCag1i6WHG49a4XQrl4roEsa2dcuTcBea6JUo08Qo0NWcuKwMvYtSNq0"
+    "PnoGWiqmjXHlwAGivJr5JVqVHJ7s8yOY+xXJ2OO03/j4Fa970FFFevhP9+ifV5h8Boad/qhRRRXuVPiZ+eYj+Iz/2Q=="
+)
+PNG16 = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAcAAAAFEAAAAAD8YXVHAAAAQ0lEQVR4nGNgYGBv5+cXmyYnp7pUV5fFZAtHBzscs5huhXE4trDbsJhuYbfhgOCt"
+    "HO0Mly7dinz48GXGhw8/yv//BwAJcht2nIm/YAAAAABJRU5ErkJggg=="
+)
+
+
+def test_pixels_and_fingerprints_of_files_are_as_ever(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(base64.b64decode(JPEG))
+    (tmp_path / "b.png").write_bytes(base64.b64decode(PNG16))
+    table = load_table("csv", tmp_path, labels=write_csv(tmp_path, "image,label\na.jpg,x\nb.png,y\n"))
+    images = load_images(table, 10, cache=tmp_path / "cache")
+    assert [hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in images.pixels] == [
+        "87bb423a3a10a22dcb9938faf3544a1232e14d425452df494a7a6434180875fc",
+        "aa3f71ccea80b523ef278362c25fedfbae50b1d48660cfb0ac49259d97002b3f",
+    ]
+    assert images.fingerprint == "c52fd21ecea50f4775d0643910a7ff7f2b94cb2ac3d1a4885451ed0ae70ae40c"
+
+
+def test_pixels_and_fingerprints_of_drawings_are_as_ever(tmp_path):
+    images = load_images(load_table("synthetic:moles"), 16, cache=tmp_path)
+    assert hashlib.sha256(images.pixels.tobytes()).hexdigest() == (
+        "fdde6370016d43b43345b84561da3e141bb9ca9866e16745b17cbbd8201eb332"
+    )
+    assert images.fingerprint == "e8b434ad59d9afe2b4e4ce79bc76c2da28fabcf80cd7feb5dd3f015297c018e8"
+
+
+def test_pixels_and_fingerprints_of_ham10k_are_as_ever(tmp_path):
+    table = load_table("ham10k", real("ham10000"))
+    first = Table(table.name, table.frame.iloc[:300].reset_index(drop=True), table.classes)
+    images = load_images(first, 32, cache=tmp_path)
+    assert hashlib.sha256(images.pixels.tobytes()).hexdigest() == (
+        "aee7d415e829b655f1d44348b9eeb70271c9d41e3a92be4e18bce5705fccd933"
+    )
+    assert images.fingerprint == "cdfca2e5859ab404ad601c18832e58823288763c26d9728b088c2f615c141bfa"

@@ -1,0 +1,208 @@
+"""Splits in files: what is written is read again, and a file that was changed is refused."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from data_fixtures import made_table, real
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medmerge.data import DataError, Table, load_table, split
+from medmerge.data.split_files import apply, fingerprint, read, write
+
+DRAWN = {"method": "grouped", "fractions": (0.6, 0.2, 0.2), "seed": 3}
+
+
+def written(path, table=None, parts=None):
+    """A file, of 40 images in a split unless others are given."""
+    table = made_table([0, 1] * 20) if table is None else table
+    parts = split(table, seed=3) if parts is None else parts
+    return write(path, table, parts, **DRAWN)
+
+
+def test_a_file_reads_well(tmp_path):
+    table = made_table([0, 1, 0, 1], ids=["d", "b", "a", "c"])
+    path = tmp_path / "new" / "split.csv"
+    mark = write(
+        path, table, np.array(["train", "test", "val", "train"]), method="random", fractions=(0.5, 0.25, 0.25), seed=7
+    )
+    first, *rest = path.read_text().splitlines()
+    assert json.loads(first.removeprefix("# ")) == {
+        **{"dataset": "made", "method": "random", "fractions": [0.5, 0.25, 0.25], "seed": 7, "images": 4},
+        "sha256": mark,
+    }
+    assert rest == ["id,split", "a,val", "b,test", "c,train", "d,train"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["split.csv"]
+    given = read(path)
+    assert given.parts == {"a": "val", "b": "test", "c": "train", "d": "train"}
+    assert (given.dataset, given.method, given.fractions, given.seed) == ("made", "random", (0.5, 0.25, 0.25), 7)
+    assert given.fingerprint == mark == fingerprint(table.frame["id"], ["train", "test", "val", "train"])
+
+
+def test_the_fingerprint_is_what_its_text_says():
+    """That is, of `printf '["a", "train"]\\n["b", "test"]\\n' | sha256sum`; published splits rest on it."""
+    mark = "71b7a245cb735957946688e139c766fd402fa731dbd931560901c491b480b9a5"
+    assert fingerprint(["b", "a"], ["test", "train"]) == fingerprint(["a", "b"], ["train", "test"]) == mark
+    assert fingerprint(["b", "a"], ["train", "test"]) != mark
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    ids=st.lists(
+        st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\r\n\0"), min_size=1),
+        min_size=3,
+        max_size=30,
+        unique=True,
+    ),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_id_is_read_as_it_was_written(tmp_path_factory, ids, seed):
+    """Commas, quotes, comment signs and spaces included; pandas reads the same."""
+    path = tmp_path_factory.mktemp("split") / "split.csv"
+    rng = np.random.default_rng(seed)
+    parts = np.array(["train", "val", "test", *rng.choice(["train", "val", "test"], len(ids) - 3)])
+    table = made_table([0] * len(ids), ids=ids)
+    mark = written(path, table, parts)
+    assert read(path).parts == dict(zip(ids, parts, strict=True))
+    assert apply(table, path).tolist() == parts.tolist()
+    frame = pd.read_csv(path, comment="#", dtype=str, keep_default_na=False)
+    assert dict(zip(frame["id"], frame["split"], strict=True)) == read(path).parts
+    order = rng.permutation(len(ids))
+    other = Table("made", table.frame.iloc[order], table.classes)
+    assert written(path, other, parts[order]) == mark
+    assert apply(other, path).tolist() == parts[order].tolist()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(["grouped", "random"]))
+def test_a_drawn_split_comes_back(tmp_path_factory, seed, method):
+    path = tmp_path_factory.mktemp("split") / "split.csv"
+    table = made_table([0, 1, 2] * 60, np.repeat(np.arange(60), 3))
+    parts = split(table, method=method, seed=seed)
+    write(path, table, parts, method=method, fractions=(0.6, 0.2, 0.2), seed=seed)
+    assert (apply(table, path) == parts).all()
+
+
+def test_another_process_finds_the_same_fingerprint(tmp_path):
+    path = tmp_path / "split.csv"
+    mark = written(path)
+    code = f"from medmerge.data.split_files import read; print(read({str(path)!r}).fingerprint)"
+    environment = {**os.environ, "PYTHONHASHSEED": "5", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == mark
+
+
+def test_windows_line_ends_and_byte_order_marks_are_read(tmp_path):
+    path = tmp_path / "split.csv"
+    mark = written(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read(path).fingerprint == mark
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [*lines[:5], lines[5].replace("train", "test"), *lines[6:]], "was edited after it was written"),
+        (lambda lines: lines[:-1], "holds 39 images with the fingerprint .*says 40 with"),
+        (lambda lines: [*lines, "another,train"], "holds 41 images"),
+        (lambda lines: [*lines[:5], "image00099" + lines[5][10:], *lines[6:]], "was edited"),
+        (lambda lines: [*lines, lines[-1]], "lists image00039 more than once"),
+        (
+            lambda lines: [*lines[:5], "image00003,dev", *lines[6:]],
+            "line 6: image00003 is in 'dev', .* train, val, test",
+        ),
+        (lambda lines: [*lines[:5], "image00003,Train", *lines[6:]], "is in 'Train'"),
+        (lambda lines: [*lines[:5], "image00003", *lines[6:]], "line 6: 1 values instead of 2"),
+        (lambda lines: lines[1:], "does not begin as a split file does"),
+        (lambda lines: ["# my split", *lines[1:]], "does not begin as a split file does"),
+        (lambda lines: [lines[0].replace('"seed": 3', '"seed": "three"'), *lines[1:]], "does not begin"),
+        (lambda lines: [re.sub(r'"sha256": "\w+"', '"sha256": ""', lines[0]), *lines[1:]], "was edited"),
+        (lambda lines: [lines[0], "image,part", *lines[2:]], "the columns are id,split, not image,part"),
+        (lambda lines: lines[:1], "the columns are id,split, not nothing"),
+        (lambda lines: [], "does not begin"),
+        (lambda lines: [*lines[:5], '"image00003,train', *lines[6:]], "cannot be read"),
+    ],
+)
+def test_a_changed_file_is_refused(tmp_path, change, message):
+    path = tmp_path / "split.csv"
+    written(path)
+    path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
+    with pytest.raises(DataError, match=message) as error:
+        read(path)
+    assert str(path) in str(error.value)
+
+
+def test_rows_in_another_order_are_the_same_split(tmp_path):
+    path = tmp_path / "split.csv"
+    mark = written(path)
+    first, header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([first, header, *reversed(rows)]))
+    assert read(path).fingerprint == mark and list(read(path).parts) == sorted(read(path).parts)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv cannot be read"):
+        read(tmp_path / "none.csv")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written to"):
+        written(tmp_path / "file" / "split.csv")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match="cannot be written to"):
+        written(tmp_path / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_an_image_that_the_file_lacks_is_named(tmp_path):
+    path = tmp_path / "split.csv"
+    written(path)
+    table = made_table([0, 1] * 21, ids=[f"image{row:05d}" for row in range(40)] + ["zebra", "yak"])
+    with pytest.raises(DataError, match=r"made: 2 of 42 images are not in the split .*, first yak"):
+        apply(table, path)
+
+
+def test_images_that_are_not_here_are_counted(tmp_path, caplog):
+    """A partial download keeps its part of a published split."""
+    path = tmp_path / "split.csv"
+    whole = made_table([0, 1] * 20)
+    parts = split(whole, seed=3)
+    written(path, whole, parts)
+    here = Table("made", whole.frame.iloc[5:].reset_index(drop=True), whole.classes)
+    with caplog.at_level(logging.WARNING):
+        assert (apply(here, path) == parts[5:]).all()
+    assert "splits 40 images, of which 5 are not in this dataset" in caplog.text
+
+
+def test_what_a_file_does_to_this_table_is_checked(tmp_path, caplog):
+    path = tmp_path / "split.csv"
+    table = made_table([0, 1] * 3, ["a", "a", "b", "b", "c", "c"])
+    written(path, table, np.array(["train", "val", "train", "test", "test", "train"]))
+    other = Table("other", table.frame, table.classes)
+    with caplog.at_level(logging.WARNING):
+        apply(other, path)
+    assert "other: 3 groups are in more than one part" in caplog.text
+    assert f"{path} is a split of made" in caplog.text
+    written(path, table, np.array(["train", "val", "train", "test", "test", "val"]))
+    with pytest.raises(DataError, match="no image to train on in class class1"):
+        apply(table, path)
+    written(path, table, np.array(["train", "train", "train", "test", "test", "train"]))
+    with pytest.raises(DataError, match="val is empty"):
+        apply(table, path)
+
+
+def test_a_real_split_is_small_and_comes_back(tmp_path):
+    table = load_table("ham10k", real("ham10000"), missing="drop")
+    parts = split(table)
+    mark = write(tmp_path / "ham.csv", table, parts, method="grouped", fractions=(0.6, 0.2, 0.2), seed=0)
+    assert (apply(table, tmp_path / "ham.csv") == parts).all()
+    assert (tmp_path / "ham.csv").stat().st_size < 250_000
+    assert mark.startswith("bd23778e5eab")

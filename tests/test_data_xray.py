@@ -1,0 +1,333 @@
+"""RSNA, Kermany and NIH: official layouts, the facts about the real files, and copies that were altered."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from data_fixtures import real, write_image
+from xray_fixtures import (
+    KERMANY_IMAGES,
+    NEITHER,
+    NORMAL,
+    OPACITY,
+    write_kermany,
+    write_nih,
+    write_rsna,
+)
+
+from medmerge.data import DataError, load_images, load_table, split
+from medmerge.data import xray as xray_module
+from medmerge.data.dicom import read_dicom
+
+PATIENTS = {
+    "0004cfab": (NEITHER, 0),
+    "00436515": (OPACITY, 2),
+    "003d8fa0": (NORMAL, 0),
+    "00704310": (OPACITY, 1),
+    "00aecb01": (NORMAL, 0),
+}
+LABELS, INFO = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"
+
+
+def edit(path, old, new, count=-1):
+    """Replaces a text in a labels file, which must be there."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+
+
+# RSNA.
+
+
+@pytest.fixture
+def rsna(tmp_path, monkeypatch):
+    return write_rsna(tmp_path / "rsna", PATIENTS, monkeypatch)
+
+
+def test_rsna_as_distributed(rsna, tmp_path):
+    table = load_table("rsna", rsna)
+    assert table.classes == (NORMAL, OPACITY)
+    frame = table.frame
+    assert frame["id"].tolist() == ["003d8fa0", "00436515", "00704310", "00aecb01"]
+    assert frame["label"].tolist() == [0, 1, 1, 0] and frame["group"].tolist() == frame["id"].tolist()
+    assert table.notes == ("1 of 5 patients are 'No Lung Opacity / Not Normal' and left out.",)
+    images = load_images(table, 16, cache=tmp_path / "cache")
+    assert (images.pixels[..., 0] == images.pixels[..., 2]).all() and images.pixels.std() > 20
+    assert read_dicom(Path(frame["path"][0]).read_bytes()).shape == (12, 10)
+    with pytest.raises(DataError, match="rsna has no official split"):
+        split(table, method="official")
+
+
+def test_rsna_real_label_files():
+    table = load_table("rsna", real("rsna"), missing="keep")
+    assert np.bincount(table.labels).tolist() == [8_851, 6_012] and len(table.frame) == 14_863
+    short = (
+        "stage_2_detailed_class_info.csv has 30,226 of the official 30,227 rows, which makes no difference: the class "
+        "of 1 (first 489a175a-4c5c-4b7f-8fdc-cd8514404dbe) follows from Target 1, Lung Opacity."
+    )
+    assert table.notes[:2] == (
+        short,
+        "11,821 of 26,684 patients are 'No Lung Opacity / Not Normal' and left out.",
+    )
+    assert xray_module.rsna(real("rsna")).rows == {LABELS: (30_227, 30_227)}
+
+
+def test_rsna_without_images_is_said():
+    with pytest.raises(DataError, match=r"no image of 14,863 is in .*kaggle\.com/c/rsna-pneumonia"):
+        load_table("rsna", real("rsna"))
+
+
+def test_rsna_short_class_info(rsna):
+    expected = load_table("rsna", rsna).frame
+    edit(rsna / INFO, f"00436515,{OPACITY}\n", "", 1)
+    table = load_table("rsna", rsna)
+    assert table.frame.equals(expected)
+    assert table.notes[0].endswith(
+        "has 5 of the official 6 rows, which makes no difference: each patient has another one."
+    )
+    edit(rsna / INFO, f"00704310,{OPACITY}\n", "")
+    table = load_table("rsna", rsna)
+    assert table.frame.equals(expected) and "the class of 1 (first 00704310) follows" in table.notes[0]
+    edit(rsna / INFO, f"003d8fa0,{NORMAL}\n", "")
+    with pytest.raises(DataError, match=rf"{INFO}: the class is unknown of 1 without a box, first 003d8fa0"):
+        load_table("rsna", rsna)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (LABELS, "003d8fa0,,,,,0", "003d8fa0,,,,,1", r"003d8fa0 is 'Normal' and has Target 1 in stage_2_train_labels"),
+        (LABELS, "00704310,264.0,152.0,213.0,379.0,1", "00704310,,,,,0", r"is 'Lung Opacity' and has Target 0"),
+        (LABELS, "00436515,265.0,152.0,213.0,379.0,1", "00436515,,,,,0", r"00436515 has both Target 0 and Target 1"),
+        (LABELS, "00436515,265.0", "00436515,264.0", r"1 rows are there twice, the first of patient 00436515"),
+        (LABELS, "003d8fa0,,,,,0", "003d8fa0,,,,,no", r"patient 003d8fa0 has the Target 'no'; it is 0 or 1"),
+        (LABELS, "Target", "Class", r"stage_2_train_labels\.csv has no column Target"),
+        (LABELS, "003d8fa0,,,,,0\n", "", r"has 5 rows, the official file 6: 1 are missing"),
+        (LABELS, "003d8fa0,,,,,0\n", "003d8fa0,,,,,0\n003d8fa0,1,1,1,1,0\n", r"has 7 rows.*rows were added"),
+        (INFO, f"003d8fa0,{NORMAL}", f"003d8fa0,{NORMAL}\n003d8fa0,{NORMAL}", r"info\.csv has 7 rows.*rows were added"),
+        (INFO, f"003d8fa0,{NORMAL}", "003d8fa0,Healthy", r"003d8fa0 is 'Healthy', which is none of Normal, Lung Op"),
+        (INFO, f"00436515,{OPACITY}\n00", f"00436515,{NORMAL}\n00", r"00436515 is both 'Normal' and 'Lung Opacity'"),
+        (INFO, "patientId,class", "patientId;class", r"separated by ';'"),
+    ],
+)
+def test_rsna_altered_files(rsna, file, old, new, message):
+    edit(rsna / file, old, new, 1 if new else -1)
+    with pytest.raises(DataError, match=message):
+        load_table("rsna", rsna)
+
+
+def test_rsna_columns_of_another_spelling(rsna):
+    expected = load_table("rsna", rsna).frame
+    edit(rsna / LABELS, "patientId,", "patient_id,")
+    table = load_table("rsna", rsna)
+    assert table.frame.equals(expected)
+    assert f"{LABELS}: Columns read under other names: patient_id as patientId." in table.notes
+
+
+def test_rsna_missing_images(rsna):
+    (rsna / "stage_2_train_images" / "00704310.dcm").unlink()
+    with pytest.raises(DataError, match="1 of 4 images are missing in .*, first 00704310"):
+        load_table("rsna", rsna)
+    assert "3 of 4 images are here." in load_table("rsna", rsna, missing="drop").notes
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_rsna_truncated_image_is_named(rsna, tmp_path):
+    path = rsna / "stage_2_train_images" / "00704310.dcm"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"1 of 4 images cannot be decoded, first .*00704310\.dcm \(the DICOM file"):
+        load_images(load_table("rsna", rsna), 8, cache=tmp_path / "cache")
+
+
+# Kermany.
+
+
+@pytest.fixture
+def kermany(tmp_path, monkeypatch):
+    return write_kermany(tmp_path / "kermany", monkeypatch=monkeypatch)
+
+
+def test_kermany_as_distributed(kermany):
+    table = load_table("kermany", kermany)
+    frame = table.frame.set_index("id")
+    assert table.classes == ("NORMAL", "PNEUMONIA") and table.notes == ()
+    assert len(frame) == sum(map(len, KERMANY_IMAGES.values()))
+    for place, names in KERMANY_IMAGES.items():
+        part, label = place.split("/")
+        assert (frame.loc[list(names), "split"] == part).all()
+        assert (frame.loc[list(names), "label"] == table.classes.index(label)).all()
+    groups = frame["group"]
+    assert groups["person1_bacteria_1"] == groups["person1_bacteria_2"] == "person1_bacteria"
+    assert groups["person1_virus_6"] == groups["person1_virus_7"] == "person1_virus"
+    assert groups["person447_virus_921_1"] == "person447_virus"
+    assert groups["IM-0429-0001-0002"] == "IM-0429" and groups["NORMAL2-IM-0383-0001"] == "NORMAL2-IM-0383"
+
+
+@pytest.mark.parametrize("layout", ["chest_xray itself", "twice", "with companions"])
+def test_kermany_layouts(kermany, layout):
+    expected = load_table("kermany", kermany).frame.drop(columns="path")
+    root = kermany
+    if layout == "chest_xray itself":
+        root = kermany / "chest_xray"
+    elif layout == "twice":
+        (kermany / "chest_xray").rename(kermany / "inner")
+        (kermany / "chest_xray").mkdir()
+        (kermany / "inner").rename(kermany / "chest_xray" / "chest_xray")
+    else:
+        write_image(kermany / "chest_xray" / "__MACOSX" / "train" / "NORMAL" / "._IM-0115-0001.jpeg")
+        write_image(kermany / "chest_xray" / "train" / "NORMAL" / "._IM-0115-0001.jpeg")
+        (kermany / "chest_xray" / "train" / ".DS_Store").write_bytes(b"")
+        (kermany / "chest_xray" / "train" / "NORMAL" / ".DS_Store").write_bytes(b"")
+    assert load_table("kermany", root).frame.drop(columns="path").equals(expected)
+
+
+def test_kermany_without_val(kermany, monkeypatch):
+    shutil.rmtree(kermany / "chest_xray" / "val")
+    monkeypatch.setitem(xray_module.COUNTS, "val/NORMAL", 1)
+    monkeypatch.setitem(xray_module.COUNTS, "val/PNEUMONIA", 1)
+    table = load_table("kermany", kermany)
+    assert table.notes == ("The 16 official validation images are in no folder val.",)
+    assert set(table.frame["split"]) == {"train", "test"}
+
+
+def test_kermany_as_the_authors_archived_it(tmp_path, monkeypatch):
+    """There val's images are in train, and names carry the patient's number."""
+    images = {
+        "train/NORMAL": ("NORMAL-1003233-0001", "NORMAL-1003233-0002", "NORMAL-1040-0001"),
+        "train/PNEUMONIA": ("BACTERIA-1008087-0001", "VIRUS-7040-0001"),
+        "test/NORMAL": ("NORMAL-11419-0001",),
+        "test/PNEUMONIA": ("VIRUS-11900-0001",),
+    }
+    root = write_kermany(tmp_path, images, monkeypatch=monkeypatch)
+    monkeypatch.setattr(
+        xray_module,
+        "COUNTS",
+        dict.fromkeys(xray_module.COUNTS, 1) | {"train/NORMAL": 2},
+    )
+    table = load_table("kermany", root)
+    assert table.frame["group"].nunique() == 6 and len(table.frame) == 7
+    write_image(root / "chest_xray" / "train" / "NORMAL" / "NORMAL-99-0001.jpeg")
+    with pytest.raises(DataError, match="train/NORMAL has 4 rows, the official file 3: rows were added"):
+        load_table("kermany", root)
+
+
+def test_kermany_real_images():
+    """The counts, and what names say: see the docstring of `xray.kermany`."""
+    table = load_table("kermany", real("kermany"))
+    frame = table.frame
+    counts = pd.crosstab(frame["split"], frame["label"])
+    assert counts.loc["train"].tolist() == [1_341, 3_875] and counts.loc["test"].tolist() == [234, 390]
+    assert table.notes == ("The 16 official validation images are in no folder val.",)
+    assert (frame.groupby("group")["split"].nunique() == 1).all()
+    by_label = frame.groupby(["label", "split"])["group"].nunique()
+    assert by_label.to_dict() == {(0, "test"): 225, (0, "train"): 1_211, (1, "test"): 203, (1, "train"): 2_443}
+    numbers = frame["group"].str.extract(r"(\d+)(?:_\w+)?$")[0]
+    for label, shared, tested in ((0, 94, 202), (1, 170, 202)):
+        train, test = (set(numbers[(frame["label"] == label) & (frame["split"] == part)]) for part in ("train", "test"))
+        assert (len(train & test), len(test)) == (shared, tested)
+
+
+def test_kermany_real_duplicates():
+    frame = load_table("kermany", real("kermany")).frame
+    digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in frame["path"]]
+    groups = frame.groupby(digests)
+    copies = groups.filter(lambda rows: len(rows) > 1)
+    by_content = copies.groupby(pd.Series(digests)[copies.index].to_numpy())
+    assert by_content.ngroups == 30
+    assert (by_content["split"].nunique() == 1).all() and (by_content["label"].nunique() == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train/NORMAL/IM-0115-0001_flipped.jpeg", r"IM-0115-0001_flipped\.jpeg is no official name, such as person1"),
+        ("train/PNEUMONIA/scan7.jpeg", r"scan7\.jpeg is no official name.*the dataset csv"),
+        ("train/COVID19/person1_virus_1.jpeg", r"train has a folder COVID19; the classes are NORMAL and PNEUMONIA"),
+        ("train/NORMAL/IM-0001-0001.jpeg", r"train/NORMAL has 4 rows|the image IM-0001-0001 is listed more than once"),
+        ("test/NORMAL/IM-0002-0001.jpeg", r"test/NORMAL has 2 rows, the official file 1: rows were added"),
+    ],
+)
+def test_kermany_altered(kermany, name, message):
+    write_image(kermany / "chest_xray" / name)
+    with pytest.raises(DataError, match=message):
+        load_table("kermany", kermany)
+
+
+def test_kermany_image_in_two_folders(kermany, monkeypatch):
+    source = kermany / "chest_xray" / "train" / "NORMAL" / "IM-0115-0001.jpeg"
+    shutil.copy(source, kermany / "chest_xray" / "test" / "NORMAL")
+    monkeypatch.setitem(xray_module.COUNTS, "test/NORMAL", 2)
+    with pytest.raises(DataError, match="the image IM-0115-0001 is listed more than once"):
+        load_table("kermany", kermany)
+
+
+def test_kermany_parts(kermany):
+    (kermany / "chest_xray" / "train" / "NORMAL" / "IM-0115-0001.jpeg").unlink()
+    with pytest.raises(DataError, match="train/NORMAL has 2 rows, the official file 3: 1 are missing"):
+        load_table("kermany", kermany)
+    table = load_table("kermany", kermany, missing="drop")
+    assert any(note.startswith("train/NORMAL has 2 of the official 3") for note in table.notes)
+    shutil.rmtree(kermany / "chest_xray" / "train")
+    with pytest.raises(DataError, match=r"there is no folder train in .*mendeley"):
+        load_table("kermany", kermany)
+
+
+# NIH.
+
+ARCHIVE = tuple(f"images_{number:03d}/images" for number in (1, 7, 12))
+
+
+@pytest.mark.parametrize("folders", [("images",), ("images/images",), ARCHIVE, ("",)])
+def test_nih_layouts(tmp_path, folders):
+    table = load_table("nih_pneumonia", write_nih(tmp_path, folders))
+    assert table.classes == ("No Finding", "Pneumonia") and table.notes == ()
+    assert table.frame["label"].tolist() == [0, 1] * 4
+    assert table.frame["id"].iloc[0] == "00000061_000" and os.path.isfile(table.frame["path"].iloc[-1])
+    assert table.frame["group"].tolist() == [f"NIH {number // 2 + 61:08d}" for number in range(8)]
+
+
+def test_nih_real_list():
+    table = load_table("nih_pneumonia", real("nih_pneumonia"))
+    assert np.bincount(table.labels).tolist() == [500, 500]
+    assert table.frame["group"].nunique() == 682
+    assert table.notes == ("26 of 500 images of Pneumonia lack it in the archive's first labels.",)
+    bits = pd.read_csv(real("nih_pneumonia", "labels.csv"))
+    assert bits.loc[bits["finding"] == "Pneumonia", "Pneumonia"].sum() == 474
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("_000.png,00000061", "_000.png,00000099", r"00000061_000\.png is listed for patient '00000099'; by its name"),
+        ("00000062_002.png", "img2.png", r"the image 'img2\.png' has no official name, such as 00000061_012\.png"),
+        ("00000062_002.png", "00000061_000.png", r"is listed for patient '00000062'; by its name it is of 00000061"),
+        ("00000061_001.png", "00000061_000.png", r"the image 00000061_000 is listed more than once"),
+        ("No Finding", "Normal", r"has the label 'Normal', which is none of No Finding, Pneumonia"),
+        ("image,patient,finding", "image,patient,label", r"labels\.csv has no column finding"),
+        ("image,patient,finding,", "image;patient;finding;", r"labels\.csv is separated by ';'"),
+    ],
+)
+def test_nih_altered_lists(tmp_path, old, new, message):
+    edit(write_nih(tmp_path) / "labels.csv", old, new)
+    with pytest.raises(DataError, match=message):
+        load_table("nih_pneumonia", tmp_path)
+
+
+def test_nih_patients_whose_zeros_a_spreadsheet_cut(tmp_path):
+    expected = load_table("nih_pneumonia", write_nih(tmp_path)).frame
+    edit(tmp_path / "labels.csv", ",000000", ",")
+    assert load_table("nih_pneumonia", tmp_path).frame.equals(expected)
+
+
+def test_nih_missing_files(tmp_path):
+    with pytest.raises(DataError, match=r"there is no labels\.csv in .*nihcc"):
+        load_table("nih_pneumonia", tmp_path)
+    write_nih(tmp_path)
+    (tmp_path / "images" / "00000062_003.png").unlink()
+    with pytest.raises(DataError, match="1 of 8 images are missing in .*, first 00000062_003"):
+        load_table("nih_pneumonia", tmp_path)
+    assert "7 of 8 images are here." in load_table("nih_pneumonia", tmp_path, missing="drop").notes

@@ -1,0 +1,199 @@
+"""What a source has seen of the target: found, warned of, recorded, and left alone where it is meant."""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from data_fixtures import write_csv, write_ham10k, write_image
+
+from medmerge import Parameters, backbone, cli, inputs, save_backbone, study
+from medmerge.data.overlap import met
+from medmerge.params import ParameterError
+
+BASE = {
+    **{"base_data": "objects", "base_weights": "w/objects.safetensors", "backbone": "densenet_small"},
+    **{"target_data": "csv", "target_root": "images", "target_labels": "images/labels.csv", "image_size": 32},
+    **{"device": "cpu", "precision": "fp32", "lp_epochs": 1, "ft_epochs": 1, "approaches": ["ft"]},
+}
+
+
+def parameters(**changes) -> Parameters:
+    return Parameters.parse({**BASE, **changes})
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder of forty images of twenty patients in two classes, and weights without a list of images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    torch.manual_seed(0)
+    save_backbone(backbone("densenet_small", "random"), tmp_path / "w/objects.safetensors", "densenet_small")
+    write_folder(tmp_path / "images", range(40))
+    return tmp_path
+
+
+def write_folder(root: Path, seeds) -> None:
+    rows = [f"{seed}.png,{'ab'[seed % 2]},patient{seed // 4 * 2 + seed % 2}" for seed in seeds]
+    for seed in seeds:
+        write_image(root / f"{seed}.png", seed)
+    write_csv(root, "image,label,group\n" + "\n".join(rows) + "\n")
+
+
+def trained_source(**changes) -> Parameters:
+    """Trains a source on the folder, and returns the parameters of a pair that takes it to the same folder."""
+    study.run(parameters(pair="source", save_weights="w/mine.safetensors", **changes))
+    return parameters(source_data="mine", source_weights="w/mine.safetensors", **changes)
+
+
+def table(**columns) -> pd.DataFrame:
+    return pd.DataFrame({"sha256": "", **columns})
+
+
+def test_images_meet_by_id_within_an_archive_and_by_content_everywhere():
+    seen = table(dataset=["ham10k", "ham10k"], id=["ISIC_1", "ISIC_2"], group=["HAM_1", "HAM_2"], sha256=["a", "b"])
+    images = table(
+        id=["ISIC_1", "ISIC_9", "ISIC_8", "ISIC_2_downsampled", "ISIC_7"], group=["x", "HAM_2", "y", "z", "w"]
+    )
+    images["sha256"] = ["", "c", "b", "", "d"]
+    assert met(images, seen, "isic2019").tolist() == ["image", "group", "image", "image", ""]
+    assert met(images, seen, "kermany").tolist() == ["", "group", "image", "", ""], "ids of another archive say nothing"
+    assert met(images, seen.assign(dataset="csv"), "csv").tolist() == ["", "group", "image", "", ""]
+
+
+def test_an_image_without_a_patient_is_no_group_of_another_dataset():
+    seen = table(dataset=["csv"], id=["1.png"], group=["1.png"])
+    assert met(table(id=["1.png"], group=["1.png"]), seen, "csv").tolist() == [""]
+    assert met(table(id=["1.png"], group=["1.png"]), seen.assign(dataset="fundus4"), "fundus4").tolist() == ["image"]
+
+
+def test_sizes_of_a_medmnist_set_are_one_archive():
+    seen = table(dataset=["medmnist:retinamnist"], id=["train/0001"], group=["train/0001"])
+    images = table(id=["train/0001"], group=["train/0001"])
+    assert met(images, seen, "medmnist:retinamnist_224").tolist() == ["image"]
+    assert met(images, seen, "medmnist:pathmnist").tolist() == [""]
+
+
+def test_a_source_trained_on_the_target_is_warned_of_and_recorded(project, caplog):
+    p = trained_source(split_seed=1)
+    p = p.model_copy(update={"split_seed": 2, "approaches": ["ft", "medmerge"]})
+    with caplog.at_level(logging.WARNING):
+        found = study.run(p)
+    seen = pd.read_csv("w/mine.images.csv", dtype=str)
+    learnt = set(seen["id"][seen["split"] != "test"])
+    tested = set(found[0].predictions["id"])
+    assert learnt & tested and tested - learnt
+    messages = [record.message for record in caplog.records if "WARNING" in record.message]
+    assert len(messages) == 1
+    assert f"{len(learnt & tested)} test images that the source has seen" in messages[0]
+    assert "mine: the target shares images with this source's training data" in messages[0]
+    overlaps = {record.label: record.run["data"]["overlap"] for record in found}
+    assert set(overlaps) == {"FT objects", "FT mine", "MedMerge objects + mine"} and overlaps["FT objects"] == {}
+    counts = overlaps["FT mine"]["mine"]
+    assert counts["images"]["test"] == len(learnt & tested) and counts["allowed"] is False
+    assert sum(counts["images"].values()) == len(learnt) and overlaps["MedMerge objects + mine"]["mine"] == counts
+
+
+def test_what_is_meant_is_recorded_without_a_warning(project, caplog):
+    p = trained_source().model_copy(update={"allow_overlap": True, "split_seed": 2})
+    assert study.check_inputs(p, study.check(p)) == []
+    with caplog.at_level(logging.WARNING):
+        record = study.run(p)[1]
+    assert not [one for one in caplog.records if "WARNING" in one.message]
+    assert record.run["data"]["overlap"]["mine"]["allowed"] and record.run["data"]["overlap"]["mine"]["images"]["test"]
+    assert study.definition_hash(record.run["definition"]) == record.run["hash"]
+    assert study.check(p.model_copy(update={"allow_overlap": False})) == [], "numbers do not depend on it"
+
+
+def test_other_images_of_the_same_patients_count(project):
+    p = trained_source(split="random")
+    rows = [f"{seed}.png,{'ab'[seed % 2]},patient{seed % 6}" for seed in range(100, 140)]
+    for seed in range(100, 140):
+        write_image(project / "more" / f"{seed}.png", seed)
+    write_csv(project / "more", "image,label,group\n" + "\n".join(rows) + "\n")
+    changes = {"target_root": "more", "target_labels": "more/labels.csv", "pair": "other"}
+    (sentence,) = study.check_inputs(p.model_copy(update=changes), study.check(p.model_copy(update=changes)))
+    assert "0 test images that the source has seen, and" in sentence and "more of patients" in sentence
+
+
+def test_check_warns_before_any_image_is_decoded(project, capsys):
+    """By ids and groups, which needs no pixels; the run itself compares the files too."""
+    study.run(parameters(pair="source", target_data="folder", target_labels="", target_root=tree(project),
+                         save_weights="w/mine.safetensors"))  # fmt: skip
+    Path("p.yaml").write_text(
+        "base_data: objects\nbase_weights: w/objects.safetensors\nsource_data: mine\ndevice: cpu\n"
+        "source_weights: w/mine.safetensors\nbackbone: densenet_small\ntarget_data: csv\ntarget_root: images\n"
+        "target_labels: images/labels.csv\nimage_size: 32\n"
+    )
+    assert cli.main(["check", "p.yaml"]) == 0
+    assert "WARNING" not in capsys.readouterr().err, "two lists of files without patients share no names"
+
+
+def tree(project: Path) -> str:
+    for seed in range(40):
+        write_image(project / "tree" / "ab"[seed % 2] / f"{seed}.png", seed)
+    return "tree"
+
+
+def test_weights_from_elsewhere_are_compared_with_their_dataset_or_said_to_be_unknown(project):
+    """Weights that came without a list of images: all images of the dataset that they are named after."""
+    write_ham10k(project / "ham")
+    Path("w/other.safetensors").write_bytes(Path("w/objects.safetensors").read_bytes())
+    p = parameters(source_data="ham10k", source_weights="w/other.safetensors", target_data="isic2019", target_labels="")
+    images = pd.DataFrame({"id": ["ISIC_0000003", "ISIC_0000099"], "group": "HAM_0000001", "sha256": ""})
+    images["split"] = ["train", "test"]
+    found = inputs.overlap(p, images, ["objects", "ham10k"])
+    assert list(found) == ["ham10k"] and "source_root does not say" in found["ham10k"]["unknown"]
+    known = p.model_copy(update={"source_root": "ham"})
+    assert inputs.overlap(known, images, ["objects", "ham10k"])["ham10k"] == {
+        "images": {"train": 1, "val": 0, "test": 0},
+        "groups": {"train": 0, "val": 0, "test": 1},
+        "allowed": False,
+    }
+
+
+def test_a_list_of_images_that_cannot_be_read_is_said(project):
+    p = trained_source()
+    Path("w/mine.images.csv").write_text("id,group\n1,2\n")
+    images = pd.DataFrame({"id": ["a"], "group": ["a"], "sha256": "", "split": "test"})
+    assert "mine.images.csv cannot be read" in inputs.overlap(p, images, ["mine"])["mine"]["unknown"]
+
+
+def test_a_split_can_be_kept_and_used_again(project):
+    first = study.run(parameters(pair="one"))[0]
+    path = project / "results/demo/one/split.csv"
+    again = study.run(parameters(pair="two", split="file", split_file=str(path)))[0]
+    assert again.run["data"]["split"]["fingerprint"] == first.run["data"]["split"]["fingerprint"]
+    assert again.run["data"]["fingerprint"] == first.run["data"]["fingerprint"]
+    assert again.predictions.equals(first.predictions)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "file"}, "split_file: give it with split: file, and only then"),
+        ({"split_file": "x.csv"}, "split_file: give it with split: file, and only then"),
+        ({"split": "random", "group_identical": True}, "group_identical: is for split: grouped, not random"),
+    ],
+)
+def test_settings_of_a_split_that_do_not_fit(changes, message):
+    with pytest.raises(ParameterError, match=message):
+        parameters(**changes)
+
+
+def test_a_split_file_that_is_not_there(project):
+    with pytest.raises(ParameterError, match="split_file: no nowhere.csv here"):
+        study.check(parameters(split="file", split_file="nowhere.csv"))
+
+
+def test_copies_are_kept_together_when_asked(project):
+    rows = [f"{seed}.png,{'ab'[seed % 2]}" for seed in range(40)] + [
+        f"copy{seed}.png,{'ab'[seed % 2]}" for seed in range(40)
+    ]
+    write_csv(project / "images", "image,label\n" + "\n".join(rows) + "\n")
+    for seed in range(40):
+        write_image(project / "images" / f"copy{seed}.png", seed)
+    apart, together = (study.load_data(parameters(group_identical=value)).images for value in (False, True))
+    assert (apart.groupby("sha256")["split"].nunique() > 1).any()
+    assert (together.groupby("sha256")["split"].nunique() == 1).all()

@@ -1,0 +1,161 @@
+"""`medmerge learn`: from two checkpoints and a folder of images to a network, its card and its records."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from data_fixtures import write_csv, write_image
+from PIL import Image
+
+from medmerge import backbone, cli, learn, records, save_backbone
+from medmerge.data import split_files
+
+FAST = ["--set", "lp_epochs=2", "--set", "lp_lr=0.01", "--set", "ft_epochs=2", "--set", "ft_lr=1.0e-3"]
+FAST += ["--set", "image_size=32", "--set", "device=cpu", "--set", "precision=fp32"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Two checkpoints, sixty images whose class is their brightest channel, and their labels."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    for seed, name in enumerate(("first", "second source")):
+        torch.manual_seed(seed)
+        save_backbone(backbone("densenet_small", "random"), tmp_path / f"{name}.safetensors", "densenet_small")
+    rng = np.random.default_rng(0)
+    lines = ["image,label,group"]
+    for number in range(60):
+        pixels = rng.integers(0, 120, (32, 32, 3), dtype=np.uint8)
+        pixels[..., number % 3] += 70
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        lines.append(f"{number}.png,{('red', 'green', 'blue')[number % 3]},patient{number // 6}{number % 3}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def command(*more: str, sources=("first.safetensors", "second source.safetensors"), labels=("--labels", "labels.csv")):
+    named = [argument for source in sources for argument in ("--source", source)]
+    return cli.main(["learn", *named, "--images", "images", *labels, "--out", "out", *FAST, *more])
+
+
+def test_ends_in_a_network_that_the_card_says_how_to_load(project, capsys, monkeypatch):
+    assert command("--licence", "CC-BY-4.0") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"macro F1 [01]\.\d{3} on 1\d test images \(95 % interval", printed) and "out/README.md" in printed
+    assert {path.name for path in (project / "out").iterdir()} == {
+        "model.safetensors",
+        "README.md",
+        "split.csv",
+        "records",
+    }
+    (record,) = records.gather(project / "out/records")
+    assert record.folder.parts[-5:] == ("own", "out", "densenet_small", "medmerge-first-second-source", "seed0")
+
+    text = (project / "out/README.md").read_text()
+    header = yaml.safe_load(text.split("---")[1])
+    assert header["license"] == "cc-by-4.0" and header["model_name"] == "out"
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    monkeypatch.chdir(project / "out")
+    for image, expected in zip(record.predictions["id"][:5], record.probabilities, strict=False):
+        (project / "out/image.png").write_bytes((project / "images" / image).read_bytes())
+        namespace: dict = {}
+        exec(code, namespace)
+        assert namespace["classes"] == record.run["data"]["classes"]
+        assert np.allclose(namespace["probabilities"].numpy(), expected, atol=1e-5)
+
+
+def test_the_card_states_what_the_record_holds(project):
+    assert command() == 0
+    (record,) = records.gather(project / "out/records")
+    text = (project / "out/README.md").read_text()
+    run = record.run
+    for value in (
+        f"| 1 | {run['metrics']['accuracy']:.3f} | {run['metrics']['macro_f1']:.3f} |",
+        *(print_[:16] for print_ in run["sources"].values()),
+        run["data"]["split"]["fingerprint"][:16],
+        "| first | first.safetensors |",
+        "w is the share of first in a kernel",
+        "Not stated. The licences of both sources and of the images apply.",
+        "Linear probe 2 epochs at 0.01, fine-tuning 2 at 0.001",
+    ):
+        assert value in text, value
+    w = np.concatenate([values.ravel() for values in record.kernel_weights.values()])
+    assert (
+        f"Over {w.size:,} kernels of {len(record.kernel_weights)} layers it ended at a median of {np.median(w):.3f}"
+        in text
+    )
+    counts = pd.DataFrame(run["data"]["counts"])
+    assert all(f"| {name} | {row.train} | {row.val} | {row.test} |" in text for name, row in counts.iterrows())
+    saved = split_files.read(project / "out/split.csv")
+    assert split_files.fingerprint(list(saved.parts), list(saved.parts.values())) == run["data"]["split"]["fingerprint"]
+
+
+def test_baselines_on_request(project):
+    assert command("--compare") == 0
+    text = (project / "out/README.md").read_text()
+    assert "The best baseline is" in text and "LP-FT second-source" in text and "MedMerge minus" in text
+    assert len(records.gather(project / "out/records")) == 5
+
+
+def test_a_second_call_trains_nothing_and_writes_the_same(project):
+    assert command() == 0
+    before = {path: path.read_bytes() for path in (project / "out").rglob("*") if path.is_file()}
+    assert command() == 0
+    assert {path: path.read_bytes() for path in (project / "out").rglob("*") if path.is_file()} == before
+
+
+def test_folders_as_classes_and_several_seeds(project):
+    for number in range(60):
+        write_image(project / "tree" / ("even", "odd")[number % 2] / f"{number}.png", number, (32, 32))
+    (project / "images").rename(project / "before")
+    (project / "tree").rename(project / "images")
+    assert command("--set", "seeds=[0, 1]", labels=()) == 0
+    text = (project / "out/README.md").read_text()
+    assert "means over 2 seeds, while the file is seed" in text and "| even |" in text
+    found = records.gather(project / "out/records")
+    best = max(found, key=lambda record: record.history["val_macro_f1"].max())
+    assert (project / "out/model.safetensors").read_bytes() == (
+        best.folder / "checkpoint/model.safetensors"
+    ).read_bytes()
+
+
+def test_several_labels_an_image(project):
+    rows = [f"{number}.png,{'|'.join(name for k, name in enumerate('ab') if number >> k & 1)}" for number in range(60)]
+    write_csv(project / "images", "image,labels\n" + "\n".join(rows) + "\n")
+    assert command(labels=("--labels", "images/labels.csv")) == 0
+    text = (project / "out/README.md").read_text()
+    assert "sigmoid()" in text and "| a | " in text
+    (record,) = records.gather(project / "out/records")
+    assert record.multilabel and record.labels.shape == record.probabilities.shape == (12, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sources": ("first.safetensors",)}, "--source: 1 given; MedMerge merges two"),
+        ({"sources": ("first.safetensors", "gone.safetensors")}, r"source_weights: no file .*gone\.safetensors"),
+        ({"labels": ("--labels", "gone.csv")}, r"target_labels: no .*gone\.csv"),
+        ({"more": ("--set", "lp_epoch=3")}, "lp_epoch: unknown parameter; did you mean lp_epochs"),
+        ({"more": ("--set", "lp_epochs")}, "--set lp_epochs: write NAME=VALUE"),
+        ({"more": ("--set", "seeds=[1")}, r"--set seeds=\[1: not a value"),
+        ({"more": ("--set", "backbone=resnet50")}, "written for densenet_small, not for resnet50"),
+    ],
+)
+def test_bad_input_stops_before_training(project, capsys, arguments, message):
+    more = arguments.pop("more", ())
+    assert command(*more, **arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (project / "out").exists()
+
+
+def test_sources_have_the_names_that_are_given_or_their_files(tmp_path):
+    def names(*sources):
+        p = learn.parameters(sources, tmp_path, None, tmp_path / "my out")
+        return p.base_data, p.source_data, p.pair
+
+    assert names("a/best.pt", "b/best.pt") == ("best", "best-2", "my-out")
+    assert names("HAM=a/best.pt", "imagenet") == ("HAM", "imagenet", "my-out")

@@ -1,0 +1,169 @@
+"""Small chest X-ray datasets in their official layouts, and DICOM files with real headers."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from data_fixtures import write_image
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    generate_uid,
+)
+
+from medmerge.data import chexpert, xray
+
+NORMAL, OPACITY, NEITHER = "Normal", "Lung Opacity", "No Lung Opacity / Not Normal"
+
+
+def dicom(pixels, *, kind="MONOCHROME2", bits=8, syntax=ExplicitVRLittleEndian, signed=False, **header) -> FileDataset:
+    """A radiograph as DICOM: stored values uint8 or uint16 (int16 if signed) [H, W], or [H, W, 3].
+
+    The keywords that are left are further elements of the header, such as WindowCenter.
+    """
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["medmerge"])
+    meta.TransferSyntaxUID = syntax
+    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.SOPClassUID = meta.MediaStorageSOPClassUID
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    dataset.Modality = "CR"
+    dataset.PatientID = "0004cfab-14fd-4e49-80ba-63a80b6bddd6"
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.SamplesPerPixel = 1 if pixels.ndim == 2 else 3
+    if pixels.ndim == 3:
+        dataset.PlanarConfiguration = 0
+    dataset.PhotometricInterpretation = kind
+    dataset.BitsAllocated = 8 * pixels.dtype.itemsize
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    dataset.PixelRepresentation = int(signed)
+    for name, value in header.items():
+        setattr(dataset, name, value)
+    if syntax == JPEGBaseline8Bit:
+        dataset.LossyImageCompression, dataset.LossyImageCompressionMethod = "01", "ISO_10918_1"
+        dataset.PixelData = encapsulate([jpeg(pixels)])
+        dataset["PixelData"].is_undefined_length = True
+    else:
+        content = pixels.tobytes()
+        dataset.PixelData = content + b"\0" * (len(content) % 2)
+    dataset["PixelData"].VR = "OB" if pixels.dtype.itemsize == 1 else "OW"
+    return dataset
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    """Baseline JPEG, as RSNA's DICOM files hold it."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=90)
+    return content.getvalue()
+
+
+def to_bytes(dataset: FileDataset) -> bytes:
+    """The bytes of a DICOM file."""
+    content = io.BytesIO()
+    dataset.save_as(content, enforce_file_format=True)
+    return content.getvalue()
+
+
+def write_rsna(root: Path, patients: dict[str, tuple[str, int]], monkeypatch=None) -> Path:
+    """An RSNA dataset: for each patient the class and the number of boxes; counts as official with `monkeypatch`."""
+    boxes, info = ["patientId,x,y,width,height,Target"], ["patientId,class"]
+    for number, (patient, (label, count)) in enumerate(patients.items()):
+        for box in range(max(count, 1)):
+            boxes.append(f"{patient},{264.0 + box},152.0,213.0,379.0,1" if count else f"{patient},,,,,0")
+            info.append(f"{patient},{label}")
+        pixels = np.random.default_rng(number).integers(0, 256, (12, 10), dtype=np.uint8)
+        path = root / "stage_2_train_images" / f"{patient}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(to_bytes(dicom(pixels, syntax=JPEGBaseline8Bit)))
+    (root / "stage_2_train_labels.csv").write_text("\n".join(boxes) + "\n")
+    (root / "stage_2_detailed_class_info.csv").write_text("\n".join(info) + "\n")
+    if monkeypatch is not None:
+        monkeypatch.setattr(xray, "ROWS", dict.fromkeys(xray.ROWS, len(info) - 1))
+    return root
+
+
+def chexpert_lines(rows: dict[str, str], prefix: str, by: str = "Path") -> str:
+    """A CheXpert labels file: for each path its labels from No Finding to Support Devices, blank where they end.
+
+    `by` is "Path", or "Study", or "Image" for a test file, which has paths and not the other columns.
+    """
+    names = ("No Finding", *chexpert.CLASSES)
+    column = {"Path": "Path,Sex,Age,Frontal/Lateral,AP/PA", "Image": "Path", "Study": "Study"}[by]
+    lines = [f"{column},{','.join(names)}"]
+    for path, labels in rows.items():
+        view = f",Male,60,{'Frontal' if 'frontal' in path else 'Lateral'},AP" * (by == "Path")
+        lines.append(f"{prefix}{path}{view},{labels}{',' * (len(names) - 1 - labels.count(','))}")
+    return "\n".join(lines) + "\n"
+
+
+def write_chexpert(root: Path, *, name: str = "CheXpert-v1.0-small", test: str | None = "images", monkeypatch) -> Path:
+    """A CheXpert of three patients to train on, one to validate and two to test; counts as official.
+
+    `test` says how the test labels come: "images", "studies", or None for not at all.
+    """
+    folder = root / name
+    train = {
+        "train/patient00001/study1/view1_frontal.jpg": ",1,,-1.0,,1.0,0.0",
+        "train/patient00001/study1/view2_lateral.jpg": ",1,,-1.0,,1.0,0.0",
+        "train/patient00002/study1/view1_frontal.jpg": "1.0,0,0,0.0,0,0,1.0",
+        "train/patient00002/study2/view1_frontal.jpg": "1.0,0,1,1.0,0,-1,",
+        "train/patient00003/study1/view1_frontal.jpg": ",0,,,0,0,0",
+    }
+    valid = {
+        "valid/patient64541/study1/view1_frontal.jpg": "0,1,1,0,0,0,0,0,0,0,0,0,0,0",
+        "valid/patient64541/study1/view2_lateral.jpg": "0,1,1,0,0,0,0,0,0,0,0,0,0,0",
+    }
+    studies = {"test/patient64741/study1": "0,1,1,1,0,0,0,0,0,0,0,0,0,1", "test/patient64742/study1": "1" + ",0" * 13}
+    views = dict(zip(studies, [("view1_frontal", "view2_frontal", "view3_lateral"), ("view1_frontal",)], strict=True))
+    tests = {
+        f"{study}/{view}.jpg": studies[study] for study in studies for view in views.get(study, ("view1_frontal",))
+    }
+    official = {"train.csv": len(train), "valid.csv": len(valid), "test_labels.csv": len(tests), "groundtruth.csv": 2}
+    for number, path in enumerate([*train, *valid, *(tests if test else ())]):
+        write_image(folder / path, number)
+    (folder / "train.csv").write_text(chexpert_lines(train, f"{name}/"))
+    (folder / "valid.csv").write_text(chexpert_lines(valid, f"{name}/"))
+    if test == "images":
+        text = chexpert_lines(tests, "").replace(",Sex,Age,Frontal/Lateral,AP/PA", "")
+        (folder / "test_labels.csv").write_text(
+            text.replace(",Male,60,Frontal,AP", "").replace(",Male,60,Lateral,AP", "")
+        )
+    if test == "studies":
+        (folder / "groundtruth.csv").write_text(chexpert_lines(studies, "CheXpert-v1.0/", by="Study"))
+    monkeypatch.setattr(chexpert, "ROWS", official)
+    return folder
+
+
+KERMANY_IMAGES = {
+    "train/NORMAL": ("IM-0115-0001", "IM-0429-0001-0002", "NORMAL2-IM-0383-0001"),
+    "train/PNEUMONIA": ("person1_bacteria_1", "person1_bacteria_2", "person1_virus_6", "person447_virus_921_1"),
+    "val/NORMAL": ("NORMAL2-IM-1427-0001",),
+    "val/PNEUMONIA": ("person1946_bacteria_4874",),
+    "test/NORMAL": ("IM-0001-0001",),
+    "test/PNEUMONIA": ("person1_virus_7", "person100_bacteria_475"),
+}
+
+
+def write_kermany(root: Path, images=KERMANY_IMAGES, *, monkeypatch) -> Path:
+    """A Kermany dataset of a few images; counts as official."""
+    for place, names in images.items():
+        for name in names:
+            write_image(root / "chest_xray" / place / f"{name}.jpeg", len(name))
+    monkeypatch.setattr(xray, "COUNTS", {place: len(images.get(place, ())) for place in xray.COUNTS})
+    return root
+
+
+def write_nih(root: Path, folders: tuple[str, ...] = ("images",)) -> Path:
+    """An NIH list of eight images of four patients, spread over `folders`."""
+    lines = ["image,patient,finding,Pneumonia"]
+    for number in range(8):
+        name, finding = f"{number // 2 + 61:08d}_{number:03d}.png", ("No Finding", "Pneumonia")[number % 2]
+        lines.append(f"{name},{number // 2 + 61:08d},{finding},{number % 2}")
+        write_image(root / folders[number % len(folders)] / name, number)
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    return root
