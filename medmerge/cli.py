@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
+        sys.stdout = open(os.devnull, "w")
+        return 0
     except EXPECTED as error:
         print(f"medmerge: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,92 @@
+"""The notebooks beyond the demo: several labels an image, a source that has seen the target, the page on datasets."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from data_fixtures import write_csv, write_ham10k, write_image
+from PIL import Image
+
+from medmerge import backbone, cli, save_backbone
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with two sources; the working folder is in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
+    (tmp_path / "_config.yml").touch()
+    for seed, name in enumerate(("objects", "lesions")):
+        torch.manual_seed(seed)
+        save_backbone(backbone("densenet_small", "random"), tmp_path / f"w/{name}.safetensors", "densenet_small")
+    return tmp_path
+
+
+def shown(notebook) -> str:
+    """All that the executed cells show, as text."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "\n".join(str(output.get("data", output.get("text", ""))) for output in outputs)
+
+
+@pytest.mark.slow
+def test_the_pair_page_of_several_labels_an_image_that_a_source_has_seen(project, capsys):
+    names = ("Effusion", "Edema", "Mass")
+    rows = []
+    for number in range(60):
+        pixels = np.random.default_rng(number).integers(0, 120, (32, 32, 3))
+        present = [k for k in range(3) if number >> k & 1]
+        pixels[..., present] += 90
+        write_image(project / "images" / f"{number}.png", number)
+        Image.fromarray(pixels.astype(np.uint8)).save(project / "images" / f"{number}.png")
+        rows.append(f"{number}.png,{'|'.join(names[k] for k in present)},patient{number // 2}")
+    write_csv(project / "images", "image,labels,group\n" + "\n".join(rows) + "\n")
+    shutil.copy("w/lesions.safetensors", "w/seen.safetensors")
+    seen = [f"csv,{number}.png,patient{number // 2},,train" for number in range(0, 60, 4)]
+    Path("w/seen.images.csv").write_text("dataset,id,group,sha256,split\n" + "\n".join(seen) + "\n")
+    Path("several.yaml").write_text(
+        "track: own\npair: several\ntitle: Several labels\nbase_data: objects\nbase_weights: w/objects.safetensors\n"
+        "source_data: seen\nsource_weights: w/seen.safetensors\nbackbone: densenet_small\nimage_size: 32\ndevice: cpu\n"
+        "target_data: csv\ntarget_root: images\ntarget_labels: images/labels.csv\nlp_epochs: 2\nft_epochs: 2\n"
+        "lp_lr: 0.01\nft_lr: 0.001\n"
+    )
+    assert cli.main(["run", str(ROOT / "notebooks/pair.ipynb"), "several.yaml"]) == 0
+    assert "WARNING: seen: the target shares images" in capsys.readouterr().err
+    text = shown(nbformat.read("results/own/several.ipynb", 4))
+    assert "**Warning" in text and "average precision" in text and "of the 4 baselines" in text
+    assert all(name in text for name in names)
+
+
+@pytest.mark.slow
+def test_the_page_on_datasets_is_drawn_again_from_its_records(project, capsys):
+    write_ham10k(project / "ham", count=140)
+    Path("data.yaml").write_text(
+        "track: own\ntitle: My data\ndatasets: [ham10k=ham]\nseeds: [0, 1]\nimage_size: 32\nbackbone: densenet_small\n"
+        "base_data: objects\nbase_weights: w/objects.safetensors\ndevice: cpu\n"
+    )
+    notebook = str(ROOT / "notebooks/data.ipynb")
+    assert cli.main(["check", "data.yaml"]) == 0
+    assert capsys.readouterr().out == "data.yaml: 1 datasets, 0 measured\n  to measure: ham10k\n"
+    assert cli.main(["run", notebook, "data.yaml"]) == 0
+    first = nbformat.read("results/own/data.ipynb", 4)
+    assert first.cells[0].source.startswith("# My data") and "same patient or lesion" in shown(first)
+    shutil.rmtree(project / "ham")
+    shutil.rmtree(project / "w")
+    assert cli.main(["check", "data.yaml"]) == 0
+    assert cli.main(["run", notebook, "data.yaml"]) == 0
+    again = nbformat.read("results/own/data.ipynb", 4)
+    logged = [k for k, cell in enumerate(first.cells) if "datasheets.run" in cell.source]
+    assert len(logged) == 1
+    for number, (one, other) in enumerate(zip(first.cells, again.cells, strict=True)):
+        assert number in logged or one == other, one.source
+
+
+def test_the_page_on_datasets_needs_what_it_names(project, capsys):
+    Path("data.yaml").write_text("datasets: [ham10k=nowhere]\nbase_weights: w/objects.safetensors\n")
+    assert cli.main(["run", str(ROOT / "notebooks/data.ipynb"), "data.yaml"]) == 2
+    assert "datasets: no folder nowhere for ham10k" in capsys.readouterr().err

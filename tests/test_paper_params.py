@@ -1,0 +1,127 @@
+"""The paper's experiments, each from its parameter file, on miniatures of the six datasets in official layouts."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_fixtures import write_aptos2019, write_eyepacs, write_image, write_isic2018, write_isic2019
+from xray_fixtures import chexpert_lines, write_rsna
+
+from medmerge import Parameters, study
+from medmerge.data import chexpert
+from medmerge.params import load_yaml
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    **{"backbone": "densenet_small", "image_size": 32, "lp_epochs": 2, "ft_epochs": 2, "ft_lr": 1e-3, "seeds": [0]},
+    **{"device": "cpu", "precision": "fp32", "base_weights": "random"},
+}
+PAIRS = {"isic2019": "ham10k", "isic2019-clean": "ham10k", "aptos2019": "eyepacs", "aptos2019-clean": "eyepacs"}
+PAIRS["rsna"] = "chexpert"
+TOTAL = {"isic2019": 180, "isic2019-clean": 110, "aptos2019": 100, "aptos2019-clean": 100, "rsna": 60}
+
+
+def write_small_chexpert(folder: Path, monkeypatch) -> None:
+    """Sixty patients to train on, twenty to validate and twenty to test, with findings drawn at random."""
+    draw, number = random.Random(0), 0
+    for part, count, known in (("train", 60, ("1.0", "0.0", "-1.0", "")), ("valid", 20, "10"), ("test", 20, "10")):
+        rows = {}
+        for _ in range(count):
+            path = f"{part}/patient{number:05d}/study1/view1_frontal.jpg"
+            rows[path] = ",".join(draw.choice(known) for _ in range(14))
+            write_image(folder / path, number)
+            number += 1
+        name, by = ("test_labels.csv", "Image") if part == "test" else (f"{part}.csv", "Path")
+        (folder / name).write_text(chexpert_lines(rows, "CheXpert-v1.0/" if by == "Path" else "", by=by))
+        monkeypatch.setitem(chexpert.ROWS, name, count)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The six datasets, each in the folder that the parameter files name; the working folder is there."""
+    root, draw = tmp_path_factory.mktemp("paper"), np.random.default_rng(0)
+    with pytest.MonkeyPatch.context() as patch:
+        from medmerge.data import fundus, skin, xray
+
+        patch.chdir(root)
+        patch.delenv("MEDMERGE_DATA", raising=False)
+        for module in (fundus, skin, xray, chexpert):
+            patch.setattr(module, "ROWS", dict(module.ROWS))
+        write_isic2018(root / "ham10000", {"Training": 70, "Validation": 14, "Test": 14})
+        names = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
+        lesions = {f"ISIC_{number:07d}": f"HAM_{number // 2:07d}" for number in range(70)}
+        write_isic2019(
+            root / "isic2019",
+            {image: names[k % 8] for k, image in enumerate([*lesions, *(f"ISIC_{n:07d}" for n in range(500, 610))])},
+            lesions,
+        )
+        eyes = [f"{patient}_{side}" for patient in range(60) for side in ("left", "right")]
+        write_eyepacs(root / "eyepacs", {eye: k // 2 % 5 for k, eye in enumerate(eyes[:60])},
+                      {eye: k // 2 % 5 for k, eye in enumerate(eyes[60:])})  # fmt: skip
+        write_aptos2019(root / "aptos2019", {f"{k:012x}": k % 5 for k in range(100)})
+        for k in range(0, 100, 10):
+            copy = (root / "aptos2019/train_images" / f"{k:012x}.png").read_bytes()
+            (root / "aptos2019/train_images" / f"{k + 5:012x}.png").write_bytes(copy)
+        write_small_chexpert(root / "CheXpert-v1.0", patch)
+        kinds = (("Normal", 0), ("Lung Opacity", 2), ("No Lung Opacity / Not Normal", 0))
+        patients = {f"{draw.bytes(8).hex()}-{k}": kinds[k % 3] for k in range(90)}
+        write_rsna(root / "rsna-pneumonia-detection-challenge", patients, patch)
+        yield root
+
+
+def parameters(name: str, **changes) -> Parameters:
+    path = ROOT / f"params/paper/{name}.yaml"
+    return Parameters.parse({**load_yaml(path), **SMALL, **changes}, str(path))
+
+
+@pytest.fixture(scope="module")
+def sources(project):
+    """The three sources, trained from their parameter files: the only record of each, by name."""
+    return {name: study.run(parameters(f"source-{name}"))[0] for name in ("ham10k", "eyepacs", "chexpert")}
+
+
+def test_every_parameter_file_of_the_paper_is_here():
+    files = {path.stem for path in (ROOT / "params/paper").glob("*.yaml")}
+    assert files == {*PAIRS, *(f"source-{source}" for source in set(PAIRS.values()))}
+
+
+def test_sources_are_trained_on_the_papers_splits(project, sources):
+    images = {name: record.images for name, record in sources.items()}
+    assert images["ham10k"] == {"train": 70, "val": 14, "test": 14}
+    assert images["eyepacs"] == {"train": 96, "val": 12, "test": 12}
+    assert images["chexpert"] == {"train": 60, "val": 20, "test": 20}
+    assert [record.multilabel for record in sources.values()] == [False, False, True]
+    assert sources["chexpert"].run["data"]["classes"] == list(chexpert.CLASSES)
+    notes = " ".join(sources["chexpert"].run["data"]["notes"])
+    assert "uncertain labels are taken as ignore" in notes and "blank labels are taken as zeros" in notes
+    for name in sources:
+        assert (project / f"weights/paper/densenet121-{name}.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_run_from_their_parameter_files(project, sources, name, caplog):
+    records = study.run(parameters(name))
+    source = PAIRS[name]
+    assert [record.label for record in records] == [
+        *("FT imagenet", f"FT {source}", "LP-FT imagenet", f"LP-FT {source}", f"MedMerge imagenet + {source}")
+    ]
+    run = records[-1].run
+    found = run["data"]["overlap"][source]
+    assert run["data"]["split"]["method"] == ("grouped" if name.endswith("clean") else "random")
+    if name == "isic2019":  # 70 of the source's training images are here, and none of its other two parts
+        assert sum(found["images"].values()) == 70 and found["images"]["test"] > 0
+        assert "WARNING: ham10k: the target shares images" in caplog.text
+    else:
+        assert not any([*found["images"].values(), *found["groups"].values()]) and "WARNING" not in caplog.text
+    expected = {"isic2019": (108, 36, 36), "aptos2019": (80, 10, 10), "rsna": (48, 6, 6)}
+    images = tuple(records[-1].images[part] for part in ("train", "val", "test"))
+    assert images == expected.get(name, images) and sum(images) == TOTAL[name]
+
+
+def test_the_clean_pairs_leave_out_what_the_papers_splits_leak(project, sources):
+    images = study.load_data(parameters("isic2019-clean")).images
+    assert len(images) == 110 and not images["id"].isin({f"ISIC_{number:07d}" for number in range(70)}).any()
+    leaky, clean = (study.load_data(parameters(name)).images for name in ("aptos2019", "aptos2019-clean"))
+    assert (leaky.groupby("sha256")["split"].nunique() > 1).any()
+    assert (clean.groupby("sha256")["split"].nunique() == 1).all()
