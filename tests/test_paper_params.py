@@ -113,7 +113,7 @@ def test_pairs_run_from_their_parameter_files(project, sources, name, caplog):
         assert sum(found["images"].values()) == 70 and found["images"]["test"] > 0
         assert "WARNING: ham10k: the target shares images" in caplog.text
     else:
-        assert not any([*found["images"].values(), *found["groups"].values()]) and "WARNING" not in caplog.text
+        assert not any([*found["images"].values(), *found["groups"].values()]) and "shares images" not in caplog.text
     expected = {"isic2019": (108, 36, 36), "aptos2019": (80, 10, 10), "rsna": (48, 6, 6)}
     images = tuple(records[-1].images[part] for part in ("train", "val", "test"))
     assert images == expected.get(name, images) and sum(images) == TOTAL[name]
