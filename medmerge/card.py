@@ -1,6 +1,7 @@
 """The model card of a merged network: what was merged, on which images, how well it does, and how to load it."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -31,7 +32,10 @@ pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
 mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
 with torch.inference_mode():
     probabilities = model((pixels - mean) / std).{activation}[0]     # in the order of `classes`
-```"""
+```
+
+That is for images of 8 bits. Those of 16 bits and DICOM files were brought to 8 in training, which Pillow alone does
+not do alike: `medmerge.data.decode` does."""
 
 
 def card(found: Sequence[Record], chosen: Record, name: str, licence: str = "") -> str:
@@ -114,9 +118,14 @@ def _images(chosen: Record) -> str:
     data = chosen.run["data"]
     counts = pd.DataFrame(data["counts"]).rename_axis("class").reset_index()
     total = ", ".join(f"{number:,} {part}" for part, number in chosen.images.items())
-    notes = [f"Split: {data['split']['method']}, fingerprint `{data['split']['fingerprint'][:16]}`.", *data["notes"]]
+    kept = "`model.images.csv` lists the images that this network and its sources learnt from, those of `test` apart."
+    notes = [
+        f"Split: {data['split']['method']}, fingerprint `{data['split']['fingerprint'][:16]}`.",
+        kept,
+        *data["notes"],
+    ]
     warning = report.overlap_note([chosen])
-    lines = [f"Images: {total}.", _markdown(counts), "\n".join(f"- {note}" for note in notes)]
+    lines = [f"Images: {total}.", _markdown(counts), "\n".join(f"- {' '.join(note.split())}" for note in notes)]
     return "\n\n".join([*lines, *([warning] if warning else [])])
 
 
@@ -148,11 +157,13 @@ def _training(p: dict, found: Sequence[Record], chosen: Record) -> str:
 def _markdown(table: pd.DataFrame) -> str:
     """A frame as a Markdown table, numbers with three decimals."""
     body = [[_cell(value) for value in row] for row in table.astype(object).to_numpy().tolist()]
-    rows = [map(str, table.columns), ["---"] * table.shape[1], *body]
+    rows = [map(_cell, table.columns), ["---"] * table.shape[1], *body]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _cell(value: object) -> str:
     if value is None or value != value:
         return ""
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return re.sub(r"([\\|<*])", r"\\\1", " ".join(str(value).split()))

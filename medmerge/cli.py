@@ -19,8 +19,9 @@ from medmerge.backbones import CheckpointError
 from medmerge.data import DataError
 from medmerge.params import ParameterError, Parameters, assigned_values, load_yaml
 from medmerge.records import RecordError
+from medmerge.training import TrainingError
 
-EXPECTED = (ParameterError, DataError, CheckpointError, RecordError, ConnectionError)
+EXPECTED = (ParameterError, DataError, CheckpointError, RecordError, TrainingError, ConnectionError)
 """Errors that a user can mend: shown as a message, without a traceback."""
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from medmerge.data import base, catalogue, load_images, load_table, near, split_files, splits
 from medmerge.data.audit import Audit, audit, shared
 from medmerge.data.base import DataError, Table
+from medmerge.data.overlap import hidden
 from medmerge.data.paper_numbers import PAPER_NUMBERS
 
 WIDTH = 100
@@ -67,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
     root = _folder(options.root)
     for written in (options.write_split, options.out):
         _check_outside(written, root)
+        for other in (options.against or [])[1:]:
+            _check_outside(written, _folder(other))
     table, digests, pixels = _read(options, root)
     print("\n".join(_contents(options.name, root, table)))
     if options.group_identical:
@@ -209,6 +212,9 @@ def _met(options: argparse.Namespace, table: Table, digests: Sequence[str] | Non
 
 
 def _sharing(name: str, met: pd.DataFrame, table: Table, parts: np.ndarray) -> list[str]:
+    if met.empty and hidden(table.name, [name]):
+        anew = f"Nothing is found in both, but {name} and {table.name} hold images of one archive, named anew."
+        return _item("not checked", anew)
     if met.empty:
         return _item("ok", "No image, no file and no group is in both.")
     rows = table.frame["id"].isin(met["id"]).to_numpy()

@@ -251,7 +251,7 @@ def _overlaps(p: Parameters, tables: Mapping[str, _Loaded]) -> list[dict]:
             kinds = found["shares"].value_counts()
             row = {"in": one, "of": other, "listed": len(b.table.frame)}
             row |= {kind: int(kinds.get(kind, 0)) for kind in ("image", "file", "group")}
-            seen = b.table.frame["id"].isin(found["id"][found["shares"] != "group"]).to_numpy()
+            seen = b.table.frame["id"].isin(found["id"]).to_numpy()
             drawn = [_test(b.table, seed) for seed in p.seeds]
             rows.append(row | {"share of random test": float(np.mean([seen[test].mean() for test in drawn]))})
     return rows

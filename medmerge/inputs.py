@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from medmerge import backbones, data, devices
 from medmerge.backbones import backbone, state_sha256
 from medmerge.data import split_files
 from medmerge.data.base import SPLITS
-from medmerge.data.overlap import met
+from medmerge.data.overlap import hidden, met
 from medmerge.params import Parameters
 from medmerge.records import Record, RecordError
 
@@ -49,7 +50,23 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
         path = getattr(p, name)
         if path and not resolve(path).exists():
             problems.append(f"{name}: no {path} {places}")
-    return problems
+    return problems + _inside(p)
+
+
+def _inside(p: Parameters) -> list[str]:
+    """A line for each place that is to be written in a dataset's folder."""
+    roots = {
+        name: resolve(getattr(p, name)) for name in ("target_root", "exclude_root", "source_root") if getattr(p, name)
+    }
+    places = {
+        name: home() / Path(getattr(p, name)).expanduser() for name in ("results", "save_weights") if getattr(p, name)
+    }
+    return [
+        f"{name}: {place} is in {root} ({roots[root]}), which is only read; name a place outside of it"
+        for name, place in places.items()
+        for root in roots
+        if place.resolve().is_relative_to(roots[root].resolve())
+    ]
 
 
 def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> list[str]:
@@ -164,6 +181,11 @@ def overlap(p: Parameters, images: pd.DataFrame, sources: Iterable[str]) -> dict
                 for kind in ("image", "group")
             }
             found[name] = {"images": counts["image"], "groups": counts["group"], "allowed": p.allow_overlap}
+            alike = hidden(p.target_data, seen["dataset"])
+            if alike and not (kinds != "").any():
+                found[name] = {
+                    "unknown": f"{' and '.join(alike)} and {p.target_data} hold images of one archive, named anew"
+                }
     return found
 
 
@@ -196,20 +218,53 @@ def _meets(found: Mapping) -> bool:
 
 def _seen(p: Parameters, name: str) -> pd.DataFrame | str | None:
     """The images that a source was trained on, or why they are not known, or None where it is no dataset of ours."""
-    weights = _weights(p, name)
-    path = images_list(resolve(weights)) if backbones.is_path(weights) else None
-    if path and path.is_file():
-        try:
-            seen = pd.read_csv(path, dtype=str, keep_default_na=False)
-            return seen[seen["split"] != "test"][["dataset", "id", "group", "sha256"]]
-        except (ValueError, KeyError) as error:
-            return f"{path.name} cannot be read ({error})"
-    if name not in data.DATASETS or name == p.base_data:
+    weights, origin = _weights(p, name), ""
+    if backbones.is_path(weights):
+        path = resolve(weights)
+        origin = _trained_on(path)
+        if images_list(path).is_file():
+            return _read_list(images_list(path), origin)
+    of_source = name != p.base_data
+    if name in data.DATASETS and name not in ("csv", "folder") and of_source and p.source_root:
+        frame = data.load_table(name, resolve(p.source_root), missing="keep").frame
+        return frame[["id", "group"]].assign(dataset=name, sha256="")
+    if name not in data.DATASETS and not origin:
         return None
-    if not p.source_root:
-        return "the weights come without a list of their images, and source_root does not say where its dataset is"
-    frame = data.load_table(name, resolve(p.source_root), missing="keep").frame
-    return frame[["id", "group"]].assign(dataset=name, sha256="")
+    more = ", and source_root does not say where its dataset is" if of_source and not p.source_root else ""
+    return f"the weights{f', trained on {origin},' if origin else ''} come without a list of their images{more}"
+
+
+def _read_list(path: Path, origin: str) -> pd.DataFrame | str:
+    """The images of a list but those of test parts, or why they are not known."""
+    try:
+        seen = pd.read_csv(path, dtype=str, keep_default_na=False)
+        learnt = seen[seen["split"] != "test"][["dataset", "id", "group", "sha256"]]
+    except (ValueError, KeyError) as error:
+        return f"{path.name} cannot be read ({error})"
+    if origin and origin not in set(seen["dataset"]):
+        return f"{path.name} is of other weights: it lists no image of {origin}, which these were trained on"
+    return learnt
+
+
+def _trained_on(path: Path) -> str:
+    """The dataset that weights of ours name in their header; empty for any others."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("trained_on", "")
+    except (OSError, SafetensorError):
+        return ""
+
+
+def learnt_from(p: Parameters, sources: Iterable[str]) -> pd.DataFrame:
+    """The images that sources were trained on, as far as they are known, for the list of a network made from them.
+
+    Returns:
+        The columns dataset, id, group, sha256 and split ("source").
+    """
+    columns = ["dataset", "id", "group", "sha256"]
+    found = [seen for name in sorted(sources) if isinstance(seen := _seen(p, name), pd.DataFrame)]
+    seen = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns, dtype=str)
+    return seen[columns].drop_duplicates(ignore_index=True).assign(split="source")
 
 
 def _weights(p: Parameters, name: str) -> str:

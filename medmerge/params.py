@@ -57,8 +57,10 @@ class Parameters(BaseModel):
     target_blank: Literal["ignore", "zeros", "ones"] = Field(
         "zeros", description="blank labels, likewise; a finding that a report does not mention is taken as absent"
     )
-    datasets: list[str] = Field([], description="datasets to describe on a page of their own: name=folder")
-    digests: list[str] = Field([], description="files of id,sha256 for datasets whose images are not here: name=file")
+    datasets: list[str] = Field([], description="datasets to describe on a page of their own, each by name and folder")
+    digests: list[str] = Field(
+        [], description="files of id,sha256 for datasets whose images are not here, each by name and file"
+    )
     exclude_data: str = Field("", description="leave out target images that this dataset holds too")
     exclude_root: str = Field("", description="that dataset's folder")
     split: Literal["grouped", "random", "official", "file"] = Field(

@@ -213,7 +213,7 @@ def run_row(
     }
     predictions = records.prediction_frame(dataset.test.ids, labels, probabilities, dataset.classes)
     weights = {name: w.numpy() for name, w in outcome.kernel_weights.items()}
-    _save(outcome.model, where / MODEL, p, dataset)
+    _save(outcome.model, where / MODEL, p, row, dataset)
     record = records.write(where, content, pd.DataFrame(task.history), predictions, weights)
     for checkpoint in task.checkpoints.glob("*.pt"):
         checkpoint.unlink()
@@ -234,10 +234,11 @@ def _described(p: Parameters, dataset: data.Dataset) -> dict:
     }
 
 
-def _save(model: backbones.Classifier, path: Path, p: Parameters, dataset: data.Dataset) -> None:
-    """Write the trained network, and beside it the list of the images that it must not be tested on elsewhere."""
+def _save(model: backbones.Classifier, path: Path, p: Parameters, row: Row, dataset: data.Dataset) -> None:
+    """Write the trained network, and beside it the list of the images that it or its sources were trained on."""
     save_classifier(model, path, p.backbone, trained_on=p.target_data, classes=json.dumps(dataset.classes))
-    dataset.images.assign(dataset=p.target_data).to_csv(inputs.images_list(path), index=False)
+    images = pd.concat([dataset.images.assign(dataset=p.target_data), inputs.learnt_from(p, row.sources)])
+    images.to_csv(inputs.images_list(path), index=False)
 
 
 def _share(p: Parameters, replace: bool) -> None:

@@ -1,5 +1,7 @@
 """What all tests share: one thread, the real data where it is, and the rule that CI skips nothing."""
 
+import multiprocessing
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,21 @@ def pytest_configure():
 def real_data() -> Path:
     """The folder of real images, labels and weights."""
     return real()
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Starts processes, as a context of multiprocessing: forks of a fresh one that has imported medmerge.data alone.
+
+    Its strings have other hashes than in any run, and its locale is C.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["medmerge.data"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONHASHSEED", "12345")
+        patch.setenv("LC_ALL", "C")
+        ensure_running()
+    return context
 
 
 @pytest.fixture(autouse=True)

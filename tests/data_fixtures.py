@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medmerge.data import Table, fundus, load_images, load_table, skin
+from medmerge.data import Table, fundus, load_images, load_table, skin, split
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -163,9 +164,38 @@ def made_table(labels, groups=None, official=None, ids=None) -> Table:
     return Table("made", frame, tuple(f"class{label}" for label in range(int(max(labels)) + 1)))
 
 
+def answer(results, function: Callable, arguments: tuple) -> None:
+    """In a process of its own: what a function returns."""
+    results.put(function(*arguments))
+
+
+def ask(processes, function: Callable, *arguments):
+    """What a function returns in one of the `processes`; both it and what it returns are pickled."""
+    results = processes.Queue()
+    process = processes.Process(target=answer, args=(results, function, arguments))
+    process.start()
+    returned = results.get(timeout=120)
+    process.join(timeout=60)
+    assert process.exitcode == 0
+    return returned
+
+
 def load_at_once(barrier, results, root: str, cache: str) -> None:
     """In a process of its own: waits for the others, then loads the same images as they do."""
     table = load_table("ham10k", root, missing="drop")
     barrier.wait(timeout=120)
     images = load_images(table, 32, cache=Path(cache), workers=1)
     results.put((images.fingerprint, int(images.pixels.astype(np.int64).sum())))
+
+
+def split_moles() -> list[list[str]]:
+    table = load_table("synthetic:moles")
+    return [split(table, method=method, seed=5).tolist() for method in ("grouped", "random")]
+
+
+def imported(package: str) -> bool:
+    return package in sys.modules
+
+
+def string_hash(text: str) -> int:
+    return hash(text)

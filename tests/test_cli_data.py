@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from data_fixtures import real, write_image, write_isic2019
 from PIL import Image
+from xray_fixtures import NORMAL, OPACITY, write_nih, write_rsna
 
 from medmerge import cli
 from medmerge.data import CATALOGUE, load_table, split, split_files
@@ -123,6 +124,13 @@ def write_target(root):
     return write_isic2019(root, {f"ISIC_{number:07d}": classes[number % 8] for number in range(80)})
 
 
+def test_a_source_of_the_same_archive_under_other_names_is_not_said_to_share_nothing(capsys, tmp_path, monkeypatch):
+    patients = {f"p{number}": ((NORMAL, 0), (OPACITY, 1))[number % 2] for number in range(20)}
+    target, source = write_rsna(tmp_path / "rsna", patients, monkeypatch), write_nih(tmp_path / "nih")
+    status, out, _ = run(capsys, "rsna", target, "--against", "nih_pneumonia", source, "--strict")
+    assert status == 0 and "nih_pneumonia and rsna hold images of one archive, named anew." in plain(out)
+
+
 def test_a_source_inside_the_target_is_told(capsys, tmp_path):
     target = write_target(tmp_path / "target")
     for number in range(30):
@@ -138,6 +146,9 @@ def test_a_source_inside_the_target_is_told(capsys, tmp_path):
     assert status == 1 and "30 of 80 images (37.5 %) are in both: 0 the same image, 30 the same file" in plain(out)
     status, out, _ = run(capsys, "isic2019", target, "--against", "synthetic:moles", "--strict")
     assert status == 0 and "No image, no file and no group is in both." in out
+    inside = tmp_path / "source/tables"
+    status, _, err = run(capsys, "isic2019", target, "--against", "folder", tmp_path / "source", "--out", inside)
+    assert status == 2 and "only read" in err and not inside.exists()
     status, _, err = run(capsys, "isic2019", target, "--against", "ham10k", target, "more")
     assert status == 2 and "--against takes a dataset and its folder" in err
 

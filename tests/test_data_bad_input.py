@@ -72,7 +72,7 @@ def test_ham10k_broken_metadata(tmp_path, old, new, message):
         (b"", "is empty; it needs the columns lesion_id, image_id, dx"),
         (b"lesion_id,image_id,dx\n", "a header and no row"),
         (b"\xff\xfe\x00b\x00r", "cannot be read as a table"),
-        (b"lesion_id,image_id,dx\nHAM_1,ISIC_0000001\n", "has no label"),
+        (b"lesion_id,image_id,dx\nHAM_1,ISIC_0000001\n", "line 2: the row 'HAM_1,ISIC_0000001' has 2 of 3 values"),
     ],
 )
 def test_ham10k_file_that_is_no_table(tmp_path, content, message):
@@ -233,3 +233,15 @@ def test_match_columns_leaves_exact_names_and_strangers():
     assert list(matched.columns) == ["Pleural_Effusion", "pleural effusion", "No Finding", "Age"]
     assert notes == ("Columns read under other names: No-Finding as No Finding.",)
     assert match_columns(frame, ["Age"]) == (frame, ()) and list(frame.columns)[2] == "No-Finding"
+
+
+def test_a_row_that_ends_before_its_lesion_is_no_image_without_a_lesion(tmp_path):
+    """Pandas would read an empty value, and the split would cut the lesion."""
+
+    def cut(lines):
+        row = next(number for number, line in enumerate(lines) if ",BCN_" in line or ",HAM_" in line)
+        return with_line(row, lines[row].rpartition(",")[0].rpartition(",")[0])(lines)
+
+    root = altered(tmp_path, "isic2019", "ISIC_2019_Training_Metadata.csv", cut)
+    with pytest.raises(DataError, match=r"Metadata\.csv, line \d+: the row 'ISIC_.* has 3 of 5 values"):
+        load_table("isic2019", root, missing="keep")

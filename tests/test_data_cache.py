@@ -4,9 +4,7 @@ import errno
 import fcntl
 import io
 import json
-import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -16,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_fixtures import load_at_once, write_csv, write_ham10k, write_image
+from data_fixtures import ask, load_at_once, write_csv, write_ham10k, write_image
 
 from medmerge.data import DataError, Table, load_images, load_table
 from medmerge.data import images as images_module
@@ -160,11 +158,10 @@ def test_image_removed_after_the_table_was_read(table, cache):
         load_images(table, 8, cache=cache)
 
 
-def test_two_processes_at_once(table, cache):
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
+def test_two_processes_at_once(table, cache, processes):
+    barrier, results = processes.Barrier(2), processes.Queue()
     root = str(cache.parent / "ham")
-    workers = [context.Process(target=load_at_once, args=(barrier, results, root, str(cache))) for _ in range(2)]
+    workers = [processes.Process(target=load_at_once, args=(barrier, results, root, str(cache))) for _ in range(2)]
     for worker in workers:
         worker.start()
     answers = [results.get(timeout=120) for _ in workers]
@@ -193,21 +190,20 @@ def decode_slowly(root: str, cache: str, begun, results, seconds: float) -> None
 
 
 @pytest.fixture
-def other(table, cache):
+def other(table, cache, processes):
     """Starts a process that decodes the table's images into the cache, and waits until it is at work."""
-    context = multiprocessing.get_context("spawn")
-    processes = []
+    started = []
 
     def start(seconds):
-        begun, results = context.Event(), context.Queue()
+        begun, results = processes.Event(), processes.Queue()
         arguments = (str(cache.parent / "ham"), str(cache), begun, results, seconds)
-        processes.append(context.Process(target=decode_slowly, args=arguments))
-        processes[-1].start()
+        started.append(processes.Process(target=decode_slowly, args=arguments))
+        started[-1].start()
         assert begun.wait(timeout=120)
-        return processes[-1], results
+        return started[-1], results
 
     yield start
-    for process in processes:
+    for process in started:
         process.kill()
         process.join(timeout=60)
 
@@ -282,38 +278,36 @@ def test_images_are_decoded_side_by_side(table, cache, monkeypatch):
     assert load_images(table, 8, cache=cache, workers=2).pixels.any()
 
 
-WATCHED = """
-import sys, threading
-from pathlib import Path
-from medmerge.data import Table, load_images, load_table
-
-def anonymous():
-    (line,) = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]
+def anonymous() -> float:
+    """MiB of memory that this process has for itself."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
     return int(line.split()[1]) / 1024
 
-def watch():
-    while not done.wait(0.01):
-        seen.append(anonymous())
 
-folder, kind, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-table = load_table("csv", folder, labels="labels.csv", missing="keep")
-if kind == "rows":
-    paths = [f"{folder}/set.npz#train/{row}" for row in range(len(table.frame))]
-    table = Table("rows", table.frame.assign(path=paths), table.classes)
-load_images(Table("first", table.frame[:32], table.classes), size, cache=folder / "cache")
-done, seen, before = threading.Event(), [], anonymous()
-thread = threading.Thread(target=watch)
-thread.start()
-images = load_images(table, size, cache=folder / "cache")
-done.set()
-thread.join()
-print(max(seen) - before, images.pixels.nbytes / 2**20)
-"""
+def watched(folder: Path, kind: str, size: int) -> tuple[float, float]:
+    """In a process of its own: by how many MiB it grew at most while it loaded images, and how many these take."""
+    table = load_table("csv", folder, labels="labels.csv", missing="keep")
+    if kind == "rows":
+        paths = [f"{folder}/set.npz#train/{row}" for row in range(len(table.frame))]
+        table = Table("rows", table.frame.assign(path=paths), table.classes)
+    load_images(Table("first", table.frame[:32], table.classes), size, cache=folder / "cache")
+    done, seen, before = threading.Event(), [], anonymous()
+
+    def watch():
+        while not done.wait(0.01):
+            seen.append(anonymous())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    images = load_images(table, size, cache=folder / "cache")
+    done.set()
+    thread.join()
+    return max(seen) - before, images.pixels.nbytes / 2**20
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")
 @pytest.mark.parametrize("kind", ["files", "rows"])
-def test_memory_does_not_grow_with_the_images(tmp_path, kind):
+def test_memory_does_not_grow_with_the_images(tmp_path, kind, processes):
     count = 1500
     write_csv(tmp_path, "image,label\n" + "".join(f"{row:04d}.png,{'ab'[row % 2]}\n" for row in range(count)))
     if kind == "files":
@@ -322,8 +316,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path, kind):
             os.symlink(tmp_path / "one.png", tmp_path / f"{row:04d}.png")
     else:
         np.savez_compressed(tmp_path / "set.npz", train_images=np.full((count, 224, 224), 7, np.uint8))
-    command = [sys.executable, "-c", WATCHED, str(tmp_path), kind, "224"]
-    grown, pixels = map(float, subprocess.check_output(command, text=True, timeout=300).split())
+    grown, pixels = ask(processes, watched, tmp_path, kind, 224)
     assert pixels > 200 and grown < 40  # MiB
 
 

@@ -279,3 +279,13 @@ def test_images_of_another_name_are_not_taken_for_views(tmp_path, monkeypatch):
     write_image(folder / "test" / "patient64742" / "study1" / "._view1_frontal.jpg")
     write_image(folder / "test" / "patient64742" / "study1" / "view1_frontal_flipped.jpg")
     assert len(load_table("chexpert", folder).frame) == 8
+
+
+def test_a_lateral_image_listed_in_place_of_a_frontal_one(tmp_path, monkeypatch):
+    """The number of rows is as it should be, and lateral images are left out."""
+    folder = write_chexpert(tmp_path, monkeypatch=monkeypatch)
+    lines = (folder / "train.csv").read_text().splitlines()
+    lateral = next(line for line in lines if "_lateral" in line)
+    (folder / "train.csv").write_text("\n".join([*lines[:-1], lateral]) + "\n")
+    with pytest.raises(DataError, match="image train/patient00001/study1/view2_lateral is listed more than once"):
+        load_table("chexpert", folder, missing="keep")

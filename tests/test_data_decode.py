@@ -146,8 +146,8 @@ def test_pixels_and_fingerprints_of_files_are_as_ever(tmp_path):
     assert images.fingerprint == "c52fd21ecea50f4775d0643910a7ff7f2b94cb2ac3d1a4885451ed0ae70ae40c"
 
 
-def test_pixels_and_fingerprints_of_drawings_are_as_ever(tmp_path):
-    images = load_images(load_table("synthetic:moles"), 16, cache=tmp_path)
+def test_pixels_and_fingerprints_of_drawings_are_as_ever():
+    images = load_images(load_table("synthetic:moles"), 16)
     assert hashlib.sha256(images.pixels.tobytes()).hexdigest() == (
         "fdde6370016d43b43345b84561da3e141bb9ca9866e16745b17cbbd8201eb332"
     )

@@ -149,7 +149,9 @@ def test_eyepacs_altered(tmp_path, change, message):
 
 @pytest.mark.parametrize("file", ["trainLabels.csv", "retinopathy_solution.csv"])
 def test_eyepacs_longer_files_are_never_read(tmp_path, file):
-    root = altered(tmp_path, "eyepacs", file, lambda lines: [*lines, "999999_left,0"])
+    root = altered(
+        tmp_path, "eyepacs", file, lambda lines: [*lines, lines[-1].replace(lines[-1].split("_")[0], "999999")]
+    )
     for missing in ("error", "drop", "keep"):
         with pytest.raises(DataError, match=f"{file} has .*rows were added"):
             load_table("eyepacs", root, missing=missing)
@@ -268,6 +270,14 @@ def test_fundus4_groups(four):
         "normal/8_right.jpg": "ODIR 8",
     }
     assert table.notes[0].startswith("6 of 16 images are flipped or shifted copies of others; 3 of them")
+
+
+def test_fundus4_on_a_disk_that_macos_wrote(four):
+    """Its files of attributes have the images' names behind a dot and an underscore."""
+    before = load_table("fundus4", four).frame
+    for image in list(four.rglob("*.jpg")):
+        image.with_name(f"._{image.name}").write_bytes(b"attributes")
+    assert load_table("fundus4", four).frame.equals(before)
 
 
 def test_fundus4_with_an_original_gone_does_not_guess(four):

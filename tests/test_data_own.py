@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from data_fixtures import write_csv, write_image
+from xray_fixtures import dicom, to_bytes
 
-from medmerge.data import DataError, load_table, split
+from medmerge.data import DataError, load_images, load_table, split
 
 FILES = ("a.png", "b.png", "c.png")
 
@@ -59,6 +60,15 @@ def test_folder_leaves_out_what_is_no_image_and_says_so(tmp_path):
         "2 files that are no images are left out: .txt, no suffix.",
         "Folders without an image, left out: empty.",
     )
+
+
+def test_folder_reads_each_suffix_of_dicom(tmp_path):
+    write_tree(tmp_path, "cat/a.png", "dog/b.png")
+    (tmp_path / "dog/c.dicom").write_bytes(to_bytes(dicom(np.zeros((4, 4), dtype=np.uint8))))
+    (tmp_path / "cat/d.dcm").write_bytes(to_bytes(dicom(np.full((4, 4), 255, dtype=np.uint8))))
+    table = load_table("folder", tmp_path)
+    assert table.frame["id"].tolist() == ["cat/a.png", "cat/d.dcm", "dog/b.png", "dog/c.dicom"]
+    assert load_images(table, 4, cache=tmp_path.parent / "cache").pixels[[1, 3], 0, 0, 0].tolist() == [255, 0]
 
 
 def test_folder_class_that_one_part_lacks(tmp_path):
@@ -116,6 +126,11 @@ def test_csv_with_a_column_for_each_class(tmp_path):
     assert np.array_equal(table.labels, np.float32([[1, 0], [0, 1], [np.nan, 1]]), equal_nan=True)
 
 
+def test_csv_class_with_a_comma(tmp_path):
+    text = 'image,labels\na.png,"x, mild"|y\nb.png,y\nc.png,"x, mild"\n'
+    assert load_table("csv", tmp_path, labels=write_csv(tmp_path, text, FILES)).classes == ("x, mild", "y")
+
+
 def test_csv_columns_that_differ_by_case_are_read_and_said(tmp_path):
     text = "Image,LABEL,Group\na.png,x,p1\nb.png,y,p1\n"
     table = load_table("csv", tmp_path, labels=write_csv(tmp_path, text, FILES))
@@ -133,6 +148,10 @@ def test_csv_columns_that_differ_by_case_are_read_and_said(tmp_path):
         ("image,labels,label:x\na.png,x,1\n", "gives labels in two ways, labels and label:x"),
         ("image,group\na.png,x\n", "has no column label; its columns are image, group.*label:<class>"),
         ("image,labels\na.png,x;y\nb.png,x\n", "the class 'x;y' in labels; put '|' between classes"),
+        ('image,labels\na.png,"x, y"\nb.png,y\n', "the class 'x, y' in labels; put '|' between classes, not ','"),
+        ("image,label\na.png,Cat\nb.png,cat\n", "csv: the classes Cat and cat in .*labels.csv differ by case alone"),
+        ("image,labels\na.png,Cat|dog\nb.png,cat\n", "the classes Cat and cat in .* differ by case alone"),
+        ("image,label,group\na.png,x,p\nb.png,y\n", "line 3: the row 'b.png,y' has 2 of 3 values"),
         ("image,labels\na.png,\nb.png,|\n", "no class in labels: the column is empty in all 2 rows"),
         ("image,labels\na.png,x\nb.png,x\n", "no class is both present and absent"),
         ("image,label:x\na.png,1\nb.png,yes\n", "line 3: label:x is 'yes'; a label is 1"),

@@ -4,13 +4,11 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from data_fixtures import made_table, real
+from data_fixtures import ask, made_table, real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,13 +88,12 @@ def test_a_drawn_split_comes_back(tmp_path_factory, seed, method):
     assert (apply(table, path) == parts).all()
 
 
-def test_another_process_finds_the_same_fingerprint(tmp_path):
+def test_another_process_finds_the_same_fingerprint(tmp_path, processes):
+    """With other hashes of strings, and another locale."""
     path = tmp_path / "split.csv"
     mark = written(path)
-    code = f"from medmerge.data.split_files import read; print(read({str(path)!r}).fingerprint)"
-    environment = {**os.environ, "PYTHONHASHSEED": "5", "LC_ALL": "C"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == mark
+    assert ask(processes, os.getenv, "LC_ALL") == "C"
+    assert ask(processes, read, path).fingerprint == mark
 
 
 def test_windows_line_ends_and_byte_order_marks_are_read(tmp_path):

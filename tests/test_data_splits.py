@@ -1,16 +1,12 @@
 """Splits: no lesion on two sides, the shares asked for, and nothing but ids, labels and seed."""
 
 import hashlib
-import json
 import logging
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from data_fixtures import made_table, real
+from data_fixtures import ask, made_table, real, split_moles, string_hash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -280,16 +276,10 @@ def test_groups_of_several_classes_never_straddle(groups, fractions, seed):
     assert again == dict(zip(table.frame["id"], parts, strict=True))
 
 
-def test_another_process_draws_the_same_splits():
+def test_another_process_draws_the_same_splits(processes):
     """With other hashes of strings, which order the sets of an unlucky program."""
-    code = (
-        "import json; from medmerge.data import load_table, split; table = load_table('synthetic:moles'); "
-        "print(json.dumps([split(table, method=method, seed=5).tolist() for method in ('grouped', 'random')]))"
-    )
-    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    table = load_table("synthetic:moles")
-    assert json.loads(done.stdout) == [split(table, method=method, seed=5).tolist() for method in ("grouped", "random")]
+    assert ask(processes, string_hash, "a group") != string_hash("a group")
+    assert ask(processes, split_moles) == split_moles()
 
 
 def findings_table(labels, groups=None, official=None) -> Table:

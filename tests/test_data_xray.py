@@ -112,6 +112,8 @@ def test_rsna_short_class_info(rsna):
         (INFO, f"003d8fa0,{NORMAL}", "003d8fa0,Healthy", r"003d8fa0 is 'Healthy', which is none of Normal, Lung Op"),
         (INFO, f"00436515,{OPACITY}\n00", f"00436515,{NORMAL}\n00", r"00436515 is both 'Normal' and 'Lung Opacity'"),
         (INFO, "patientId,class", "patientId;class", r"separated by ';'"),
+        (LABELS, "00704310", "99704310", r"not about the same patients: 1 are in one alone, first 99704310"),
+        (INFO, f"00436515,{OPACITY}", f"99436515,{OPACITY}", r"not about the same patients: 1 are in one .* 99436515"),
     ],
 )
 def test_rsna_altered_files(rsna, file, old, new, message):

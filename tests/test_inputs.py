@@ -160,6 +160,59 @@ def test_a_list_of_images_that_cannot_be_read_is_said(project):
     assert "mine.images.csv cannot be read" in inputs.overlap(p, images, ["mine"])["mine"]["unknown"]
 
 
+IMAGES = pd.DataFrame({"id": ["a"], "group": ["a"], "sha256": "", "split": "test"})
+
+
+def test_a_list_that_lies_beside_other_weights_is_not_believed(project):
+    p = trained_source()
+    seen = pd.read_csv("w/mine.images.csv", dtype=str)
+    seen.assign(dataset="kermany").to_csv("w/mine.images.csv", index=False)
+    assert "lists no image of csv, which these were" in inputs.overlap(p, IMAGES, ["mine"])["mine"]["unknown"]
+
+
+def test_weights_of_ours_that_lost_their_list_are_said_to_be_unknown(project):
+    p = trained_source()
+    Path("w/mine.images.csv").rename("w/elsewhere.csv")
+    found = inputs.overlap(p, IMAGES, ["mine"])["mine"]["unknown"]
+    assert "the weights, trained on csv, come without a list of their images" in found
+    first = p.model_copy(update={"base_data": "ham10k", "base_weights": p.source_weights, "source_data": ""})
+    assert "trained on csv" in inputs.overlap(first, IMAGES, ["ham10k"])["ham10k"]["unknown"], "the first source too"
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "named"),
+    [
+        ("rsna", "nih_pneumonia", True),
+        ("medmnist:dermamnist_64", "ham10k", True),
+        ("medmnist:organsmnist", "medmnist:organamnist_224", True),
+        ("kermany", "rsna", False),
+        ("isic2019", "ham10k", False),
+        ("csv", "folder", False),
+    ],
+)
+def test_datasets_of_one_archive_under_other_names_are_not_said_to_share_nothing(project, target, source, named):
+    columns = "id,group,sha256,split,dataset\n"
+    Path("w/objects.images.csv").write_text(f"{columns}x,y,,train,{source}\n")
+    p = parameters().model_copy(update={"target_data": target})
+    found = inputs.overlap(p, IMAGES, ["objects"])["objects"]
+    assert ("hold images of one archive" in found.get("unknown", "")) == named
+
+
+@pytest.mark.parametrize("name", ["csv", "folder"])
+def test_lists_of_ones_own_cannot_be_compared_by_name(project, name):
+    p = parameters(source_data=name, source_weights="w/objects.safetensors", source_root="images")
+    assert "without a list" in inputs.overlap(p, IMAGES, [name])[name]["unknown"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"results": "images/results"}, {"save_weights": "images/w.safetensors"}, {"target_root": "."}],
+)
+def test_nothing_is_written_into_a_dataset(project, changes):
+    with pytest.raises(ParameterError, match=r"(results|save_weights): .* is in target_root .*, which is only read"):
+        study.check(parameters(**changes))
+
+
 def test_a_split_can_be_kept_and_used_again(project):
     first = study.run(parameters(pair="one"))[0]
     path = project / "results/demo/one/split.csv"
@@ -197,3 +250,16 @@ def test_copies_are_kept_together_when_asked(project):
     apart, together = (study.load_data(parameters(group_identical=value)).images for value in (False, True))
     assert (apart.groupby("sha256")["split"].nunique() > 1).any()
     assert (together.groupby("sha256")["split"].nunique() == 1).all()
+
+
+def test_what_a_sources_own_base_has_seen_is_handed_on(project):
+    """A source fine-tuned from weights that carry a list has learnt from those images too."""
+    study.run(parameters(pair="first", save_weights="w/first.safetensors"))
+    write_folder(project / "images", range(100, 140))
+    changes = {"base_data": "first", "base_weights": "w/first.safetensors", "save_weights": "w/second.safetensors"}
+    study.run(parameters(pair="second", **changes))
+    seen = pd.read_csv("w/second.images.csv", dtype=str)
+    first = pd.read_csv("w/first.images.csv", dtype=str)
+    learnt = first[first["split"] != "test"]
+    assert set(learnt["id"]) == set(seen["id"][seen["split"] == "source"])
+    assert set(seen["id"][seen["split"] != "source"]) == {f"{number}.png" for number in range(100, 140)}

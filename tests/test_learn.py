@@ -10,7 +10,7 @@ import yaml
 from data_fixtures import write_csv, write_image
 from PIL import Image
 
-from medmerge import backbone, cli, learn, records, save_backbone
+from medmerge import Parameters, backbone, cli, inputs, learn, records, save_backbone
 from medmerge.data import split_files
 
 FAST = ["--set", "lp_epochs=2", "--set", "lp_lr=0.01", "--set", "ft_epochs=2", "--set", "ft_lr=1.0e-3"]
@@ -48,6 +48,7 @@ def test_ends_in_a_network_that_the_card_says_how_to_load(project, capsys, monke
     assert re.search(r"macro F1 [01]\.\d{3} on 1\d test images \(95 % interval", printed) and "out/README.md" in printed
     assert {path.name for path in (project / "out").iterdir()} == {
         "model.safetensors",
+        "model.images.csv",
         "README.md",
         "split.csv",
         "records",
@@ -143,6 +144,8 @@ def test_several_labels_an_image(project):
         ({"more": ("--set", "lp_epochs")}, "--set lp_epochs: write NAME=VALUE"),
         ({"more": ("--set", "seeds=[1")}, r"--set seeds=\[1: not a value"),
         ({"more": ("--set", "backbone=resnet50")}, "written for densenet_small, not for resnet50"),
+        ({"sources": ("first.safetensors", "b=first.safetensors")}, "--source: both are .*first.safetensors; MedMerge"),
+        ({"more": ("--out", "images/deep/out")}, "--out: images/deep/out is in images, which is only read"),
     ],
 )
 def test_bad_input_stops_before_training(project, capsys, arguments, message):
@@ -152,10 +155,60 @@ def test_bad_input_stops_before_training(project, capsys, arguments, message):
     assert not (project / "out").exists()
 
 
+def test_results_of_other_images_or_sources_are_not_shown_as_those_of_these(project, capsys):
+    assert command() == 0
+    card = (project / "out/README.md").read_bytes()
+    (project / "images").rename(project / "before")
+    for number in range(60):
+        write_image(project / "images" / f"{number}.png", number, (32, 32))
+    assert command() == 2
+    assert "--out: out holds results of other images or sources; name another" in capsys.readouterr().err
+    (project / "images").rename(project / "after")
+    (project / "before").rename(project / "images")
+    torch.manual_seed(9)
+    save_backbone(backbone("densenet_small", "random"), project / "first.safetensors", "densenet_small")
+    assert command() == 2
+    assert "other weights of first" in capsys.readouterr().err and (project / "out/README.md").read_bytes() == card
+
+
+def test_the_network_lists_what_it_and_its_sources_have_learnt_from(project):
+    columns = "id,group,sha256,split,dataset\n"
+    (project / "first.images.csv").write_text(columns + "ISIC_1,HAM_1,,train,ham10k\nISIC_2,HAM_2,,test,ham10k\n")
+    assert command() == 0
+    listed = pd.read_csv(project / "out/model.images.csv", dtype=str)
+    assert len(listed) == 61 and listed[listed["dataset"] == "ham10k"]["id"].tolist() == ["ISIC_1"]
+    weights = {"source_data": "mine", "source_weights": str(project / "out/model.safetensors")}
+    p = Parameters.parse({**weights, "target_data": "isic2019", "target_root": "."})
+    images = pd.DataFrame({"id": ["ISIC_1", "ISIC_2"], "group": ["HAM_1", "HAM_2"], "sha256": "", "split": "test"})
+    assert inputs.overlap(p, images, ["mine"])["mine"]["images"]["test"] == 1
+
+
+def test_names_of_classes_do_not_break_the_card(project):
+    lines = (project / "labels.csv").read_text()
+    names = {",red": ',"a|b"', ",green": ',"<i> ""* x\n---"', ",blue": ",üñ"}
+    for old, new in names.items():
+        lines = lines.replace(old, new)
+    (project / "labels.csv").write_text(lines, encoding="utf-8")
+    assert command("--licence", 'mine: "own"') == 0
+    text = (project / "out/README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == 'mine: "own"'
+    assert "| a\\|b | 12 | 4 | 4 |" in text and '| \\<i> "\\* x --- | 12 | 4 | 4 |' in text
+    assert '| recall of | \\<i> "\\* x --- | a\\|b | üñ |' in text
+
+
+def test_validation_images_that_no_score_can_be_had_of_are_said(project, capsys):
+    rows = [f"{n}.png,{n % 2 if n < 40 else 0},{'train' if n < 40 else 'val' if n < 50 else 'test'}" for n in range(60)]
+    (project / "labels.csv").write_text("image,label:a,split\n" + "\n".join(rows) + "\n")
+    assert command("--set", "split=official") == 2
+    assert "no class is both present and absent in the validation images" in capsys.readouterr().err
+
+
 def test_sources_have_the_names_that_are_given_or_their_files(tmp_path):
     def names(*sources):
-        p = learn.parameters(sources, tmp_path, None, tmp_path / "my out")
+        p = learn.parameters(sources, tmp_path / "images", None, tmp_path / "my out")
         return p.base_data, p.source_data, p.pair
 
     assert names("a/best.pt", "b/best.pt") == ("best", "best-2", "my-out")
     assert names("HAM=a/best.pt", "imagenet") == ("HAM", "imagenet", "my-out")
+    (tmp_path / "lr=0.1.pt").write_bytes(b"")
+    assert names(str(tmp_path / "lr=0.1.pt"), "imagenet") == ("lr-0.1", "imagenet", "my-out")

@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from papermill.inspection import inspect_notebook
 
 from medmerge import params
 from medmerge.params import ParameterError, Parameters, assigned_names, assigned_values, load_yaml
@@ -226,6 +227,13 @@ def test_notebooks_state_the_schemas_defaults_and_reasons(name):
     assert assigned_values(source) == defaults
     if name == "pair":
         assert set(names) == set(Parameters.model_fields) - {"save_weights", "datasets", "digests"}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_papermill_can_read_every_parameter(name):
+    """It warns of those that it cannot, and an equals sign in a comment is enough."""
+    found = inspect_notebook(str(NOTEBOOKS[name]))
+    assert list(found) == assigned_names(parameters_cell(name))
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -251,11 +251,24 @@ def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     except pd.errors.EmptyDataError as error:
         needed = f"; it needs the columns {', '.join(columns)}" if columns else ""
         raise DataError(f"{path} is empty{needed}") from error
+    _check_lengths(path, text)
     frame.columns = frame.columns.str.strip()
     if frame.empty:
         _check_columns(path, frame, columns)
         raise DataError(f"{path} has a header and no row")
     return frame.apply(lambda column: column.str.strip())
+
+
+def _check_lengths(path: Path, text: str) -> None:
+    """Raises for a line that ends early: pandas would take what is missing for empty values."""
+    rows = csv.reader(io.StringIO(text), delimiter=_separator(text.partition("\n")[0]))
+    width = len(next(rows, ()))
+    for row in rows:
+        if len(row) < width and "".join(row).strip():
+            raise DataError(
+                f"{path}, line {rows.line_num}: the row {','.join(row)!r} has {len(row)} of {width} values. Was the "
+                "file cut short? Get it again, or write a comma for each empty value"
+            )
 
 
 def _read_text(path: Path) -> str:
@@ -326,7 +339,7 @@ def index_images(folders: Iterable[Path]) -> dict[str, str]:
             with os.scandir(candidate) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     stem, suffix = os.path.splitext(entry.name)
-                    if suffix.lower() in IMAGE_SUFFIXES:
+                    if suffix.lower() in IMAGE_SUFFIXES and not stem.startswith("."):
                         found.setdefault(stem, entry.path)
     return found
 

@@ -91,6 +91,10 @@ def chexpert(root: Path | None, labels: str | None = None) -> Listing:
     elif test_file.name in _BY_STUDY:
         frame, study_notes = _with_views(frame, places["test"])
         notes += study_notes
+    twice = frame.duplicated(["folder", "image"])
+    if twice.any():  # a lateral image too: it stands where another row was
+        row = frame[twice].iloc[0]
+        raise DataError(f"chexpert: the image {row['folder']}/{row['image']} is listed more than once")
     lateral = frame["side"] == "lateral"
     if lateral.any():
         notes.append(f"{lateral.sum():,} of {len(frame):,} images are lateral and left out.")

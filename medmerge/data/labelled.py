@@ -20,7 +20,7 @@ from medmerge.data.base import (
     read_matching,
 )
 
-FOLDER_SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".dcm", ".gif", ".tif", ".tiff", ".webp")
+FOLDER_SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".dcm", ".dicom", ".gif", ".tif", ".tiff", ".webp")
 PREFIX = "label:"
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -51,8 +51,8 @@ def labelled_csv(root: Path | None, labels: str | None) -> Listing:
 
     Raises:
         DataError: The file is missing or lacks a column, an image is listed twice or lies
-            outside the folder, a label is empty or no number, a split is none of train, val and
-            test, or labels are given in two ways.
+            outside the folder, a label is empty or no number, two classes differ by case alone, a
+            split is none of train, val and test, or labels are given in two ways.
     """
     folder = dataset_folder("csv", root, _CSV_EXPECTED)
     path = _labels_file(folder, labels)
@@ -65,6 +65,7 @@ def labelled_csv(root: Path | None, labels: str | None) -> Listing:
     if splits is not None:
         _check_splits(splits, path)
     values, classes, used = _read_labels(rows, path)
+    _check_case("csv", classes, path)
     unused = [name for name in rows.columns if name not in ("image", "group", "split", *used)]
     return Listing(
         frame=listing_frame(
@@ -109,16 +110,20 @@ def labelled_folder(root: Path | None, labels: str | None = None) -> Listing:
     if not ids:
         raise DataError(f"folder: no folder in {folder} has an image. {_FOLDER_EXPECTED}")
     names = tuple(sorted(set(classes)))
-    same = first_duplicate(name.casefold() for name in names)
-    if same is not None:
-        alike = [name for name in names if name.casefold() == same]
-        raise DataError(f"folder: the classes {' and '.join(alike)} in {folder} differ by case alone; rename one")
+    _check_case("folder", names, folder)
     return Listing(
         frame=listing_frame(ids, [str(folder / image) for image in ids], classes, splits=splits),
         classes=names,
         notes=_folder_notes(loose, others, empty),
         expected=_FOLDER_EXPECTED,
     )
+
+
+def _check_case(name: str, classes: tuple[str, ...], where: Path) -> None:
+    same = first_duplicate(label.casefold() for label in classes)
+    if same is not None:
+        alike = [label for label in classes if label.casefold() == same]
+        raise DataError(f"{name}: the classes {' and '.join(alike)} in {where} differ by case alone; rename one")
 
 
 def _labels_file(folder: Path, labels: str | None) -> Path:
@@ -175,9 +180,12 @@ def _split_labels(column: pd.Series, path: Path) -> pd.DataFrame:
     """Returns float32 [N, K] of 1 and 0 from texts such as "Edema|Effusion", a column for each class."""
     sets = [{name.strip() for name in text.split("|")} - {""} for text in column]
     classes = sorted(set().union(*sets))
-    joined = [name for name in classes if ";" in name]
+    # A class may have a comma, but not another class beside it.
+    listed = {name: {part.strip() for part in name.split(",")} - {name} for name in classes}
+    joined = [name for name in classes if ";" in name or listed[name] & set(classes)]
     if joined:
-        raise DataError(f"{path} has the class {joined[0]!r} in labels; put '|' between classes, not ';'")
+        mark = ";" if ";" in joined[0] else ","
+        raise DataError(f"{path} has the class {joined[0]!r} in labels; put '|' between classes, not {mark!r}")
     if not classes:
         raise DataError(f"{path} has no class in labels: the column is empty in all {len(column):,} rows")
     return pd.DataFrame({name: [np.float32(name in given) for given in sets] for name in classes}, dtype=np.float32)

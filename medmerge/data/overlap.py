@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import pandas as pd
 
 ARCHIVES = {"ham10k": "isic", "isic2019": "isic"}
 """Datasets whose ids are of one archive, so that equal ids are the same image."""
+
+ORIGINS = {
+    "medmnist:dermamnist": "isic",
+    "medmnist:pneumoniamnist": "kermany",
+    "medmnist:chestmnist": "nih",
+    "nih_pneumonia": "nih",
+    "rsna": "nih",
+    "medmnist:organamnist": "lits",
+    "medmnist:organcmnist": "lits",
+    "medmnist:organsmnist": "lits",
+}
+"""Where datasets were drawn from that gave the images names, and most of them bytes, of their own."""
+
+
+def hidden(name: str, others: Iterable[str]) -> list[str]:
+    """Names those of `others` that may share images with a dataset which neither ids nor files can tell."""
+    archive = _archive(name)
+    own = ORIGINS.get(archive, archive)
+    named = {other: _archive(other) for other in sorted(set(others))}
+    return [other for other, its in named.items() if own and its != archive and ORIGINS.get(its, its) == own]
 
 
 def met(images: pd.DataFrame, seen: pd.DataFrame, name: str) -> pd.Series:

@@ -81,14 +81,14 @@ def rsna(root: Path | None, labels: str | None = None) -> Listing:
 
     Raises:
         DataError: A labels file is missing or broken, lists a box twice, has a Target that is not
-            0 or 1 or that disagrees with the class, or a patient's class is unknown.
+            0 or 1 or that disagrees with the class, a patient's class is unknown, or the files' patients differ.
     """
     folder = dataset_folder("rsna", root, _RSNA_EXPECTED)
     paths = [first_file("rsna", folder, (name,), _RSNA_EXPECTED) for name in ROWS]
     boxes, notes = read_matching(paths[0], ("patientId", "x", "y", "width", "height", "Target"))
     info, info_notes = read_matching(paths[1], ("patientId", "class"))
     targets = _rsna_targets(paths[0], boxes)
-    classes, class_notes = _rsna_classes(paths[1], info, targets)
+    classes, class_notes = _rsna_classes(paths[1], info, targets, ROWS[paths[0].name] - len(boxes))
     kept = {patient: name for patient, name in classes.items() if name != RSNA_LEFT_OUT}
     left_out = f"{len(classes) - len(kept):,} of {len(classes):,} patients are {RSNA_LEFT_OUT!r} and left out."
     images = folder / "stage_2_train_images"
@@ -126,8 +126,13 @@ def _rsna_targets(path: Path, boxes: pd.DataFrame) -> dict[str, str]:
     return targets
 
 
-def _rsna_classes(path: Path, info: pd.DataFrame, targets: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Returns the class of each patient that has a Target, and a note if the file is short."""
+def _rsna_classes(
+    path: Path, info: pd.DataFrame, targets: dict[str, str], boxes_short: int
+) -> tuple[dict[str, str], list[str]]:
+    """Returns the class of each patient that has a Target, and a note if the file is short.
+
+    A file lacks no more patients than it is short of rows; `boxes_short` is that number for the labels.
+    """
     known: dict[str, str] = {}
     allowed = (*RSNA_CLASSES, RSNA_LEFT_OUT)
     for patient, name in zip(info["patientId"], info["class"], strict=True):
@@ -136,11 +141,19 @@ def _rsna_classes(path: Path, info: pd.DataFrame, targets: dict[str, str]) -> tu
         if known.setdefault(patient, name) != name:
             raise DataError(f"{path}: patient {patient} is both {known[patient]!r} and {name!r}; get the file again")
     absent = [patient for patient in targets if patient not in known]
+    strange = [patient for patient in known if patient not in targets]
+    short = ROWS[path.name] - len(info)
     unknown = [patient for patient in absent if targets[patient] == "0"]
     if unknown:
         raise DataError(
             f"{path}: the class is unknown of {len(unknown):,} without a box, first {unknown[0]}; get the file again"
         )
+    for count, room, ids in ((len(absent), short, absent), (len(strange), boxes_short, strange)):
+        if count > max(0, room):
+            raise DataError(
+                f"{path} and stage_2_train_labels.csv are not about the same patients: {count:,} are in one alone, "
+                f"first {ids[0]}. Were they renamed? Get both files again"
+            )
     classes = {patient: known.get(patient, "Lung Opacity") for patient in targets}
     for patient, name in classes.items():
         if (targets[patient] == "1") != (name == "Lung Opacity"):
@@ -148,7 +161,6 @@ def _rsna_classes(path: Path, info: pd.DataFrame, targets: dict[str, str]) -> tu
                 f"{path}: patient {patient} is {name!r} and has Target {targets[patient]} in stage_2_train_labels.csv; "
                 "a Lung Opacity has Target 1, the other classes 0. Get both files again"
             )
-    short = ROWS[path.name] - len(info)
     if short <= 0:
         return classes, []
     note = f"{path.name} has {len(info):,} of the official {ROWS[path.name]:,} rows"
