@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from medmerge import backbones, data, probes, records
 from medmerge.data import splits
@@ -262,41 +261,3 @@ def _test(table: Table, seed: int) -> np.ndarray:
         splits.split(table, method="random", fractions=PAPER_FRACTIONS.get(table.name, (0.8, 0.1, 0.1)), seed=seed)
         == "test"
     )
-
-
-def leak_table(sheets: Mapping[str, Mapping]) -> pd.DataFrame:
-    """A row for each dataset and way to split: the share of test images met in training, over seeds.
-
-    Columns: dataset, split, kind ("group" or "file"), draws, test (mean images), mean, low, high (shares; least and
-    most of the draws).
-    """
-    rows = []
-    for name, sheet in sheets.items():
-        for split, draws in pd.DataFrame(sheet["leaks"]).groupby("split", sort=False):
-            for kind in ("group", "file"):
-                shares = (draws[f"{kind}s"] / draws["test"]).dropna()
-                known = kind == "file" or sheet["images in groups of several"]
-                if len(shares) and known:
-                    spread = {"mean": shares.mean(), "low": shares.min(), "high": shares.max()}
-                    rows.append({"dataset": name, "split": split, "kind": kind, "draws": len(draws), **spread})
-                    rows[-1]["test"] = int(draws["test"].mean().round())
-    return pd.DataFrame(rows)
-
-
-def probe_table(sheets: Mapping[str, Mapping]) -> pd.DataFrame:
-    """A row for each dataset and probe: macro F1 on random and grouped splits, and their difference, over seeds.
-
-    Columns: dataset, probe, random, grouped, difference (means), low, high (least and most difference of draws with
-    the same seed), draws.
-    """
-    rows = []
-    for name, sheet in sheets.items():
-        if not sheet["probes"]:
-            continue
-        scores = pd.DataFrame(sheet["probes"]).pivot(index=["probe", "seed"], columns="split", values="macro_f1")
-        for probe, draws in scores.groupby(level="probe", sort=False):
-            gap = draws["random"] - draws["grouped"]
-            rows.append({"dataset": name, "probe": probe, "random": draws["random"].mean()})
-            rows[-1] |= {"grouped": draws["grouped"].mean(), "difference": gap.mean()}
-            rows[-1] |= {"low": gap.min(), "high": gap.max(), "draws": len(draws)}
-    return pd.DataFrame(rows)

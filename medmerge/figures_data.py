@@ -24,7 +24,7 @@ def leaks(table: pd.DataFrame) -> BookFigure:
     if table.empty or not ((shares >= 0) & (shares <= 1)).all():
         raise ValueError(f"the table has {len(table)} rows: give at least one, with shares in [0, 1]")
     rows = list(table[["dataset", "kind"]].drop_duplicates().itertuples(index=False, name=None))
-    figure = BookFigure(figsize=(8, 1.2 + 0.34 * len(rows)), layout="constrained")
+    figure = BookFigure(figsize=(8, 1.2 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for split, part in table.groupby("split", sort=False):
         at = np.array([rows.index(key) for key in part[["dataset", "kind"]].itertuples(index=False, name=None)])

@@ -10,7 +10,7 @@ import torch
 from data_fixtures import write_ham10k, write_isic2019
 from PIL import Image
 
-from medmerge import Parameters, backbone, datasheets, figures_data, records, save_backbone
+from medmerge import Parameters, backbone, datasheets, figures_data, leaks, records, save_backbone
 from medmerge.params import ParameterError
 from medmerge.records import RecordError
 
@@ -56,7 +56,7 @@ def test_sheets_say_what_is_in_the_files(project):
 
 def test_leaks_are_what_counting_by_hand_gives(project):
     sheets, overlaps = datasheets.run(parameters())
-    table = datasheets.leak_table(sheets).set_index(["dataset", "split", "kind"])
+    table = leaks.leak_table(sheets).set_index(["dataset", "split", "kind"])
     assert (table["draws"] == 3).all() and (table.loc[("ham10k", "grouped", "group"), ["mean", "high"]] == 0).all()
     draws = [row for row in sheets["ham10k"]["leaks"] if row["split"] == "random"]
     for row in draws:
@@ -79,7 +79,7 @@ def test_leaks_are_what_counting_by_hand_gives(project):
 def test_probes_gain_from_lesions_on_both_sides(project):
     """Two images of a lesion look alike and nothing else tells its class: only a copy in training does."""
     sheets, _ = datasheets.run(parameters(seeds=list(range(6))))
-    table = datasheets.probe_table(sheets).set_index(["dataset", "probe"])
+    table = leaks.probe_table(sheets).set_index(["dataset", "probe"])
     gap = table.loc[("ham10k", "nearest neighbour")]
     assert gap["difference"] == pytest.approx(gap["random"] - gap["grouped"])
     assert gap["random"] > 0.5 > 0.3 > gap["grouped"] and gap["low"] <= gap["difference"] <= gap["high"]
@@ -115,7 +115,7 @@ def test_labels_alone_are_enough(project):
     sheets, overlaps = datasheets.run(parameters())
     assert sheets["ham10k"]["here"] == 0 and sheets["ham10k"]["near"] is None and sheets["ham10k"]["probes"] == []
     assert overlaps[0]["image"] == 140 and overlaps[0]["file"] == 0
-    assert set(datasheets.leak_table(sheets)["kind"]) == {"group"} and datasheets.probe_table(sheets).empty
+    assert set(leaks.leak_table(sheets)["kind"]) == {"group"} and leaks.probe_table(sheets).empty
 
 
 def test_digests_of_files_that_are_elsewhere(project):
@@ -160,16 +160,31 @@ def test_a_sheet_names_the_code_that_made_it(project):
 
 
 def test_figures_show_every_row():
-    leaks = pd.DataFrame(
+    table = pd.DataFrame(
         {"dataset": ["a", "a", "b"], "split": ["random", "grouped", "official"], "kind": ["group", "group", "file"]}
     ).assign(mean=[0.4, 0.0, 0.1], low=[0.3, 0.0, 0.1], high=[0.5, 0.0, 0.1])
-    axes = figures_data.leaks(leaks).axes[0]
+    axes = figures_data.leaks(table).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a: same patient or lesion", "b: same file"]
     assert {text.get_text() for text in axes.texts} == {"40.0%", "10.0%"}
     probes = pd.DataFrame({"dataset": ["a"], "probe": ["linear probe"], "random": [0.8], "grouped": [0.7]})
     axes = figures_data.probe_gaps(probes.assign(difference=0.1)).axes[0]
     (gap,) = [collection for collection in axes.collections if collection.get_gid() == "gap"]
     assert np.allclose(gap.get_segments()[0][:, 0], [0.7, 0.8]) and axes.texts[0].get_text() == "+0.100"
-    for draw, table in ((figures_data.leaks, leaks[:0]), (figures_data.probe_gaps, probes[:0])):
+    for draw, empty in ((figures_data.leaks, table[:0]), (figures_data.probe_gaps, probes[:0])):
         with pytest.raises(ValueError, match="0 rows"):
-            draw(table)
+            draw(empty)
+
+
+def test_the_summary_says_what_was_measured(project):
+    sheets, overlaps = datasheets.run(parameters())
+    sentences = leaks.summary(sheets, overlaps)
+    table = leaks.leak_table(sheets).set_index(["dataset", "split", "kind"])["mean"]
+    (random,) = [s for s in sentences if s.startswith("A random split of ham10k by image")]
+    assert f"**{table['ham10k', 'random', 'group']:.1%}** of the test images with their patient or lesion" in random
+    (met,) = [sentence for sentence in sentences if "Whoever has trained on all of ham10k" in sentence]
+    assert "140 of its 200 images are in both" in met
+    assert not any("Whoever has trained on all of isic2019" in sentence for sentence in sentences), "it is larger"
+    probes = leaks.probe_table(sheets)
+    for row in probes.itertuples():
+        (one,) = [s for s in sentences if f"On {row.dataset} " in s and row.probe in s]
+        assert f"**{row.difference:+.3f}**" in one and ("every draw" in one) == (row.low > 0 or row.high < 0)
