@@ -44,29 +44,32 @@ def probe_table(sheets: Mapping[str, Mapping]) -> pd.DataFrame:
 
 
 def summary(sheets: Mapping[str, Mapping], overlaps: Sequence[Mapping]) -> list[str]:
-    """The findings in sentences, in Markdown: what random splits leak, what sources have met, what that is worth."""
-    sentences = []
-    leaks = leak_table(sheets)
-    for row in leaks[leaks["split"] == "random"].itertuples():
-        share, what = leaks["mean"][row.Index], "patient or lesion" if row.kind == "group" else "file"
-        if share >= 0.02:
-            sentences.append(
-                f"A random split of {row.dataset} by image leaves **{share:.1%}** of the test images with their {what} "
-                f"in training ({row.low:.1%} to {row.high:.1%} in {row.draws} draws)."
+    """Findings in a few Markdown sentences: what random splits leak, what sources have met, what that is worth."""
+    leaks, probes, found = leak_table(sheets), probe_table(sheets), []
+    for kind, heading, what in (
+        ("group", "Patients and lesions on both sides", "another image of the patient or lesion"),
+        ("file", "Copies on both sides", "a byte-identical copy"),
+    ):
+        random = leaks[(leaks["split"] == "random") & (leaks["kind"] == kind) & (leaks["mean"] >= 0.02)]
+        rows = random.sort_values("mean", ascending=False)[["dataset", "mean"]].itertuples(index=False, name=None)
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in rows)
+        if shares:
+            found.append(
+                f"**{heading}.** A random split by image leaves {what} of a test image in training for: {shares}."
             )
-    for row in overlaps:
-        if 0.1 < row["share of random test"] < 1:
-            sentences.append(
-                f"Whoever has trained on all of {row['in']} has met **{row['share of random test']:.1%}** of the test "
-                f"images of a random split of {row['of']}: {row['image'] + row['file']:,} of its {row['listed']:,} images "
-                f"are in both, and {row['group']:,} more are of the same patients or lesions."
-            )
-    probes = probe_table(sheets)
-    for row in probes.itertuples():
-        surely = row.low > 0 or row.high < 0
-        sentences.append(
-            f"On {row.dataset} a random split changes the macro F1 of a {row.probe} by **{row.difference:+.3f}** "
-            f"({row.low:+.3f} to {row.high:+.3f} in {row.draws} draws): "
-            + ("in the same direction in every draw." if surely else "no change that the draws agree on.")
-        )
-    return sentences
+    met = [
+        f"{row['in']} has met {row['share of random test']:.1%} of a random test split of {row['of']}"
+        for row in overlaps
+        if 0.1 < row["share of random test"] < 1
+    ]
+    if met:
+        found.append(f"**Sources inside targets.** Whoever has trained on all of {', and on all of '.join(met)}.")
+    if len(probes):
+        sure = probes[(probes["low"] > 0) | (probes["high"] < 0)]
+        gains = ", ".join(f"{row.difference:+.3f} for a {row.probe} on {row.dataset}" for row in sure.itertuples())
+        others = sorted(set(probes["dataset"]) - set(sure["dataset"]))
+        text = f"A random split changes macro F1, in the same direction in every draw, by {gains}" if gains else ""
+        rest = f"no change that the draws agree on, on {' and '.join(others)}" if others else ""
+        joined = "; ".join(filter(None, (text, rest)))
+        found.append(f"**What that is worth.** {joined[0].upper()}{joined[1:]}.")
+    return found

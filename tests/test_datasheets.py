@@ -177,14 +177,18 @@ def test_figures_show_every_row():
 
 def test_the_summary_says_what_was_measured(project):
     sheets, overlaps = datasheets.run(parameters())
-    sentences = leaks.summary(sheets, overlaps)
     table = leaks.leak_table(sheets).set_index(["dataset", "split", "kind"])["mean"]
-    (random,) = [s for s in sentences if s.startswith("A random split of ham10k by image")]
-    assert f"**{table['ham10k', 'random', 'group']:.1%}** of the test images with their patient or lesion" in random
-    (met,) = [sentence for sentence in sentences if "Whoever has trained on all of ham10k" in sentence]
-    assert "140 of its 200 images are in both" in met
-    assert not any("Whoever has trained on all of isic2019" in sentence for sentence in sentences), "it is larger"
-    probes = leaks.probe_table(sheets)
-    for row in probes.itertuples():
-        (one,) = [s for s in sentences if f"On {row.dataset} " in s and row.probe in s]
-        assert f"**{row.difference:+.3f}**" in one and ("every draw" in one) == (row.low > 0 or row.high < 0)
+    random, met, worth = leaks.summary(sheets, overlaps)
+    ham, isic = (table[name, "random", "group"] for name in ("ham10k", "isic2019"))
+    assert f"ham10k {ham:.1%}" in random and f"isic2019 {isic:.1%}" in random and "patient or lesion" in random
+    assert f"ham10k has met {overlaps[0]['share of random test']:.1%} of a random test split of isic2019" in met
+    assert "all of isic2019" not in met, "the whole is no news of its part"
+    for row in leaks.probe_table(sheets).itertuples():
+        assert (f"{row.difference:+.3f} for a {row.probe} on {row.dataset}" in worth) == (row.low > 0 or row.high < 0)
+
+
+def test_copies_are_in_the_summary():
+    sheet = {"images in groups of several": 0, "probes": []}
+    sheet["leaks"] = [{"split": "random", "seed": 0, "test": 100, "groups": 0, "files": 5}]
+    (copies,) = leaks.summary({"aptos2019": sheet}, [])
+    assert "a byte-identical copy" in copies and "aptos2019 5.0%" in copies
