@@ -21,7 +21,8 @@ def leak_table(sheets: Mapping[str, Mapping]) -> pd.DataFrame:
                     spread = {"mean": shares.mean(), "low": shares.min(), "high": shares.max()}
                     rows.append({"dataset": name, "split": split, "kind": kind, "draws": len(draws), **spread})
                     rows[-1]["test"] = int(draws["test"].mean().round())
-    return pd.DataFrame(rows)
+    columns = ["dataset", "split", "kind", "draws", "mean", "low", "high", "test"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def probe_table(sheets: Mapping[str, Mapping]) -> pd.DataFrame:
@@ -40,7 +41,8 @@ def probe_table(sheets: Mapping[str, Mapping]) -> pd.DataFrame:
             rows.append({"dataset": name, "probe": probe, "random": draws["random"].mean()})
             rows[-1] |= {"grouped": draws["grouped"].mean(), "difference": gap.mean()}
             rows[-1] |= {"low": gap.min(), "high": gap.max(), "draws": len(draws)}
-    return pd.DataFrame(rows)
+    columns = ["dataset", "probe", "random", "grouped", "difference", "low", "high", "draws"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def summary(sheets: Mapping[str, Mapping], overlaps: Sequence[Mapping]) -> list[str]:

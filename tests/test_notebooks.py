@@ -7,7 +7,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from data_fixtures import write_csv, write_ham10k, write_image
+from data_fixtures import write_aptos2019, write_csv, write_ham10k, write_image
 from PIL import Image
 
 from medmerge import backbone, cli, save_backbone
@@ -84,6 +84,20 @@ def test_the_page_on_datasets_is_drawn_again_from_its_records(project, capsys):
     assert len(logged) == 1
     for number, (one, other) in enumerate(zip(first.cells, again.cells, strict=True)):
         assert number in logged or one == other, one.source
+
+
+@pytest.mark.slow
+def test_the_page_on_datasets_without_images_or_leaks(project):
+    """Labels without images and without groups: nothing to probe and nothing that leaks."""
+    write_aptos2019(project / "aptos", {f"{number:012x}": number % 5 for number in range(100)})
+    shutil.rmtree(project / "aptos/train_images")
+    Path("data.yaml").write_text(
+        "track: own\ndatasets: [aptos2019=aptos]\nseeds: [0]\nbackbone: densenet_small\nbase_data: objects\n"
+        "base_weights: w/objects.safetensors\ndevice: cpu\n"
+    )
+    assert cli.main(["run", str(ROOT / "notebooks/data.ipynb"), "data.yaml"]) == 0
+    text = shown(nbformat.read("results/own/data.ipynb", 4))
+    assert "No split leaks 0.5 %" in text and "None was run: no images are here" in text
 
 
 def test_the_page_on_datasets_needs_what_it_names(project, capsys):
