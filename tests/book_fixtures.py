@@ -45,7 +45,7 @@ def toc_files() -> list[str]:
 
 def pages() -> list[str]:
     """Every page that the build makes, whether it is built yet or not."""
-    return [*(f"{entry}.html" for entry in toc_files()), "search.html", "genindex.html"]
+    return [*(f"{entry}.html" for entry in toc_files()), "search.html"]
 
 
 def stale(html: Path = HTML) -> str:
