@@ -1,10 +1,8 @@
 """What is drawn is what was given: data are read back from the figures' artists."""
 
 import ast
-import base64
 import inspect
 import io
-import re
 
 import matplotlib
 import matplotlib.image
