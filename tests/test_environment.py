@@ -2,12 +2,14 @@
 
 import ast
 import importlib.metadata as metadata
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -82,6 +84,17 @@ def test_environment_installs_that_very_list():
     assert PROJECT["requires-python"] == ">=3.11"
 
 
+def test_binder_takes_a_part_of_that_list_at_the_same_versions():
+    lines = (ROOT / "binder" / "requirements.txt").read_text().splitlines()
+    light = read_requirements("\n".join(line for line in lines if not line.startswith("--")))
+    for name, requirement in light.items():
+        assert list(requirement.specifier)[0].operator == "=="
+        assert requirement.specifier.contains(metadata.version(name)), name
+    needed = {canonicalize_name(Requirement(item).name) for item in PROJECT["dependencies"]}
+    assert needed <= set(light) and not {"jupyter-book", "selenium"} & set(light)
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in lines  # without CUDA's libraries: 5 GB less
+
+
 def test_only_the_package_is_packaged():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert setuptools["packages"]["find"]["include"] == ["medmerge", "medmerge.*"]
@@ -109,8 +122,10 @@ def test_direct_imports_are_declared():
 
 def test_citation_file():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["cff-version"] == "1.2.0"
-    assert {"message", "title", "authors"} <= citation.keys()
+    schema = json.loads((ROOT / "tests" / "vendor" / "cff-1.2.0.schema.json").read_text())
+    jsonschema.validate(citation, schema)
+    with pytest.raises(jsonschema.ValidationError, match="licence"):
+        jsonschema.validate({**citation, "licence": "MIT"}, schema)
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
     (paper,) = citation["references"]

@@ -5,6 +5,7 @@ Directives
     ``{lent-figure} notebook.ipynb``: a figure of an executed notebook as a numbered figure of this page.
 """
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -34,12 +35,13 @@ class Computed(SphinxDirective):
         from medmerge.records import RecordError
 
         try:
-            text = self.markdown()
+            with contextlib.chdir(ROOT):  # parameter files name places relative to the project
+                text = self.markdown()
         except (RecordError, ParameterError) as error:
             raise self.error(str(error)) from error
-        container = nodes.container()
+        container = nodes.container(classes=["short-cells"])
         self.state.nested_parse(StringList(text.splitlines(), self.name), self.content_offset, container)
-        return container.children
+        return [container]
 
 
 class Built(Computed):
