@@ -61,6 +61,22 @@ def test_every_page_is_listed(book):
     assert built == {*pages(), "index.html"}
 
 
+def test_the_status_page_lists_every_record_and_every_parameter_file(book):
+    page = (book / "book" / "status.html").read_text(encoding="utf-8")
+    runs = [json.loads(path.read_text()) for path in ROOT.glob("results/*/*/*/*/seed*/run.json")]
+    assert runs and not [run["row"] for run in runs if run["hash"][:8] not in page]
+    assert not [
+        path.name for path in ROOT.glob("params/*/*.yaml") if f"/params/{path.parent.name}/{path.name}" not in page
+    ]
+
+
+def test_claim_finding_and_certainty_are_on_the_first_screen(browser, site):
+    show(browser, site + "book/index.html")
+    script = "return [...document.querySelectorAll('main strong')].map(s => [s.innerText, s.getBoundingClientRect().bottom])"
+    low = dict(browser.execute_script(script))
+    assert max(low[words] for words in ("The claim.", "What we found so far.", "How sure.")) < 720
+
+
 # ---------------------------------------------------------------- links
 
 

@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 class Computed(SphinxDirective):
     """A directive that stands for the Markdown that it computes; what is wrong with the records stops the build."""
 
+    classes: list[str] = []
+
     def markdown(self) -> str:
         raise NotImplementedError
 
@@ -39,7 +41,7 @@ class Computed(SphinxDirective):
                 text = self.markdown()
         except (RecordError, ParameterError) as error:
             raise self.error(str(error)) from error
-        container = nodes.container(classes=["short-cells"])
+        container = nodes.container(classes=self.classes)
         self.state.nested_parse(StringList(text.splitlines(), self.name), self.content_offset, container)
         return [container]
 
@@ -76,7 +78,9 @@ class ParameterFiles(Computed):
 
 
 class Runs(Computed):
-    """Every record."""
+    """Every record, those of the repository before those that a build makes."""
+
+    classes = ["short-cells"]
 
     def markdown(self) -> str:
         from medmerge import records, status
@@ -85,13 +89,14 @@ class Runs(Computed):
         for record in found:
             self.env.note_dependency(str(record.folder / "run.json"))
         strangers = status.unasked(found, status.parameter_files(ROOT / "params"))
-        lines = ["| study | run | seed | seconds | device | definition | commit | recorded |"]
+        lines = ["| study | run | seed | seconds | definition | commit | recorded | backbone, device, precision |"]
         lines.append("| --- | --- | --- | ---: | --- | --- | --- | --- |")
+        found = sorted(found, key=lambda record: record.folder.parts[-5] == "demo")
         for row in status.runs(found).itertuples():
             commit = _commit(self.config, row.commit)
             lines.append(
-                f"| {row.track}/{row.pair}, {row.backbone} | {row.run} | {row.seed} | {row.seconds:,.0f} | "
-                f"{row.device}, {row.precision} | `{row.definition}` | {commit} | {row.recorded} |"
+                f"| {row.track}/{row.pair} | {row.run} | {row.seed} | {row.seconds:,.0f} | `{row.definition[:8]}` | "
+                f"{commit} | {row.recorded} | {row.backbone}, {row.device}, {row.precision} |"
             )
         if strangers:
             names = ", ".join(f"`{record.folder.relative_to(ROOT)}`" for record in strangers)
@@ -143,9 +148,9 @@ def _commit(config: object, commit: str) -> str:
         known = ["git", "-C", str(ROOT), "merge-base", "--is-ancestor", plain, "HEAD"]
         subprocess.run(known, capture_output=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
-        return f"`{commit[:10]}`"
+        return f"`{commit[:8]}`"
     changes = " with changes" if plain != commit else ""
-    return f"[`{plain[:10]}`]({_repository(config)}/commit/{plain}){changes}"
+    return f"[`{plain[:8]}`]({_repository(config)}/commit/{plain}){changes}"
 
 
 def link_to_source(config: object, domain: str, info: dict[str, str]) -> str | None:
