@@ -53,7 +53,8 @@ book: demo ## Run the demo, then build the book; any warning is an error
 	@echo "The book: file://$(CURDIR)/$(HTML)/index.html"
 
 links: demo ## Follow the book's links to other people's pages; needs a network
-	@$(BIN)/jupyter-book build . --all --builder linkcheck -q >/dev/null || { cat _build/linkcheck/output.txt >&2; exit 1; }
+	@$(BIN)/jupyter-book build . --path-output _build/links --all --builder linkcheck -q >/dev/null 2>&1 || { \
+	  echo "Links that lead nowhere:" >&2; cat _build/links/_build/html/output.txt >&2; exit 1; }
 	@echo "All links lead somewhere"
 
 test: $(STAMP) ## Run the tests; after `make book` also over every page of it

@@ -78,7 +78,7 @@ def find_browser() -> str:
 
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-dev-shm-usage", "--disable-component-update", "--hide-scrollbars",
 ]  # fmt: skip
 NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND,EXCLUDE 127.0.0.1"
 

@@ -141,6 +141,26 @@ def test_repository_address_is_the_same_everywhere():
     assert book["repository"]["url"] == citation["repository-code"] == PROJECT["urls"]["Repository"]
 
 
+def test_workflows_ask_make_for_what_it_knows():
+    makefile = (ROOT / "Makefile").read_text()
+    scripts = [*sorted((ROOT / ".github" / "workflows").glob("*.yml")), ROOT / ".ci" / "run"]
+    asked = {target for path in scripts for target in re.findall(r"\bmake (\w+)\b(?! would)", path.read_text())}
+    assert {"book", "test", "links"} <= asked
+    assert not [target for target in asked if not re.search(rf"^{target}:", makefile, re.M)]
+    pages = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text())["jobs"]
+    assert pages["deploy"]["needs"] == "build"
+    named = [word for step in pages["build"]["steps"] for word in re.findall(r"tests/\w+\.py", step.get("run", ""))]
+    assert named and all((ROOT / name).is_file() for name in named)
+
+
+def test_what_others_wrote_comes_with_its_licence():
+    vendor = ROOT / "tests" / "vendor"
+    said = (vendor / "README.md").read_text()
+    assert [path.name for path in vendor.iterdir() if f"`{path.name}`" not in said and path.name != "README.md"] == []
+    assert (vendor / "LICENSE-axe-core.txt").read_text().startswith("Mozilla Public License, version 2.0")
+    assert "axe v4.14.1" in (vendor / "axe.min.js").read_text(encoding="utf-8")[:100] and "axe-core 4.14.1" in said
+
+
 def test_files_are_small():
     big = {
         str(path.relative_to(ROOT)): path.stat().st_size

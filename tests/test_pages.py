@@ -10,6 +10,7 @@ from urllib.parse import unquote, urljoin, urlparse
 
 import pytest
 from book_fixtures import CONFIG, HTML, ROOT, pages, serve, skip_or_fail, stale, start_driver
+from selenium.webdriver.support.ui import WebDriverWait
 
 AXE = (ROOT / "tests" / "vendor" / "axe.min.js").read_text(encoding="utf-8")
 PHONE = 390
@@ -72,7 +73,8 @@ def test_the_status_page_lists_every_record_and_every_parameter_file(book):
 
 def test_claim_finding_and_certainty_are_on_the_first_screen(browser, site):
     show(browser, site + "book/index.html")
-    script = "return [...document.querySelectorAll('main strong')].map(s => [s.innerText, s.getBoundingClientRect().bottom])"
+    script = "return [...document.querySelectorAll('main strong')]"
+    script += ".map(s => [s.innerText, s.getBoundingClientRect().bottom])"
     low = dict(browser.execute_script(script))
     assert max(low[words] for words in ("The claim.", "What we found so far.", "How sure.")) < 720
 
@@ -188,6 +190,13 @@ def test_page_needs_nobody_else(browser, site, path):
         entry["message"] for entry in browser.get_log("browser") if not any(one in entry["message"] for one in HARMLESS)
     ]
     assert not errors
+
+
+def test_search_finds_pages_without_a_network(browser, site):
+    show(browser, site + "search.html?q=bootstrap")
+    found = "return [...document.querySelectorAll('#search-results li a')].map(a => new URL(a.href).pathname.slice(1))"
+    WebDriverWait(browser, 20).until(lambda b: "book/glossary.html" in b.execute_script(found))
+    assert set(browser.execute_script(found)) <= set(pages())
 
 
 OVERFLOW = """
