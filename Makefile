@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo book test lint clean
+.PHONY: help install demo book links test lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,7 +52,12 @@ book: demo ## Run the demo, then build the book; any warning is an error
 	@test -s $(HTML)/index.html -a -s $(HTML)/book/index.html || { echo "The build made no $(HTML)/index.html" >&2; exit 1; }
 	@echo "The book: file://$(CURDIR)/$(HTML)/index.html"
 
-test: $(STAMP) ## Run the tests
+links: demo ## Follow the book's links to other people's pages; needs a network
+	@$(BIN)/jupyter-book build . --path-output _build/links --all --builder linkcheck -q >/dev/null 2>&1 || { \
+	  echo "Links that lead nowhere:" >&2; cat _build/links/_build/html/output.txt >&2; exit 1; }
+	@echo "All links lead somewhere"
+
+test: $(STAMP) ## Run the tests; after `make book` also over every page of it
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check the code's style

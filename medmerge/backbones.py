@@ -53,6 +53,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(backbone.num_features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[N, num_classes]`` of images ``[N, 3, H, W]``."""
         return self.head(self.backbone(x))
 
 

@@ -47,7 +47,7 @@ class Record:
 
     @functools.cached_property
     def history(self) -> pd.DataFrame:
-        """A row an epoch: phase, epoch (from 1), train_loss, val_loss, val_accuracy, val_macro_f1.
+        """A row an epoch, with phase, epoch (from 1), train_loss, val_loss, val_accuracy, val_macro_f1.
 
         Multi-label runs have ``val_macro_auroc`` too; see :func:`score_column`.
         """
@@ -68,7 +68,7 @@ class Record:
 
     @property
     def images(self) -> dict[str, int]:
-        """Images by part: train, val, test."""
+        """Images by part (train, val, test)."""
         data = self.run["data"]
         return data.get("images") or {part: sum(counts.values()) for part, counts in data["counts"].items()}
 

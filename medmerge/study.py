@@ -51,6 +51,7 @@ class Row:
 
     @property
     def title(self) -> str:
+        """Its approach in words, such as ``"LP-FT"``."""
         return APPROACHES[self.approach].title
 
 

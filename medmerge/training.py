@@ -96,6 +96,7 @@ class Task:
 
     @property
     def multilabel(self) -> bool:
+        """Whether an image may have several of the classes, or none."""
         return self.train.labels.ndim == 2
 
     @property
@@ -108,10 +109,12 @@ class Task:
 
     @property
     def device(self) -> torch.device:
+        """Where the protocol's ``device`` is here."""
         return choose_device(self.protocol.device)
 
     @property
     def autocast(self) -> torch.autocast:
+        """The context to compute in, for the protocol's ``precision``."""
         enabled = choose_precision(self.protocol.precision, self.device) == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 

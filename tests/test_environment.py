@@ -2,12 +2,14 @@
 
 import ast
 import importlib.metadata as metadata
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -82,6 +84,17 @@ def test_environment_installs_that_very_list():
     assert PROJECT["requires-python"] == ">=3.11"
 
 
+def test_binder_takes_a_part_of_that_list_at_the_same_versions():
+    lines = (ROOT / "binder" / "requirements.txt").read_text().splitlines()
+    light = read_requirements("\n".join(line for line in lines if not line.startswith("--")))
+    for name, requirement in light.items():
+        assert list(requirement.specifier)[0].operator == "=="
+        assert requirement.specifier.contains(metadata.version(name)), name
+    needed = {canonicalize_name(Requirement(item).name) for item in PROJECT["dependencies"]}
+    assert needed <= set(light) and not {"jupyter-book", "selenium"} & set(light)
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in lines  # without CUDA's libraries: 5 GB less
+
+
 def test_only_the_package_is_packaged():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert setuptools["packages"]["find"]["include"] == ["medmerge", "medmerge.*"]
@@ -109,8 +122,10 @@ def test_direct_imports_are_declared():
 
 def test_citation_file():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["cff-version"] == "1.2.0"
-    assert {"message", "title", "authors"} <= citation.keys()
+    schema = json.loads((ROOT / "tests" / "vendor" / "cff-1.2.0.schema.json").read_text())
+    jsonschema.validate(citation, schema)
+    with pytest.raises(jsonschema.ValidationError, match="licence"):
+        jsonschema.validate({**citation, "licence": "MIT"}, schema)
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
     (paper,) = citation["references"]
@@ -124,6 +139,26 @@ def test_repository_address_is_the_same_everywhere():
     book = yaml.safe_load((ROOT / "_config.yml").read_text())
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert book["repository"]["url"] == citation["repository-code"] == PROJECT["urls"]["Repository"]
+
+
+def test_workflows_ask_make_for_what_it_knows():
+    makefile = (ROOT / "Makefile").read_text()
+    scripts = [*sorted((ROOT / ".github" / "workflows").glob("*.yml")), ROOT / ".ci" / "run"]
+    asked = {target for path in scripts for target in re.findall(r"\bmake (\w+)\b(?! would)", path.read_text())}
+    assert {"book", "test", "links"} <= asked
+    assert not [target for target in asked if not re.search(rf"^{target}:", makefile, re.M)]
+    pages = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text())["jobs"]
+    assert pages["deploy"]["needs"] == "build"
+    named = [word for step in pages["build"]["steps"] for word in re.findall(r"tests/\w+\.py", step.get("run", ""))]
+    assert named and all((ROOT / name).is_file() for name in named)
+
+
+def test_what_others_wrote_comes_with_its_licence():
+    vendor = ROOT / "tests" / "vendor"
+    said = (vendor / "README.md").read_text()
+    assert [path.name for path in vendor.iterdir() if f"`{path.name}`" not in said and path.name != "README.md"] == []
+    assert (vendor / "LICENSE-axe-core.txt").read_text().startswith("Mozilla Public License, version 2.0")
+    assert "axe v4.14.1" in (vendor / "axe.min.js").read_text(encoding="utf-8")[:100] and "axe-core 4.14.1" in said
 
 
 def test_files_are_small():

@@ -61,7 +61,7 @@ class Table:
 
     @property
     def labels(self) -> np.ndarray:
-        """Class indices, int64 [N]; multi-label: float32 [N, K] of 1, 0 and NaN (not known)."""
+        """Class indices, int64 [N]; multi-label float32 [N, K] of 1, 0 and NaN (not known)."""
         if self.multilabel:
             return self.frame[label_columns(self.classes)].to_numpy(dtype=np.float32)
         return self.frame["label"].to_numpy(dtype=np.int64, copy=True)

@@ -56,7 +56,7 @@ class Dataset:
 
     @property
     def images(self) -> pd.DataFrame:
-        """A row for each image, sorted by id: the columns id, group, sha256 (of its file) and split."""
+        """A row for each image, sorted by id, with the columns id, group, sha256 (of its file) and split."""
         return self.table.frame[["id", "group"]].assign(sha256=self.digests, split=self.parts)
 
 
