@@ -203,6 +203,30 @@ def gather(results: Path, pattern: str = "*/*/*/*/seed*") -> list[Record]:
     return [read(path.parent) for path in sorted(results.glob(f"{pattern}/run.json"))]
 
 
+def merged(results: Path, studies: Sequence[str]) -> list[Record]:
+    """The finished runs with merging weights of each study, in the studies' order.
+
+    Args:
+        results: a track's folder, such as ``results/open``.
+        studies: ``pair``, for all its backbones, or ``pair/backbone``.
+
+    Raises:
+        RecordError: a study is named twice, or has no such run; those that have are listed.
+    """
+    found: dict[Path, Record] = {}
+    for study in studies:
+        pattern = f"{study}/*/seed*" if "/" in study else f"{study}/*/*/seed*"
+        runs = [record for record in gather(results, pattern) if record.kernel_weights]
+        if not runs:
+            all_runs = [record for record in gather(results, "*/*/*/seed*") if record.kernel_weights]
+            known = ", ".join(sorted({"/".join(r.folder.parts[-4:-2]) for r in all_runs})) or "none"
+            raise RecordError(f"studies: no merged run of {study} below {results}; there are: {known}")
+        if twice := [record.folder for record in runs if record.folder in found]:
+            raise RecordError(f"studies: {study} names {twice[0]} for the second time")
+        found |= {record.folder: record for record in runs}
+    return list(found.values())
+
+
 def table(records: list[Record]) -> pd.DataFrame:
     """A row a run: track, pair, backbone, row's label, approach, sources, seed, and the test metrics."""
     rows = []

@@ -2,11 +2,12 @@
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -247,6 +248,17 @@ def trial(record: Record) -> trials.Trial:
     merging = backbones.Classifier(merge, len(dataset.classes))
     trials.load(merging, path)
     return trials.Trial(merging, dataset.val, _protocol(p))
+
+
+def later_trials(runs: Iterable[Record]) -> dict[Path, trials.Later]:
+    """:func:`trial` by folder, for the runs of which what the linear probe learnt is here; loaded when first asked."""
+    return {
+        r.folder: trials.Later(
+            functools.partial(trial, r), "macro AUROC" if r.multilabel else "macro F1", r.images["val"]
+        )
+        for r in runs
+        if (r.folder / MERGE).is_file()
+    }
 
 
 def _protocol(p: Parameters) -> Protocol:

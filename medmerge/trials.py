@@ -6,6 +6,7 @@ images are never read.
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -96,3 +97,21 @@ class Trial:
         classes = [str(k) for k in range(self.task.num_classes)]
         scores = evaluation.metrics(self.val.labels.numpy(), probabilities, classes)
         return scores["macro_auroc" if self.task.multilabel else "macro_f1"]
+
+
+class Later:
+    """A :class:`Trial` that is loaded when it is first asked, since its images and sources take seconds.
+
+    Args:
+        prepare: gives the trial.
+        metric, images: as the trial's.
+    """
+
+    def __init__(self, prepare: Callable[[], Trial], metric: str, images: int):
+        self.prepare, self.metric, self.images = prepare, metric, images
+        self._trial: Trial | None = None
+
+    def __call__(self, layer: str, w: float | None) -> float:
+        """As :class:`Trial`'s; raises what ``prepare`` raises."""
+        self._trial = self._trial or self.prepare()
+        return self._trial(layer, w)
