@@ -77,6 +77,7 @@ class Explorer {
     const p = (this.parts = {});
     const slider = (label, keys) => h("div", { class: "mm-slider", tabindex: 0, role: "slider", "aria-label": label, onkeydown: (event) => this.key(event, keys) });
     p.legend = h("div", { class: "mm-legend" });
+    p.run = h("p", { class: "mm-run" });
     p.status = h("p", { class: "mm-status", role: "status", "aria-live": "polite" });
     p.map = h("canvas", { class: "mm-map" });
     p.marks = [0, 1].map(() => h("span", { class: "mm-mark" }));
@@ -102,7 +103,7 @@ class Explorer {
     p.compareSection = h("section", { class: "mm-compare-section" }, h("h3", {}, "Two runs"), p.comparison);
     p.tip = h("p", { class: "mm-tip" }, "Arrow keys move through layers and kernels once the map or the squares have the focus; a click chooses. ", this.live ? "" : (p.link = h("a", {}, "Link to this view")));
     this.root.replaceChildren(
-      h("div", { class: "mm-controls", role: "group", "aria-label": "What to show" }, ...rows), p.status,
+      h("div", { class: "mm-controls", role: "group", "aria-label": "What to show" }, ...rows), p.run, p.status,
       h("section", {}, h("h3", {}, "Every kernel, by depth"), p.legend, h("div", { class: "mm-deep" }, h("span", { class: "mm-side" }, "kernels of a layer, lowest to highest"), p.mapBox, p.blocks),
         h("p", { class: "mm-caption" }, "Mean of each layer, and the band that holds 5 to 95 % of its kernels:"), h("div", { class: "mm-deep" }, p.scale, p.depth), p.readout),
       h("section", {}, p.title, h("p", { class: "mm-caption" }, "Its kernels, by number:"), p.gridBox, h("div", { class: "mm-two" }, h("div", {}, p.histogram, p.axis), p.statistics)),

@@ -172,6 +172,8 @@ def _two(sources: Sequence[str]) -> tuple[str, str]:
 
 
 def _vectors(weights: Mapping, where: str, dims: int = 1) -> dict[str, np.ndarray]:
+    if not weights:
+        raise ValueError(f"{where}: there are no layers; give {{layer: w}}")
     vectors = {}
     for name, values in weights.items():
         try:

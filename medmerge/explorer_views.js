@@ -75,6 +75,8 @@ Object.assign(Explorer.prototype, {
     slide(p.mapBox, layer.index, layers.length - 1, about);
     slide(p.gridBox, state.kernel || 0, layer.kernels - 1, state.kernel === null ? "no kernel chosen" : this.kernelText(state.kernel));
     p.facts.textContent = this.run.facts;
+    const names = FIELDS.map(([key]) => (key === "seed" && this.run.seed ? `seed ${this.run.seed}` : this.run[key]));
+    p.run.textContent = names.filter(Boolean).join(" · ");
     if (p.link) p.link.setAttribute("href", this.address());
   },
 
