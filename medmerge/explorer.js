@@ -142,9 +142,10 @@ class Explorer {
 
   kernelKeys(key) {
     if (key === "Escape") return () => this.update({ kernel: null });
-    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.across, ArrowUp: -this.across, Home: -1e6, End: 1e6 }[key];
-    const to = (k) => Math.max(0, Math.min(this.layer.kernels - 1, k));
-    return by && (() => this.update({ kernel: to(this.state.kernel === null ? (by > 0 ? 0 : this.layer.kernels - 1) : this.state.kernel + by) }));
+    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.across, ArrowUp: -this.across }[key];
+    const last = this.layer.kernels - 1, now = this.state.kernel === null ? (by > 0 ? -by : last - by) : this.state.kernel;
+    const to = { Home: 0, End: last }[key] ?? (by && Math.max(0, Math.min(last, now + by)));
+    return to === undefined ? null : () => this.update({ kernel: to });
   }
 
   columnAt(event) {

@@ -143,7 +143,7 @@ function drawMap(canvas, values, colours, centre, half) {
 function drawGrid(canvas, values, chosen, colours, centre, half) {
   const ratio = window.devicePixelRatio || 1, width = canvas.parentElement.clientWidth || 300;
   const side = Math.max(5, Math.min(22, Math.floor(Math.sqrt((width * 130) / values.length))));
-  const across = Math.max(1, Math.floor(width / side)), rows = Math.ceil(values.length / across);
+  const across = Math.max(1, Math.min(values.length, Math.floor(width / side))), rows = Math.ceil(values.length / across);
   canvas.style.width = `${across * side}px`;
   canvas.style.height = `${rows * side}px`;
   canvas.width = across * side * ratio;
