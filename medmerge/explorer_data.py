@@ -257,7 +257,13 @@ def payload(runs: Sequence[Run], merges: Mapping[str, KernelMerge] | None = None
 
 
 def agreement(runs: Sequence[Run]) -> pd.DataFrame:
-    """Each two runs with the same layers: how alike their learnt weights are, over kernels and over layers' means."""
+    """Each two runs with the same layers: how alike their learnt weights are, over kernels and over layers' means.
+
+    Runs are called by the parts of their names that differ among them.
+    """
+    parts = [run.name.split("/") for run in runs]
+    varied = [len(set(column)) > 1 for column in itertools.zip_longest(*parts)]
+    called = {run.name: "/".join(itertools.compress(p, varied)) for run, p in zip(runs, parts, strict=True)}
     rows = []
     for one, other in itertools.combinations(runs, 2):
         if [(name, len(w)) for name, w in one.weights.items()] != [(name, len(w)) for name, w in other.weights.items()]:
@@ -265,7 +271,12 @@ def agreement(runs: Sequence[Run]) -> pd.DataFrame:
         a, b = (np.concatenate(list(run.weights.values())) for run in (one, other))
         means = np.array([[w.mean() for w in run.weights.values()] for run in (one, other)])
         rows.append(
-            {"run": one.name, "other": other.name, "kernels": len(a), "correlation": np.corrcoef(a, b)[0, 1]}
+            {
+                "run": called[one.name],
+                "other": called[other.name],
+                "kernels": len(a),
+                "correlation": np.corrcoef(a, b)[0, 1],
+            }
             | {"of layers' means": np.corrcoef(means)[0, 1], "mean |difference|": np.abs(a - b).mean()}
             | {"same side of 0.5": ((a > 0.5) == (b > 0.5)).mean()}
         )
