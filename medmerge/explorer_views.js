@@ -155,8 +155,9 @@ Object.assign(Explorer.prototype, {
     p.trial.replaceChildren(
       h("h3", {}, "What if"),
       h("p", { class: "mm-caption" }, `${about.metric} on the ${count(about.images)} validation images, of the network as its linear probe left it, with w of one layer’s kernels replaced. The test images are not used.`),
-      ...(live ? [h("div", { class: "mm-controls", role: "group", "aria-label": `w of all kernels of ${layer.name}` }, h("span", {}, `w of ${layer.name}:`), ...buttons), h("p", { role: "status" }, said)] : []),
+      ...(live ? [h("div", { class: "mm-controls", role: "group", "aria-label": `w of all kernels of ${layer.name}` }, h("span", {}, `w of ${layer.name}:`), ...buttons), (this.said ||= h("p", { role: "status" }))] : []),
       ...(rows.length ? [h("div", { class: "mm-scroll", tabindex: 0, role: "region", "aria-label": "Validation scores" }, h("table", {}, h("thead", {}, h("tr", {}, ...["layer", "w", `validation ${about.metric}`, "against learnt"].map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, ...rows)))] : []));
+    if (this.said && this.said.textContent !== said) this.said.textContent = said; // one element, so that it is read out
     if (focus !== null) [...p.trial.querySelectorAll("button")].find((one) => one.dataset.w === focus)?.focus();
   },
 });

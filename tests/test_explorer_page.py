@@ -65,7 +65,13 @@ class Page:
         return found
 
     def text(self, selector: str) -> str:
-        return self.one(selector).text
+        (text,) = self.texts(selector)
+        return text
+
+    def texts(self, selector: str) -> list[str]:
+        """Read at one moment: what is shown may be replaced at the next."""
+        script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.innerText.trim())"
+        return self.driver.execute_script(script, selector)
 
     def choose(self, key: str, value: str):
         from selenium.webdriver.support.select import Select
@@ -341,9 +347,9 @@ def test_live_a_choice_reaches_python_and_back(driver, site, tmp_path):
         page.focus(".mm-slider:not(:has(.mm-map))")
         page.press("END")  # kernel 3, to which Python answers with another layer
         page.wait.until(lambda _: page.status.startswith(f"Layer 3 of 3, {LAST}"))
-        button = next(b for b in page.all(".mm-trial button") if b.text.startswith("1: all imagenet"))
-        button.click()
+        assert page.texts(".mm-trial button") == ["0: all skin", "0.5: half each", "1: all imagenet", "as learnt"]
+        page.one(".mm-trial button[data-w='1']").click()
         page.wait.until(lambda _: "macro F1 0.600" in page.text(".mm-trial [role=status]"))
-        assert [c.text for c in page.all(".mm-trial tbody td")][:3] == [LAST, "1: all imagenet", "0.600"]
+        assert page.texts(".mm-trial tbody td")[:3] == [LAST, "1: all imagenet", "0.600"]
         assert "#" not in driver.current_url, "the notebook's own address is left alone"
         driver.get("about:blank")
