@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo book links test lint clean
+.PHONY: help install demo book links explore test lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ demo: $(STAMP) ## Run the demo: drawn images, a small backbone, a minute or two
 	$(call run,notebooks/source.ipynb,params/demo/base.yaml)
 	$(call run,notebooks/source.ipynb,params/demo/source.yaml)
 	$(call run,notebooks/pair.ipynb,params/demo/pair.yaml)
+	$(call run,notebooks/weights.ipynb,params/demo/weights.yaml)
+
+explore: demo ## Open JupyterLab on the explorer of merging weights
+	@$(BIN)/jupyter lab notebooks/weights.ipynb
 
 # --all: a second build would not repeat the warnings of the first, and -W would pass.
 book: demo ## Run the demo, then build the book; any warning is an error

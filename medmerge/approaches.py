@@ -26,10 +26,12 @@ class Outcome:
         model: the trained classifier, an ordinary network.
         kernel_weights: the first source's learnt weight w by layer, as
             :meth:`~medmerge.merge.KernelMerge.kernel_weights` gives it; empty where nothing was merged.
+        merge: the merging classifier as its linear probe left it, before it was folded; None where nothing was merged.
     """
 
     model: Classifier
     kernel_weights: Mapping[str, Tensor]
+    merge: Classifier | None = None
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,11 @@ def medmerge(sources: Sequence[nn.Module], task: Task, **settings) -> Outcome:
     merge = KernelMerge(sources, **settings)
     model = classifier(merge, task)
     linear_probe(model, task)
+    merging = classifier(merge, task)
+    merging.head.load_state_dict(model.head.state_dict())
     model.backbone = merge.fold()
     fine_tune(model, task)
-    return Outcome(model, {name: w.cpu() for name, w in merge.kernel_weights().items()})
+    return Outcome(model, {name: w.cpu() for name, w in merge.kernel_weights().items()}, merging)
 
 
 def classifier(backbone: nn.Module, task: Task) -> Classifier:

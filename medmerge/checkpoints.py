@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,9 +20,11 @@ class Progress:
         key: names what is being computed; a checkpoint with another key is not used.
         path: the checkpoint file, or None to keep none. It is written beside and moved, so it is always whole.
         score: the column of an epoch's scores that says which epoch is best; higher is better.
+        watch: tensors to keep of every epoch, by name, or None; a resumed phase has those of all its epochs, or none.
 
     Attributes:
         history: a row an epoch: ``phase``, ``epoch`` (from 1) and the epoch's scores.
+        watched: what ``watch`` gave after each epoch, an entry an epoch.
         best: state dict of the epoch with the best score so far, the first of equals.
         seconds: time spent in the epochs done, interruptions not counted.
         peak_memory: MiB.
@@ -35,10 +38,12 @@ class Progress:
         key: str,
         path: Path | None = None,
         score: str = "val_macro_f1",
+        watch: Callable[[], dict[str, Tensor]] | None = None,
     ):
         self.model, self.optimizer, self.phase, self.key, self.path = model, optimizer, phase, key, path
-        self.score = score
+        self.score, self.watch = score, watch
         self.history: list[dict] = []
+        self.watched: list[dict[str, Tensor]] = []
         self.best: dict[str, Tensor] = {}
         self.seconds = self.peak_memory = 0.0
         if self.path and self.path.exists():
@@ -58,6 +63,8 @@ class Progress:
         if scores[self.score] > self.best_score:
             self.best = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
         self.history.append({"phase": self.phase, "epoch": self.epoch + 1, **scores})
+        if self.watch:
+            self.watched.append(self.watch())
         self.seconds += seconds
         self.peak_memory = max(self.peak_memory, memory)
         if self.path:
@@ -67,7 +74,7 @@ class Progress:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         state = {"key": self.key, "history": self.history, "best": self.best, "seconds": self.seconds}
-        state |= {"peak_memory": self.peak_memory, "model": self.model.state_dict()}
+        state |= {"peak_memory": self.peak_memory, "watched": self.watched, "model": self.model.state_dict()}
         torch.save({**state, "optimizer": self.optimizer.state_dict()}, partial)
         partial.replace(self.path)
 
@@ -85,4 +92,7 @@ class Progress:
             return
         self.model.load_state_dict(state["model"])
         self.history, self.best = state["history"], state["best"]
+        self.watched = state.get("watched", [])
+        if len(self.watched) < self.epoch:  # begun before it was kept: rather no such history than a part of it
+            self.watch, self.watched = None, []
         self.seconds, self.peak_memory = state["seconds"], state["peak_memory"]

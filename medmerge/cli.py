@@ -72,6 +72,9 @@ def _check(options: argparse.Namespace) -> int:
             if p.datasets:
                 _print_datasets(path, p)
                 continue
+            if p.studies:
+                print(f"{path}: {len(p.studies)} studies, {len(_merged(p))} merged runs to show")
+                continue
             todo, all_rows = _to_run(p), [(row, seed) for row in study.rows(p) for seed in p.seeds]
         except EXPECTED as error:
             print(f"medmerge: {path}: {error}", file=sys.stderr)
@@ -88,6 +91,10 @@ def _print_datasets(path: Path, p: Parameters) -> None:
     print(f"{path}: {len(p.datasets)} datasets, {len(p.datasets) - len(todo)} measured")
     for name in todo:
         print(f"  to measure: {name}")
+
+
+def _merged(p: Parameters) -> list[records.Record]:
+    return records.merged(study.home() / p.results / p.track, p.studies)
 
 
 def _learn(options: argparse.Namespace) -> int:
@@ -115,7 +122,8 @@ def _learn(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     p = _parameters(options.params, _notebook_defaults(options.notebook))
-    datasheets.check(p) if p.datasets else _to_run(p)
+    check = datasheets.check if p.datasets else _merged if p.studies else _to_run
+    check(p)
     home = study.home()
     output = options.output or home / p.results / p.track / f"{options.params.stem}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -184,6 +192,7 @@ def _publish(partial: Path, output: Path, params: Path, title: str) -> None:
     """Move the executed notebook into place under its title, without times and durations; note what it came from."""
     notebook = nbformat.read(partial, 4)
     del notebook.metadata["papermill"]
+    _without_widgets(notebook)
     if title:
         first = notebook.cells[0]
         if first.cell_type == "markdown" and first.source.startswith("# "):
@@ -204,6 +213,17 @@ def _publish(partial: Path, output: Path, params: Path, title: str) -> None:
     notebook.metadata["medmerge"] = {**source, "commit": records.provenance()["commit"]}
     nbformat.write(notebook, partial)
     partial.replace(output)
+
+
+def _without_widgets(notebook: nbformat.NotebookNode) -> None:
+    """Keep the HTML of what is shown live as a widget: a page has no kernel, and a widget's ids are random."""
+    view = "application/vnd.jupyter.widget-view+json"
+    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    for data in shown:
+        if "text/html" in data:
+            data.pop(view, None)
+    if not any(view in data for data in shown):
+        notebook.metadata.pop("widgets", None)
 
 
 def _settle(data: dict, number: int) -> None:

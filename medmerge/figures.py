@@ -99,7 +99,7 @@ def depth_heatmap(weights: Mapping[str, Mapping[str, ArrayLike]], first: str, se
             found, expected = differing[0]
             raise ValueError(f"{label!r} has layer {found}, the first row {expected}: draw backbones apart")
     means = np.array([[w.mean() for w in row.values()] for row in rows.values()])
-    half = _half_range(means)
+    half = half_range(means)
     figure = BookFigure(figsize=(8, 1.7 + 0.3 * len(rows)), layout="constrained")
     axes, bar_axes = figure.subplots(2, 1, height_ratios=[0.3 * len(rows), 0.13])
     image = axes.imshow(means, "PuOr", aspect="auto", interpolation="nearest", vmin=0.5 - half, vmax=0.5 + half)
@@ -301,7 +301,7 @@ def _vectors(weights: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float64]]
     return vectors
 
 
-def _half_range(means: NDArray) -> float:
+def half_range(means: NDArray) -> float:
     """Largest deviation from 0.5, rounded up to half a unit of its first digit, at least 0.01."""
     deviation = max(float(np.abs(means - 0.5).max()), 0.01)
     step = 10 ** math.floor(math.log10(deviation)) / 2

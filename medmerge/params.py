@@ -61,6 +61,9 @@ class Parameters(BaseModel):
     digests: list[str] = Field(
         [], description="files of id,sha256 for datasets whose images are not here, each by name and file"
     )
+    studies: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$")]] = Field(
+        [], description="studies whose merging weights a page of their own shows: pair, or pair/backbone"
+    )
     exclude_data: str = Field("", description="leave out target images that this dataset holds too")
     exclude_root: str = Field("", description="that dataset's folder")
     split: Literal["grouped", "random", "official", "file"] = Field(

@@ -1,12 +1,14 @@
 """A run's folder: written once, whole, and enough to rebuild every table and figure without a GPU.
 
 ``results/<track>/<pair>/<backbone>/<row>/seed<k>/`` holds ``run.json``, ``history.csv``, ``predictions.csv`` and, for
-merged runs, ``kernel_weights.safetensors``. ``run.json`` is written last: where it is, the run is finished.
+merged runs, ``kernel_weights.safetensors`` and, since it is kept, ``kernel_weights_history.safetensors``. ``run.json``
+is written last: where it is, the run is finished.
 """
 
 import functools
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,10 @@ import numpy as np
 import pandas as pd
 import safetensors.numpy
 from numpy.typing import ArrayLike
+
+KERNEL_HISTORY = "kernel_weights_history.safetensors"
+HISTORY_BYTES = 800_000
+"""A longer history of merging weights keeps every second, third ... epoch, so that it can be committed."""
 
 LIBRARIES = ("medmerge", "torch", "torchvision", "numpy", "scikit-learn", "pandas", "pillow")
 
@@ -94,6 +100,18 @@ class Record:
         weights = safetensors.numpy.load_file(path)
         return {name: weights[name] for name in self.run["layers"]}
 
+    @functools.cached_property
+    def kernel_history(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Epochs ``[E]`` of the linear probe (from 1), and w after each by layer, float32 ``[E, kernels]``.
+
+        Both empty where none is stored: runs that merged nothing, and records from before it was kept.
+        """
+        path = self.folder / KERNEL_HISTORY
+        if not path.exists():
+            return np.empty(0, np.int64), {}
+        stored = safetensors.numpy.load_file(path)
+        return stored["epochs"], {name: stored[f"w/{name}"].astype(np.float32) + 0.5 for name in self.run["layers"]}
+
 
 def prediction_frame(
     ids: Sequence[str], labels: ArrayLike, probabilities: np.ndarray, classes: Sequence[str]
@@ -124,11 +142,14 @@ def write(
     history: pd.DataFrame,
     predictions: pd.DataFrame,
     kernel_weights: Mapping[str, np.ndarray],
+    kernel_history: Mapping[str, np.ndarray] | None = None,
 ) -> Record:
     """Write a finished run. Each file appears whole, ``run.json`` last.
 
     Args:
         kernel_weights: arrays by layer, in forward order; with a weight a parameter, the mean of each kernel's is kept.
+        kernel_history: w - 0.5 after every epoch of the linear probe by layer, float16 ``[epochs, kernels]``. The
+            last epoch is always kept, the others as far as :data:`HISTORY_BYTES` allow.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "history.csv", history.to_csv(index=False).encode())
@@ -136,9 +157,19 @@ def write(
     if kernel_weights:
         kept = {name: w.reshape(len(w), -1).mean(1) if w.ndim > 1 else w for name, w in kernel_weights.items()}
         _write(folder / "kernel_weights.safetensors", safetensors.numpy.save(kept))
+    if kernel_history:
+        _write(folder / KERNEL_HISTORY, safetensors.numpy.save(_thinned(kernel_history)))
     run = {**run, "layers": list(kernel_weights)}
     _write(folder / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
     return Record(folder, run)
+
+
+def _thinned(history: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a history's file: ``epochs`` (from 1), and ``w/<layer>``, counted back from the last epoch."""
+    count = len(next(iter(history.values())))
+    step = math.ceil(sum(w.nbytes for w in history.values()) / HISTORY_BYTES)
+    epochs = np.arange(count, 0, -step)[::-1].copy()
+    return {"epochs": epochs, **{f"w/{name}": w[epochs - 1] for name, w in history.items()}}
 
 
 def read(folder: Path) -> Record:
@@ -170,6 +201,30 @@ def read(folder: Path) -> Record:
 def gather(results: Path, pattern: str = "*/*/*/*/seed*") -> list[Record]:
     """All finished runs below ``results`` whose folder matches ``<track>/<pair>/<backbone>/<row>/seed<k>``."""
     return [read(path.parent) for path in sorted(results.glob(f"{pattern}/run.json"))]
+
+
+def merged(results: Path, studies: Sequence[str]) -> list[Record]:
+    """The finished runs with merging weights of each study, in the studies' order.
+
+    Args:
+        results: a track's folder, such as ``results/open``.
+        studies: ``pair``, for all its backbones, or ``pair/backbone``.
+
+    Raises:
+        RecordError: a study is named twice, or has no such run; those that have are listed.
+    """
+    found: dict[Path, Record] = {}
+    for study in studies:
+        pattern = f"{study}/*/seed*" if "/" in study else f"{study}/*/*/seed*"
+        runs = [record for record in gather(results, pattern) if record.kernel_weights]
+        if not runs:
+            all_runs = [record for record in gather(results, "*/*/*/seed*") if record.kernel_weights]
+            known = ", ".join(sorted({"/".join(r.folder.parts[-4:-2]) for r in all_runs})) or "none"
+            raise RecordError(f"studies: no merged run of {study} below {results}; there are: {known}")
+        if twice := [record.folder for record in runs if record.folder in found]:
+            raise RecordError(f"studies: {study} names {twice[0]} for the second time")
+        found |= {record.folder: record for record in runs}
+    return list(found.values())
 
 
 def table(records: list[Record]) -> pd.DataFrame:

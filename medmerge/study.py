@@ -2,22 +2,24 @@
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from medmerge import backbones, data, devices, evaluation, inputs, records
+from medmerge import backbones, data, devices, evaluation, inputs, records, trials
 from medmerge.approaches import APPROACHES
 from medmerge.backbones import save_classifier, state_sha256
 from medmerge.data import split_files
 from medmerge.data.base import SPLITS
 from medmerge.inputs import home
+from medmerge.merge import KernelMerge
 from medmerge.params import ParameterError, Parameters
 from medmerge.records import Record, RecordError
 from medmerge.training import Protocol, Task, predict
@@ -29,6 +31,9 @@ PROTOCOL = 1
 
 MODEL = Path("checkpoint", "model.safetensors")
 """The trained network, in a run's folder, and beside it the list of its images; git ignores both."""
+
+MERGE = MODEL.with_name("merge.safetensors")
+"""What the linear probe of a merging run learnt, beside it: merging weights, normalisation and head."""
 
 _COMMON = (
     *("target_data", "target_missing", "target_uncertain", "target_blank", "exclude_data", "split", "fractions"),
@@ -191,9 +196,8 @@ def run_row(
     approach = APPROACHES[row.approach]
     sources = [inputs.load_source(p, name, seed) for name in row.sources]
     prints = {name: state_sha256(source) for name, source in zip(row.sources, sources, strict=True)}
-    protocol = Protocol(**{f.name: getattr(p, f.name) for f in dataclasses.fields(Protocol)})
     key = json.dumps([definition_hash(defined), dataset.fingerprint, prints])
-    task = Task(dataset.train, dataset.val, len(dataset.classes), seed, protocol, where / "checkpoint", key)
+    task = Task(dataset.train, dataset.val, len(dataset.classes), seed, _protocol(p), where / "checkpoint", key)
     options = {name: getattr(p, name) for name in approach.settings}
     outcome = approach.run(sources if approach.merges else sources[0], task, **options)
 
@@ -215,10 +219,51 @@ def run_row(
     predictions = records.prediction_frame(dataset.test.ids, labels, probabilities, dataset.classes)
     weights = {name: w.numpy() for name, w in outcome.kernel_weights.items()}
     _save(outcome.model, where / MODEL, p, row, dataset)
-    record = records.write(where, content, pd.DataFrame(task.history), predictions, weights)
+    epochs = {name: w.numpy() for name, w in task.kernel_history.items()}
+    if outcome.merge is not None:
+        trials.save(outcome.merge, where / MERGE)
+    record = records.write(where, content, pd.DataFrame(task.history), predictions, weights, epochs)
     for checkpoint in task.checkpoints.glob("*.pt"):
         checkpoint.unlink()
     return record
+
+
+def trial(record: Record) -> trials.Trial:
+    """What other merging weights do to a merged run's validation score: its network as the linear probe left it.
+
+    Raises:
+        RecordError: the run merged nothing, what its probe learnt is not kept here, or the images here are others.
+        ParameterError, DataError, CheckpointError: its sources or images are not here.
+    """
+    path, run = record.folder / MERGE, record.run
+    if not path.is_file():
+        raise RecordError(f"no {path}: what the linear probe learnt lies only where the run was computed")
+    p = Parameters.parse({name: value for name, value in run["parameters"].items() if name in Parameters.model_fields})
+    approach, names = APPROACHES[run["row"]["approach"]], run["row"]["sources"]
+    if problems := inputs.missing(p, names):
+        raise ParameterError("\n".join(problems))
+    dataset = inputs.load_data(p, [record])
+    inputs.check_sources(p, names, [record])
+    options = {name: getattr(p, name) for name in approach.settings}
+    merge = KernelMerge([inputs.load_source(p, name, run["seed"]) for name in names], **options)
+    merging = backbones.Classifier(merge, len(dataset.classes))
+    trials.load(merging, path)
+    return trials.Trial(merging, dataset.val, _protocol(p))
+
+
+def later_trials(runs: Iterable[Record]) -> dict[Path, trials.Later]:
+    """:func:`trial` by folder, for the runs of which what the linear probe learnt is here; loaded when first asked."""
+    return {
+        r.folder: trials.Later(
+            functools.partial(trial, r), "macro AUROC" if r.multilabel else "macro F1", r.images["val"]
+        )
+        for r in runs
+        if (r.folder / MERGE).is_file()
+    }
+
+
+def _protocol(p: Parameters) -> Protocol:
+    return Protocol(**{f.name: getattr(p, f.name) for f in dataclasses.fields(Protocol)})
 
 
 def _described(p: Parameters, dataset: data.Dataset) -> dict:

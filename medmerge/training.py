@@ -81,6 +81,8 @@ class Task:
         checkpoints: folder for interrupted phases, or None to keep none.
         key: names what is being computed; a checkpoint with another key is not used.
         history: a row an epoch, filled by :func:`fit`.
+        kernel_history: the merging weights after every epoch of a merge's linear probe, by layer, float16
+            ``[epochs, kernels]`` of w - 0.5 (see :func:`kernel_shares`); filled by :func:`fit`.
         cost: by phase seconds, images a second and peak memory in MiB, filled by :func:`fit`.
     """
 
@@ -92,6 +94,7 @@ class Task:
     checkpoints: Path | None = None
     key: str = ""
     history: list[dict] = field(default_factory=list)
+    kernel_history: dict[str, Tensor] = field(default_factory=dict)
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -170,7 +173,9 @@ def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) 
     train, val = _resident(train, device), _resident(val, device)
     optimizer = torch.optim.AdamW(parameter_groups(model, task.protocol.weight_decay), lr=lr, fused=True)
     path = task.checkpoints / f"{phase}.pt" if task.checkpoints else None
-    state = Progress(model, optimizer, phase, f"{task.key}/{phase}", path, task.score)
+    merge = getattr(model, "backbone", None)
+    watch = functools.partial(kernel_shares, merge) if isinstance(merge, KernelMerge) else None
+    state = Progress(model, optimizer, phase, f"{task.key}/{phase}", path, task.score, watch)
     reset_peak_memory(device)
     while state.epoch < epochs:
         started = time.perf_counter()
@@ -182,11 +187,22 @@ def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) 
     if task.protocol.select == "best":
         model.load_state_dict(state.best)
     task.history.extend(state.history)
+    if state.watched:
+        task.kernel_history = {name: torch.stack([w[name] for w in state.watched]) for name in state.watched[0]}
     task.cost[phase] = {
         "seconds": state.seconds,
         "images_per_second": epochs * len(train) / state.seconds,
         "peak_memory_mib": state.peak_memory,
     }
+
+
+def kernel_shares(merge: KernelMerge) -> dict[str, Tensor]:
+    """The merging weights of two sources as a history keeps them: w - 0.5 of every kernel, float16, on the CPU.
+
+    What is learnt lies close to 0.5, and float16 is finest around 0. With a weight a parameter, a kernel's mean.
+    """
+    weights = merge.kernel_weights()
+    return {name: (w.reshape(len(w), -1).float().mean(1) - 0.5).half().cpu() for name, w in weights.items()}
 
 
 def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task, where: str) -> float:

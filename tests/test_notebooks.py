@@ -9,6 +9,7 @@ import pytest
 import torch
 from data_fixtures import write_aptos2019, write_csv, write_ham10k, write_image
 from PIL import Image
+from test_explorer import record
 
 from medmerge import backbone, cli, save_backbone
 
@@ -98,6 +99,25 @@ def test_the_page_on_datasets_without_images_or_leaks(project):
     assert cli.main(["run", str(ROOT / "notebooks/data.ipynb"), "data.yaml"]) == 0
     text = shown(nbformat.read("results/own/data.ipynb", 4))
     assert "No split leaks 0.5 %" in text and "None was run: no images are here" in text
+
+
+@pytest.mark.slow
+def test_the_page_of_weights_shows_the_merged_runs_of_its_studies(project, capsys):
+    record(project / "results", 0), record(project / "results", 1)
+    Path("weights.yaml").write_text("track: open\ntitle: Weights\nstudies: [moles]\n")
+    notebook = str(ROOT / "notebooks/weights.ipynb")
+    assert cli.main(["check", "weights.yaml"]) == 0
+    assert capsys.readouterr().out == "weights.yaml: 1 studies, 2 merged runs to show\n"
+    assert cli.main(["run", notebook, "weights.yaml"]) == 0
+    page = nbformat.read("results/open/weights.ipynb", 4)
+    text = shown(page)
+    assert page.cells[0].source.startswith("# Weights") and "mm-explorer" in text and "same side of 0.5" in text
+    assert "widget-view" not in nbformat.writes(page) and "widgets" not in page.metadata
+    assert cli.main(["run", notebook, "weights.yaml"]) == 0
+    assert nbformat.read("results/open/weights.ipynb", 4) == page, "the same each time"
+    Path("weights.yaml").write_text("track: open\nstudies: [hearts]\n")
+    assert cli.main(["run", notebook, "weights.yaml"]) == 2
+    assert "no merged run of hearts" in capsys.readouterr().err
 
 
 def test_the_page_on_datasets_needs_what_it_names(project, capsys):

@@ -16,6 +16,7 @@ OVERRIDES = {
     "pair": {},
     "source": {"pair": "source", "approaches": ["ft"]},
     "data": {"seeds": list(range(10)), "image_size": 64},
+    "weights": {"studies": ["demo"]},
 }
 FILES = sorted((ROOT / "params").rglob("*.yaml"))
 
@@ -200,7 +201,8 @@ def test_assignments():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_parameter_files_parse_and_fit_their_notebook(path):
     text, values = path.read_text(), load_yaml(path)
-    kind = "data" if "datasets" in values else "source" if values.get("save_weights") else "pair"
+    kind = "source" if values.get("save_weights") else "pair"
+    kind = {"datasets": "data", "studies": "weights"}.get(next(iter({"datasets", "studies"} & set(values)), ""), kind)
     told = [line for line in text.splitlines() if f"params/{path.parent.name}/{path.name}" in line and "run" in line]
     assert all(f"notebooks/{kind}.ipynb" in line for line in told), "the comment names another notebook"
     p = Parameters.parse(values, str(path), allowed=assigned_names(parameters_cell(kind)))
@@ -226,7 +228,7 @@ def test_notebooks_state_the_schemas_defaults_and_reasons(name):
     defaults = {n: OVERRIDES[name].get(n, Parameters.model_fields[n].default) for n in names}
     assert assigned_values(source) == defaults
     if name == "pair":
-        assert set(names) == set(Parameters.model_fields) - {"save_weights", "datasets", "digests"}
+        assert set(names) == set(Parameters.model_fields) - {"save_weights", "datasets", "digests", "studies"}
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

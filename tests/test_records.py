@@ -53,6 +53,22 @@ def test_round_trip_is_exact(tmp_path, weights):
     }
 
 
+@pytest.mark.parametrize(("allowed", "kept"), [(800_000, [1, 2, 3, 4, 5]), (25, [1, 3, 5]), (20, [2, 5]), (1, [5])])
+def test_a_history_of_merging_weights_is_thinned_back_from_its_last_epoch(tmp_path, monkeypatch, allowed, kept):
+    monkeypatch.setattr(records, "HISTORY_BYTES", allowed)
+    shift = {name: np.float16(np.arange(5)[:, None] / 1000 + w) for name, w in WEIGHTS.items()}
+    records.write(tmp_path / WHERE, RUN, HISTORY, predictions(), WEIGHTS, shift)
+    epochs, history = records.read(tmp_path / WHERE).kernel_history
+    assert epochs.tolist() == kept and list(history) == list(WEIGHTS)
+    for name, w in history.items():
+        assert w.dtype == np.float32 and np.array_equal(w, shift[name][epochs - 1].astype(np.float32) + 0.5)
+
+
+def test_older_records_have_no_history_of_merging_weights(tmp_path):
+    epochs, history = write(tmp_path / WHERE).kernel_history
+    assert not epochs.size and not history
+
+
 def test_a_weight_a_parameter_is_kept_as_each_kernels_mean(tmp_path):
     weights = {"conv": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2), "conv.bias": np.float32([0.1, 0.2])}
     kept = write(tmp_path / WHERE, weights=weights).kernel_weights

@@ -22,7 +22,7 @@ TINY = {
     **{"backbone": "densenet_small", "image_size": 32, "fractions": [0.2, 0.2, 0.6], "precision": "fp32"},
     **{"device": "cpu", "lp_epochs": 2, "lp_lr": 3e-2, "ft_epochs": 2, "ft_lr": 2e-3},
 }
-EXACT = ("history.csv", "predictions.csv", "kernel_weights.safetensors")
+EXACT = ("history.csv", "predictions.csv", "kernel_weights.safetensors", "kernel_weights_history.safetensors")
 
 
 def parameters(**changes) -> Parameters:
@@ -169,9 +169,12 @@ def test_a_run_leaves_a_whole_record(finished):
         merged = record.run["row"]["approach"] == "medmerge"
         assert {p.name for p in record.folder.iterdir()} == {
             *("run.json", "history.csv", "predictions.csv", "checkpoint"),
-            *(["kernel_weights.safetensors"] if merged else []),
+            *(["kernel_weights.safetensors", "kernel_weights_history.safetensors"] if merged else []),
         }
-        assert {p.name for p in (record.folder / "checkpoint").iterdir()} == {"model.safetensors", "model.images.csv"}
+        assert {p.name for p in (record.folder / "checkpoint").iterdir()} == {
+            *("model.safetensors", "model.images.csv"),
+            *(["merge.safetensors"] if merged else []),
+        }
         scores = evaluation.metrics(record.labels, record.probabilities, classes)
         assert record.run["metrics"] == pytest.approx(scores, abs=1e-6)
         assert record.run["data"]["classes"] == classes
@@ -193,6 +196,18 @@ def test_learnt_weights_are_of_every_kernel(finished):
     assert {name: w.shape for name, w in merged.kernel_weights.items()} == {n: (k,) for n, k in kernels.items()}
     assert list(merged.kernel_weights) == list(kernels)
     assert all(np.abs(w - 0.5).max() > 1e-3 for w in merged.kernel_weights.values())
+
+
+def test_the_history_of_learnt_weights_leads_to_them(finished):
+    merged = finished[1][-1]
+    epochs, history = merged.kernel_history
+    assert epochs.tolist() == [1, 2] and list(history) == list(merged.kernel_weights)
+    probe = merged.history[merged.history["phase"] == "linear_probe"]
+    kept = int(probe["val_macro_f1"].to_numpy().argmax())
+    for name, w in merged.kernel_weights.items():
+        np.testing.assert_allclose(history[name][kept], w, atol=2e-4, err_msg=name)
+        assert np.abs(history[name][1] - history[name][0]).max() > 1e-3
+    assert not finished[1][0].kernel_history[1], "nothing was merged"
 
 
 def test_all_rows_are_tested_on_the_same_images_and_trained(finished):

@@ -1,0 +1,304 @@
+"""What the explorer takes, holds and says: the part that needs no browser."""
+
+import base64
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_records import HISTORY, RUN, predictions
+
+import medmerge
+from medmerge import explorer, explorer_data, records
+from medmerge.records import RecordError
+
+LAYERS = {"features.conv0": 6, "features.denseblock1.denselayer1.conv1": 4, "features.transition1.conv": 5}
+
+
+def drawn(seed: int = 0, spread: float = 0.1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: (0.5 + rng.normal(0, spread, kernels)).astype(np.float32) for name, kernels in LAYERS.items()}
+
+
+def record(folder, seed: int = 0, study: str = "moles", epochs: int = 4, weights=None, backbone="densenet_small"):
+    """A finished merged run, with a history of its weights unless ``epochs`` is 0."""
+    weights = drawn(seed) if weights is None else weights
+    probe = pd.DataFrame(
+        {"phase": "linear_probe", "epoch": range(1, 5), "train_loss": 1.0, "val_macro_f1": [1, 3, 3, 2]}
+    )
+    history = {
+        name: np.stack([(w - 0.5) * (e + 1) / epochs for e in range(epochs)]).astype(np.float16)
+        for name, w in weights.items()
+        if epochs
+    }
+    run = {**RUN, "row": {"approach": "medmerge", "title": "MedMerge", "sources": ["imagenet", "skin"]}, "seed": seed}
+    run["data"] = {**RUN["data"], "name": study, "images": {"train": 30, "val": 10, "test": 5}}
+    run["parameters"] = {"image_size": 32, "note": "Drawn, not photographed.", "select": "best"}
+    run["provenance"] = {"commit": "abcdef0123456789"}
+    where = folder / f"open/{study}/{backbone}/medmerge-imagenet-skin/seed{seed}"
+    return records.write(where, run, pd.concat([probe, HISTORY]), predictions(), weights, history)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [record(tmp_path, 0), record(tmp_path, 1)]
+
+
+FIRST = "moles/densenet_small/medmerge-imagenet-skin/seed0"
+SECOND = "moles/densenet_small/medmerge-imagenet-skin/seed1"
+
+
+class Counted:
+    """Answers "what if" with a number of its own, and remembers the questions."""
+
+    metric, images = "macro F1", 120
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, layer, w):
+        self.asked.append((layer, w))
+        return 0.6 if w is None else 0.5 + w / 10
+
+
+def test_what_is_shown_first_and_what_is_on_the_screen(runs):
+    shown = medmerge.explore(runs)
+    assert shown.selection == {
+        **{"run": FIRST, "layer": "features.conv0", "kernel": None, "epoch": None, "compare": ""},
+        **{"view": "w", "scope": "layer"},
+    }
+    data = shown.data()
+    assert list(data) == ["layer", "kernel", "w"] and data["kernel"].tolist() == list(range(6))
+    assert np.array_equal(data["w"], runs[0].kernel_weights["features.conv0"])
+    everything = shown.data(all_layers=True)
+    assert everything.groupby("layer", sort=False).size().to_dict() == LAYERS
+
+
+def test_a_selection_is_set_in_part_and_what_it_excludes_falls_back(runs):
+    shown = medmerge.explore(runs, layer="features.transition1.conv", kernel=4, compare=SECOND, view="difference")
+    data = shown.data()
+    other = runs[1].kernel_weights["features.transition1.conv"]
+    assert np.array_equal(data["other"], other) and np.array_equal(data["difference"], data["w"] - other)
+    shown.selection = {"epoch": 2}
+    assert shown.selection["layer"] == "features.transition1.conv" and shown.selection["kernel"] == 4
+    epochs, history = runs[0].kernel_history
+    assert np.array_equal(shown.data()["w"], history["features.transition1.conv"][list(epochs).index(2)])
+    shown.selection = {"layer": "features.conv0"}
+    assert shown.selection["kernel"] is None and shown.selection["compare"] == SECOND
+    shown.selection = {"run": SECOND}
+    assert (shown.selection["compare"], shown.selection["view"], shown.selection["epoch"]) == ("", "w", 2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"run": "x"}, "there is no run 'x'; there are: moles"),
+        ({"layer": "conv9"}, "there is no layer 'conv9'; there are: features.conv0, "),
+        ({"kernel": 6}, "there is no kernel 6; there are: 0 to 5"),
+        ({"epoch": 9}, "there is no epoch 9; there are: 1, 2, 3, 4"),
+        ({"compare": FIRST}, "there is no compare 'moles/.*seed0'; there are: moles/.*seed1"),
+        ({"view": "difference"}, "there is no view 'difference'"),
+        ({"scope": "all"}, "there is no scope 'all'; there are: layer, network"),
+        ({"layers": "x"}, "there is no 'layers'; there are run, layer"),
+    ],
+)
+def test_a_selection_that_is_not_there_is_refused(runs, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        medmerge.explore(runs, **wrong)
+    shown = medmerge.explore(runs)
+    before = dict(shown.selection)
+    with pytest.raises(ValueError, match=message):
+        shown.selection = wrong
+    assert shown.selection == before
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        ({}, ValueError, "the mapping is empty"),
+        ([], ValueError, "none of the 0 records"),
+        ("results", TypeError, r"not str; medmerge.records.gather\(folder\) reads records"),
+        (3, TypeError, "not int"),
+        ([3], TypeError, "not int"),
+        ({"a": [0.5, float("nan")]}, ValueError, "w of a is not finite"),
+        ({"a": [[0.5]]}, ValueError, r"w of a has shape \[1, 1\]"),
+        ({"a": []}, ValueError, r"w of a has shape \[0\]"),
+        ({"a": ["x"]}, ValueError, "w of a is no array of numbers"),
+        ({"run": {}}, ValueError, "run: there are no layers"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(what, error, message):
+    with pytest.raises(error, match=message):
+        medmerge.explore(what)
+
+
+def test_other_things_that_are_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match="comes twice"):
+        medmerge.explore([runs[0], runs[0]])
+    with pytest.raises(ValueError, match="give the names of two"):
+        medmerge.explore({"a": [0.5]}, sources=["imagenet"])
+    with pytest.raises(ValueError, match="trials: no run 'x'"):
+        medmerge.explore(runs, trials={"x": Counted()})
+    plain = records.write(tmp_path / "open/a/b/ft-x/seed0", RUN, HISTORY, predictions(), {})
+    with pytest.raises(ValueError, match="none of the 1 records holds merging weights"):
+        medmerge.explore(plain)
+    assert list(medmerge.explore([plain, *runs]).runs) == [FIRST, SECOND], "others are left out"
+    three = medmerge.KernelMerge([torch.nn.Conv2d(3, 4, 3) for _ in range(3)])
+    with pytest.raises(ValueError, match="this merge has 3"):
+        medmerge.explore(three)
+
+
+@pytest.mark.parametrize("granularity", ["kernel", "parameter", "layer", "model"])
+def test_a_merge_is_shown_with_its_layers_shapes(granularity):
+    def network():
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, (1, 3)), torch.nn.Conv2d(4, 4, 3, groups=4), torch.nn.Linear(4, 2)
+        )
+
+    merge = medmerge.KernelMerge([network(), network()], granularity=granularity)
+    merge.set_kernel_weights(0.25)
+    shown = medmerge.explore(merge, sources=["a", "b"])
+    described = {name: (kernels, shape, kind) for name, kernels, shape, kind, _ in shown._packed["networks"][0]}
+    assert described["0"] == (4, "4 × 3 × 1 × 3", "1×3 convolution")
+    assert described["1"] == (4, "4 × 1 × 3 × 3", "3×3 depthwise convolution") and described["2"] == (
+        2,
+        "2 × 4",
+        "linear",
+    )
+    assert (shown.data(all_layers=True)["w"] == 0.25).all() and shown.runs["merge"].sources == ("a", "b")
+    several = medmerge.explore({"one": merge, "other": {k: w for k, w in shown.runs["merge"].weights.items()}})
+    assert list(several.runs) == ["one", "other"]
+
+
+@pytest.mark.parametrize(("backbone", "layers", "kernels"), [("densenet121", 120, 10_240), ("resnet50", 53, 26_560)])
+def test_layers_of_the_papers_networks_are_named(backbone, layers, kernels):
+    sizes = {name: shape[0] for name, (_, shape) in explorer_data._modules(backbone).items()}
+    run = explorer_data.collect({name: np.full(n, 0.5) for name, n in sizes.items()}, backbone=backbone)[0]
+    described = explorer_data.layers(run)
+    assert len(described) == layers and sum(layer.kernels for layer in described) == kernels
+    first, last = described[0], described[-1]
+    assert (first.shape, first.kind, first.block) == ("64 × 3 × 7 × 7", "7×7 convolution", "stem")
+    assert {layer.kind for layer in described} == {"7×7 convolution", "1×1 convolution", "3×3 convolution"}
+    assert last.block == {"densenet121": "dense block 4", "resnet50": "layer 4"}[backbone]
+
+
+def test_both_networks_fit_a_page():
+    rng, runs = np.random.default_rng(0), {}
+    for backbone in ("densenet121", "resnet50"):
+        sizes = {name: shape[0] for name, (_, shape) in explorer_data._modules(backbone).items()}
+        runs[backbone] = {name: 0.5 + rng.normal(0, 0.05, n) for name, n in sizes.items()}
+    page = medmerge.explore(runs).html()
+    assert len(page.encode()) < 1_500_000 / 3
+
+
+def test_the_page_holds_every_weight_and_a_history_within_its_budget(runs, monkeypatch):
+    monkeypatch.setattr(explorer_data, "HISTORY_BYTES", 130)
+    page = medmerge.explore(runs, compare=SECOND).html()
+    content = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
+    assert content["selection"]["compare"] == SECOND
+    for packed, run in zip(content["runs"], runs, strict=True):
+        everything = np.concatenate(list(run.kernel_weights.values()))
+        assert np.array_equal(np.frombuffer(base64.b64decode(packed["w"]), "<f4"), everything)
+        assert packed["epochs"] == [2, 4], "the last and every second before it"
+        stored = np.frombuffer(base64.b64decode(packed["history"]), "<i2").reshape(2, -1) * packed["step"] + 0.5
+        kept = np.concatenate([w[[1, 3]] for w in run.kernel_history[1].values()], axis=1)
+        np.testing.assert_allclose(stored, kept, atol=1e-5)
+        assert np.abs(everything - 0.5).max() <= content["half"] < 2 * max(0.01, np.abs(everything - 0.5).max()) + 0.5
+    with pytest.raises(ValueError, match="there is no epoch 3; there are: 2, 4"):
+        medmerge.explore(runs, epoch=3)
+
+
+def test_the_page_is_whole_the_same_each_time_and_asks_nobody(runs):
+    one, other = medmerge.explore(runs).html(), medmerge.explore(runs).html()
+    assert one == other
+    assert not re.search(
+        r"(?:src|href)=[\"']?(?:https?:)?//|@import|fetch\(|import\s*\(|url\(", one.replace("data:", "")
+    )
+    assert one.count('<script type="module">') == 1 and "export " not in one
+    assert 'alt="Heatmap' in one and "<table>" in one, "for readers without scripts"
+    weights = np.concatenate(list(runs[0].kernel_weights.values()))
+    assert f"<td>{weights.mean():.3f}</td>" in one
+
+
+def test_names_cannot_break_out_of_the_page():
+    strange = "</script><img src=x onerror=alert(1)>"
+    page = medmerge.explore({strange: {"a&<b>": [0.4, 0.6]}}, sources=(strange, "b")).html()
+    assert strange not in page and page.count("</script>") == 2
+    content = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
+    assert content["runs"][0]["name"] == strange and content["runs"][0]["sources"] == [strange, "b"]
+
+
+def test_a_notebook_gets_both_forms(runs):
+    data, _ = medmerge.explore(runs)._repr_mimebundle_()
+    assert set(data) == {"text/plain", "text/html", "application/vnd.jupyter.widget-view+json"}
+    assert data["text/plain"].startswith(f"Explorer of 2 runs: {FIRST}") and " at 0x" not in data["text/plain"]
+
+
+def test_facts_say_what_a_run_was_computed_from(runs):
+    facts = medmerge.explore(runs).runs[FIRST].facts
+    for part in (
+        "target moles at 32 px",
+        "30 training images",
+        "kept: epoch 2",
+        f"record open/{FIRST}",
+        "commit abcdef012",
+    ):
+        assert part in facts
+    assert facts.endswith("Drawn, not photographed.")
+
+
+def test_what_if_is_answered_once_noted_and_never_hidden(runs, caplog):
+    trial = Counted()
+    shown = medmerge.explore(runs, trials={runs[0].folder: trial})
+    assert shown.try_weights(None) == 0.6 and shown.try_weights(1.0) == 0.6 and shown.try_weights(0.0) == 0.5
+    assert trial.asked == [("features.conv0", None), ("features.conv0", 1.0), ("features.conv0", 0.0)]
+    assert [(one["w"], one["score"]) for one in shown._tried] == [(None, 0.6), (1.0, 0.6), (0.0, 0.5)]
+    shown._asked = {"run": FIRST, "layer": "features.transition1.conv", "w": 0.5, "number": 1}
+    assert shown._tried[-1] == {
+        "run": FIRST,
+        "layer": "features.transition1.conv",
+        "w": 0.5,
+        "number": 1,
+        "score": 0.55,
+    }
+    trial.__class__ = type("Broken", (Counted,), {"__call__": lambda *a: 1 / 0})
+    shown._asked = {"run": FIRST, "layer": "features.conv0", "w": 0.5, "number": 2}
+    assert "division by zero" in shown._tried[-1]["error"] and "what if" in caplog.text
+    with pytest.raises(ValueError, match="nothing can try weights of moles.*seed1"):
+        shown.selection = {"run": SECOND}
+        shown.try_weights(1.0)
+
+
+def test_agreement_of_runs(tmp_path):
+    base = drawn(0)
+    runs = [
+        record(tmp_path, 0, weights=base),
+        record(tmp_path, 1, weights={k: 1 - w for k, w in base.items()}),
+        record(tmp_path, 2, weights={"a": np.float32([0.1, 0.2])}, backbone="other"),
+    ]
+    table = explorer_data.agreement(explorer_data.collect(runs))
+    assert len(table) == 1
+    row = table.iloc[0]
+    assert (row["run"], row["other"], row["kernels"]) == ("densenet_small/seed0", "densenet_small/seed1", 15)
+    assert row["correlation"] == pytest.approx(-1, abs=1e-5) and row["same side of 0.5"] == 0
+    weights = np.concatenate(list(base.values()))
+    assert row["mean |difference|"] == pytest.approx(np.abs(2 * weights - 1).mean(), abs=1e-6)
+
+
+def test_merged_runs_of_studies(tmp_path):
+    made = [record(tmp_path, 0), record(tmp_path, 1), record(tmp_path, 0, study="eyes")]
+    found = records.merged(tmp_path / "open", ["eyes", "moles/densenet_small"])
+    assert [r.folder for r in found] == [made[2].folder, made[0].folder, made[1].folder]
+    with pytest.raises(
+        RecordError, match="no merged run of hearts .*there are: eyes/densenet_small, moles/densenet_small"
+    ):
+        records.merged(tmp_path / "open", ["hearts"])
+    with pytest.raises(RecordError, match="for the second time"):
+        records.merged(tmp_path / "open", ["moles", "moles/densenet_small"])
+
+
+def test_the_scripts_are_in_the_package():
+    assert all(name in explorer.script() for name in ("function mount(", "class Explorer", "function drawMap("))
+    assert "data-theme" in explorer.style()
