@@ -46,7 +46,7 @@ def explore(
         selection: what is shown first: ``run``, ``layer``, ``kernel``, ``epoch``, ``compare``, ``view``, ``scope``.
 
     Returns:
-        What a notebook shows as a cell's last value. :attr:`Explorer.selection` and :meth:`Explorer.data` say what is
+        What a notebook shows as a cell's last value. ``selection`` and :meth:`Explorer.data` say what is
         on the screen.
 
     Raises:

@@ -1,9 +1,11 @@
 """How every figure of the book looks: one style, one colour for each approach, a figure that a notebook shows."""
 
+import base64
 import io
 import zlib
 from collections.abc import Callable
 from functools import wraps
+from html import escape
 
 import matplotlib.style
 from matplotlib.figure import Figure
@@ -47,3 +49,9 @@ class BookFigure(Figure):
         self.savefig(buffer, format="png", facecolor="white")
         width, height = (96 * self.get_size_inches()).astype(int).tolist()
         return buffer.getvalue(), {"width": width, "height": height}
+
+    def html(self, alt: str, caption: str) -> str:
+        """The figure as one HTML element, picture included, for where no script runs."""
+        png, _ = self._repr_png_()
+        picture = f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(alt)}"/>'
+        return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"

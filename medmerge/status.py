@@ -39,8 +39,9 @@ def runs(found: Sequence[Record]) -> pd.DataFrame:
 def parameter_files(params: Path) -> pd.DataFrame:
     """A row for each ``<track>/<name>.yaml`` below ``params``: what it asks for and how much of that is recorded.
 
-    Columns: file (relative to ``params``), track, title, asked and recorded (runs, or datasets of a file that describes
-    datasets), folders (of the records that are there), page (the executed notebook, or None).
+    Columns: file (relative to ``params``), track, title, asked and recorded (runs; of a page on datasets these, of a page
+    of weights the merged runs that it shows), folders (of the records that are there), page (the executed notebook, or
+    None).
 
     Raises:
         ParameterError: a file that no run could start from.
@@ -83,12 +84,23 @@ def _state(p: Parameters) -> Mapping[str, Path | None]:
         names = [entry.partition("=")[0] for entry in p.datasets]
         where = home() / p.results / p.track / "data"
         return {name: where if datasheets.read(p, name) else None for name in [*names, "overlaps"]}
+    if p.studies:
+        return {name: folder for study in p.studies for name, folder in _merged(p, study).items()}
     state = {}
     for row in study.rows(p):
         for seed in p.seeds:
             record = study.finished(p, row, seed)
             state[f"{row.name}, seed {seed}"] = record.folder if record else None
     return state
+
+
+def _merged(p: Parameters, study: str) -> dict[str, Path | None]:
+    """The merged runs of one study that a page shows, by name, or the study without a folder where there is none."""
+    try:
+        found = records.merged(home() / p.results / p.track, [study])
+    except RecordError:
+        return {study: None}
+    return {"/".join(record.folder.parts[-4:]): record.folder for record in found}
 
 
 def _dates(folders: set[Path]) -> dict[Path, str]:

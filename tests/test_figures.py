@@ -1,8 +1,10 @@
 """What is drawn is what was given: data are read back from the figures' artists."""
 
 import ast
+import base64
 import inspect
 import io
+import re
 
 import matplotlib
 import matplotlib.image
@@ -327,3 +329,10 @@ def test_draws_from_records_only():
     assert "numpy" in imported
     assert not {name.split(".")[0] for name in imported} & {"torch", "torchvision", ""}
     assert {name for name in imported if name.startswith("medmerge")} == {"medmerge.plotstyle", "medmerge.records"}
+
+
+def test_a_figure_in_html_is_one_element_with_its_picture_and_words():
+    html = figures.score_intervals(table()).html('a "b"', "1 < 2")
+    picture = re.search(r'src="data:image/png;base64,([^"]+)"', html)[1]
+    assert base64.b64decode(picture).startswith(b"\x89PNG")
+    assert html.startswith("<figure>") and 'alt="a &quot;b&quot;"' in html and "1 &lt; 2</figcaption>" in html

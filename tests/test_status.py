@@ -106,6 +106,21 @@ def test_a_file_about_datasets_asks_for_their_sheets(project):
     assert table.loc["open/data.yaml", ["asked", "recorded"]].tolist() == [3, 0]  # two sheets, and what they share
 
 
+def test_a_page_of_weights_asks_for_the_merged_runs_that_it_shows(project):
+    (project / "params/open/weights.yaml").write_text("track: open\nstudies: [skin]\n")
+    page = project / "results/open/weights.ipynb"
+    page.write_text("{}")
+    row = status.parameter_files(project / "params").set_index("file").loc["open/weights.yaml"]
+    assert (row.asked, row.recorded, row.page) == (1, 1, page)
+    assert row.folders[0].parts[-2:] == ("medmerge-tinyimagenet-ham10k", "seed0")
+    shutil.rmtree(row.folders[0])
+    shutil.rmtree(project / "params/open")
+    (project / "params/open").mkdir()
+    (project / "params/open/weights.yaml").write_text("track: open\nstudies: [skin]\n")
+    with pytest.raises(RecordError, match="weights.ipynb shows runs whose records are missing: skin"):
+        status.parameter_files(project / "params")
+
+
 def test_a_file_that_no_run_could_start_from(project):
     (project / "params/open/wrong.yaml").write_text("track: open\nepochs: 3\n")
     with pytest.raises(ParameterError, match="epochs"):
