@@ -39,8 +39,8 @@ def runs(found: Sequence[Record]) -> pd.DataFrame:
 def parameter_files(params: Path) -> pd.DataFrame:
     """A row for each ``<track>/<name>.yaml`` below ``params``: what it asks for and how much of that is recorded.
 
-    Columns: file (relative to ``params``), track, title, asked and recorded (runs; of a page on datasets these, of a page
-    of weights the merged runs that it shows), folders (of the records that are there), page (the executed notebook, or
+    Columns: file (relative to ``params``), track, title, asked and recorded (runs; of a page on datasets these, of one
+    on weights the merged runs that it shows), folders (of the records that are there), page (the executed notebook, or
     None).
 
     Raises:
