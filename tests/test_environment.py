@@ -170,6 +170,12 @@ def test_files_are_small():
     assert not big, f"over 1 MB: {big}"
 
 
+def test_no_link_is_committed():
+    """A link leads to a place of one machine; git would put it where another keeps its own .venv."""
+    modes = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert not [line for line in modes.splitlines() if line.startswith("120000")]
+
+
 def test_no_path_of_one_machine():
     folders = rb"(?:home|Users|root|work|mnt|media|scratch)/[\w.-]+"
     pattern = re.compile(rb"(?<![\w.:/*-])/(?:" + folders + rb"|tmp/ipykernel_\d+)|[A-Z]:\\Users\\")
