@@ -170,6 +170,13 @@ def test_files_are_small():
     assert not big, f"over 1 MB: {big}"
 
 
+def test_importing_the_package_loads_no_widgets_and_no_figures():
+    code = "import sys, medmerge; print(sorted({'anywidget', 'ipywidgets', 'matplotlib'} & sys.modules.keys()))"
+    code += "; print(medmerge.explore.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "medmerge.explorer"]
+
+
 def test_no_link_is_committed():
     """A link leads to a place of one machine; git would put it where another keeps its own .venv."""
     modes = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True).stdout
