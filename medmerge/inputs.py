@@ -197,9 +197,11 @@ def overlap_sentence(name: str, found: Mapping) -> str:
         for part in SPLITS
         if found["images"][part] or found["groups"][part]
     ]
+    scored = any(found[kind][part] for kind in ("images", "groups") for part in ("val", "test"))
+    worth = " Scores on them say less than they seem to." if scored else ""
     return (
-        f"{name}: the target shares images with this source's training data: {'; '.join(parts)}. Scores on them say "
-        "less than they seem to. Leave them out (exclude_data), or say that they are meant (allow_overlap: true)"
+        f"{name}: the target shares images with this source's training data: {'; '.join(parts)}.{worth} Leave them out "
+        "(exclude_data), or say that they are meant (allow_overlap: true)"
     )
 
 

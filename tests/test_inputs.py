@@ -263,3 +263,10 @@ def test_what_a_sources_own_base_has_seen_is_handed_on(project):
     learnt = first[first["split"] != "test"]
     assert set(learnt["id"]) == set(seen["id"][seen["split"] == "source"])
     assert set(seen["id"][seen["split"] != "source"]) == {f"{number}.png" for number in range(100, 140)}
+
+
+def test_only_images_that_are_scored_put_the_scores_in_doubt():
+    none, some = {"train": 0, "val": 0, "test": 0}, {"train": 3, "val": 0, "test": 0}
+    learnt = inputs.overlap_sentence("a", {"images": some, "groups": none})
+    assert "3 train images" in learnt and "Scores on them" not in learnt
+    assert "Scores on them" in inputs.overlap_sentence("a", {"images": none, "groups": {**none, "test": 1}})
