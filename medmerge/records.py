@@ -99,7 +99,7 @@ class Record:
         return self.predictions[[f"p_{name}" for name in self.run["data"]["classes"]]].to_numpy(float)
 
     def after_probe(self) -> "Record | None":
-        """The same run as its linear probe left it: its test predictions and metrics then; None if they are not kept."""
+        """The same run as its linear probe left it: test predictions and metrics then; None if they are not kept."""
         stage = "linear_probe"
         if stage not in self.run.get("stages", {}):
             return None

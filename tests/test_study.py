@@ -519,11 +519,10 @@ def test_an_ablation_adds_to_its_study_and_keeps_what_its_probe_predicted(projec
     assert frozen.run["definition"]["batchnorm_free"] == frozen.run["parameters"]["batchnorm_free"] == "none"
     assert frozen.run["parameters"]["vary"] == {} and frozen.settings == {"batchnorm_free": "none"}
     for record in found:
-        assert record.probed.shape == record.probabilities.shape and not np.allclose(
-            record.probed, record.probabilities
-        )
-        scored = evaluation.metrics(record.labels, record.probed, record.run["data"]["classes"])["macro_f1"]
-        assert scored == pytest.approx(record.run["stages"]["linear_probe"]["macro_f1"])
+        probed = record.after_probe()
+        assert probed.label == record.label and not np.allclose(probed.probabilities, record.probabilities)
+        scored = evaluation.metrics(probed.labels, probed.probabilities, record.run["data"]["classes"])["macro_f1"]
+        assert scored == pytest.approx(probed.run["metrics"]["macro_f1"])
         assert set(record.batchnorm["when"]) == {"before probe", "after probe"} and not record.controls.empty
     assert found[0].kernel_weights.keys() == found[2].kernel_weights.keys()
     assert found[2].run["row"]["sources"] == ["objects"]
