@@ -17,6 +17,7 @@ OVERRIDES = {
     "source": {"pair": "source", "approaches": ["ft"]},
     "data": {"seeds": list(range(10)), "image_size": 64},
     "weights": {"studies": ["demo"]},
+    "cost": {"cost_repeats": 20},
 }
 FILES = sorted((ROOT / "params").rglob("*.yaml"))
 
@@ -202,7 +203,8 @@ def test_assignments():
 def test_parameter_files_parse_and_fit_their_notebook(path):
     text, values = path.read_text(), load_yaml(path)
     kind = "source" if values.get("save_weights") else "pair"
-    kind = {"datasets": "data", "studies": "weights"}.get(next(iter({"datasets", "studies"} & set(values)), ""), kind)
+    pages = {"datasets": "data", "studies": "weights", "cost_repeats": "cost"}
+    kind = next((page for name, page in pages.items() if name in values), kind)
     told = [line for line in text.splitlines() if f"params/{path.parent.name}/{path.name}" in line and "run" in line]
     assert all(f"notebooks/{kind}.ipynb" in line for line in told), "the comment names another notebook"
     p = Parameters.parse(values, str(path), allowed=assigned_names(parameters_cell(kind)))
@@ -228,7 +230,8 @@ def test_notebooks_state_the_schemas_defaults_and_reasons(name):
     defaults = {n: OVERRIDES[name].get(n, Parameters.model_fields[n].default) for n in names}
     assert assigned_values(source) == defaults
     if name == "pair":
-        assert set(names) == set(Parameters.model_fields) - {"save_weights", "datasets", "digests", "studies"}
+        others = {"save_weights", "datasets", "digests", "studies", "cost_repeats"}
+        assert set(names) == set(Parameters.model_fields) - others
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
