@@ -85,7 +85,7 @@ class Step:
         backbone.train(any(parameter.requires_grad for parameter in backbone.parameters()))
         inputs, labels = samples.batch(torch.arange(len(samples)))
         self.inputs, self.labels = inputs.to(task.device), labels.to(task.device)
-        groups = training.parameter_groups(model, task.protocol.weight_decay)
+        groups = training.parameter_groups(model, task.protocol)
         learns = any(group["params"] for group in groups)
         self.optimizer = torch.optim.AdamW(groups, lr=lr, fused=True) if learns else None
 
