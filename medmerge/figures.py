@@ -362,7 +362,11 @@ def mark_depth(axes: Axes, layers: Sequence[str]) -> None:
     axes.set_xticks(range(step - 1, len(layers), step), range(step, len(layers) + 1, step))
     axes.set(xlabel=f"convolution in forward order ({len(layers)} in all)", xlim=(-0.5, len(layers) - 0.5))
     found = [re.search(r"(?:^|\.)(denseblock|transition|layer)(\d+)\.", name) for name in layers]
-    blocks = [f"{_BLOCKS[match[1]]}{match[2]}" if match else "stem" for match in found]
+    named = (
+        f"{_BLOCKS[match[1]]}{match[2]}" if match else "end" if any(found[:i]) else "stem"
+        for i, match in enumerate(found)
+    )
+    blocks = list(named)
     across, start = axes.get_xaxis_transform(), 0
     for block, group in itertools.groupby(blocks if any(found) else ()):
         end = start + len(list(group))

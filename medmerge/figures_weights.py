@@ -11,13 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from medmerge.agreement import layer_agreement, seed_agreement
 from medmerge.figures import depth_heatmap, half_range, mark_depth
-from medmerge.kernelstats import alternation, layer_kinds, mean_weights, merged_rows
+from medmerge.kernelstats import alternation, ends, layer_kinds, mean_weights, merged_rows
 from medmerge.plotstyle import APPROACH_COLOURS, BookFigure, book_style
 from medmerge.records import Record
 
 _GREY = "0.35"
-_KINDS = {"1×1": ("#0173B2", "o"), "3×3": ("#D55E00", "s")}
-_OTHERS = [("#029E73", "D"), ("#7A7A7A", "^"), ("#CC78BC", "v"), ("#CA9161", "P")]
+_KINDS = {
+    **{"1×1 bottleneck": ("#0173B2", "o"), "1×1 conv1": ("#0173B2", "o"), "1×1 conv3": ("#56B4E9", "o")},
+    **{"3×3 growth": ("#D55E00", "s"), "3×3 conv2": ("#D55E00", "s"), "3×3 conv1": ("#CA9161", "s")},
+}
+_OTHERS = [("#029E73", "D"), ("#7A7A7A", "^"), ("#CC78BC", "v"), ("#999933", "P")]
 
 
 @book_style
@@ -38,10 +41,10 @@ def target_heatmap(records: Sequence[Record]) -> BookFigure:
         names = ["/".join((folder.parts[-3], folder.parts[-1])) for folder, _ in rows]
     labels = [_seeded(name, len(runs)) for name, (_, runs) in zip(names, rows, strict=True)]
     weights = {label: mean_weights(runs) for label, (_, runs) in zip(labels, rows, strict=True)}
-    sources = [tuple(runs[0].run["row"]["sources"]) for _, runs in rows]
+    sources = [ends(runs[0]) for _, runs in rows]
     one_pair = len(set(sources)) == 1
     figure = depth_heatmap.__wrapped__(
-        weights, *(sources[0] if one_pair else ("second (w = 0)", "first (w = 1)")[::-1])
+        weights, *(sources[0] if one_pair else ("the row's source 1", "the row's source 0"))
     )
     axes = figure.axes[0]
     for y, (first, second) in enumerate(() if one_pair else sources):
@@ -86,12 +89,10 @@ def kinds_along_depth(weights: Mapping[str, ArrayLike], backbone: str, first: st
     strip.set(yticks=[], xticks=[], xlabel="")
     dots.axhline(0.5, color=_GREY, linewidth=0.8, linestyle="--")
     dots.plot(means, color="0.8", linewidth=0.8, zorder=1, gid="depth")
-    looks, others = {}, iter(_OTHERS)
+    others = iter(_OTHERS)
     for kind in dict.fromkeys(table["kind"]):
-        own = _KINDS.get(kind.partition(" ")[0]) if kind.endswith(("bottleneck", "growth", "conv1", "conv2")) else None
-        looks[kind] = own or next(others, ("#332288", "*"))
+        colour, marker = _KINDS.get(kind) or next(others, ("#332288", "*"))
         at = np.flatnonzero(table["kind"] == kind)
-        colour, marker = looks[kind]
         dots.plot(at, means[at], marker, color=colour, markersize=3.5, label=f"{kind} ({len(at)})", gid=f"kind/{kind}")
     dots.set(ylim=(0.5 - half, 0.5 + half), ylabel=f"mean w\n← {second}          {first} →")
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(means)) if len(means) <= 12 * step)
@@ -123,7 +124,7 @@ def agreement_of_seeds(runs: Mapping[object, Mapping[str, ArrayLike]]) -> BookFi
     pairs, layers = seed_agreement(runs), layer_agreement(runs)
     by_layer = layers.groupby("layer", sort=False)
     values, kernels = by_layer["pearson"].mean(), by_layer["kernels"].first().to_numpy()
-    names = [f"{row.one} & {row.other}" for row in pairs.itertuples()]
+    names = [f"{row.one} and {row.other}" for row in pairs.itertuples()]
     figure = BookFigure(figsize=(8, 3.2), layout="constrained")
     depth, overall = figure.subplots(1, 2, width_ratios=[3, 2])
     band = 1.96 / np.sqrt(np.maximum(kernels - 1, 1))
@@ -157,15 +158,15 @@ def displacement_by_rate(table: pd.DataFrame) -> BookFigure:
     """|w - 0.5| against w's learning rate, on log axes, beside what AdamW could do.
 
     Args:
-        table: as :func:`~medmerge.kernelstats.displacements` gives it: columns run, w_lr, mean, largest, budget, reach.
+        table: as :func:`~medmerge.kernelstats.displacements` gives it: columns w_lr, mean, largest, budget, reach.
+            Runs whose w did not learn (w_lr 0) have no place on a log axis and are left out.
 
     Raises:
-        ValueError: no rows, or rates or budgets that are not positive.
+        ValueError: no run whose w learnt.
     """
-    limits = table[["w_lr", "budget", "reach"]].to_numpy(float) if len(table) else np.empty((0, 3))
-    if not limits.size or not (np.isfinite(limits) & (limits > 0)).all():
-        raise ValueError(f"the table has {len(table)} rows: give at least one, with w_lr, budget and reach above 0")
-    table = table.sort_values("w_lr", kind="stable")
+    table = table[table["w_lr"] > 0].sort_values("w_lr", kind="stable") if len(table) else table
+    if table.empty:
+        raise ValueError("the table has no run with w_lr above 0: give at least one whose w learnt")
     figure = BookFigure(figsize=(8, 3.6), layout="constrained")
     axes, colour = figure.subplots(), APPROACH_COLOURS["medmerge"]
     for name, look in {

@@ -43,6 +43,12 @@ def merged_rows(records: Sequence[Record]) -> dict[Path, list[Record]]:
     return rows
 
 
+def ends(record: Record) -> tuple[str, str]:
+    """Names of what w = 1 and w = 0 take in a merged run: its two sources, or its one source and ``"zeros"``."""
+    first, second = (*record.run["row"]["sources"], "zeros")[:2]
+    return first, second
+
+
 def mean_weights(runs: Sequence[Record]) -> dict[str, NDArray[np.float64]]:
     """w of every kernel averaged over a row's seeds, by layer, ``[kernels]``."""
     return {
@@ -200,7 +206,8 @@ def displacements(records: Sequence[Record]) -> pd.DataFrame:
     Returns:
         Columns study (``pair/backbone``), run, seed, ``w_lr`` (learning rate of w), steps up to the kept epoch;
         ``mean`` and ``largest`` |w - 0.5|; ``budget``, by steady gradients (w_lr x steps), and ``reach``, by any
-        gradients (:func:`adam_reach`), both of w itself where softmax learns logits; ``share``, largest / budget.
+        gradients (:func:`adam_reach`), both of w itself where softmax learns logits, and both without decay of w;
+        ``share``, largest / budget, NaN where w did not learn.
 
     Raises:
         RecordError: no run holds merging weights.
@@ -215,7 +222,7 @@ def displacements(records: Sequence[Record]) -> pd.DataFrame:
         rows.append(
             {"study": "/".join(record.folder.parts[-4:-2]), "run": record.label, "seed": record.run["seed"]}
             | {"w_lr": lr, "steps": moved["steps"], "mean": moved["mean"], "largest": moved["largest"]}
-            | {"budget": float(budget), "reach": float(reach), "share": moved["largest"] / float(budget)}
+            | {"budget": float(budget), "reach": float(reach), "share": moved["largest"] / budget if budget else np.nan}
         )
     return pd.DataFrame(rows)
 

@@ -220,6 +220,7 @@ def displacement(record: Record) -> dict[str, float]:
     """
     w = np.concatenate([values.ravel() for values in record.kernel_weights.values()])
     p, history = record.run["parameters"], record.history
+    lr = p["lp_lr"] if p.get("w_lr") is None else p["w_lr"]
     probe = history[history["phase"] == "linear_probe"].reset_index(drop=True)
     kept = probe[score_column(probe)].idxmax() + 1 if p["select"] == "best" else len(probe)
     whole, rest = divmod(record.images["train"], p["batch_size"])
@@ -231,7 +232,7 @@ def displacement(record: Record) -> dict[str, float]:
         "kernels": len(w),
         "kept_epoch": int(kept),
         "steps": int(steps),
-        "budget": float((p.get("w_lr") or p["lp_lr"]) * steps),
+        "budget": float(lr * steps),
     }
 
 

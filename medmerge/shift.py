@@ -6,6 +6,7 @@ has the sign of FT's macro F1 from the first source minus that from the second.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -73,8 +74,8 @@ def shift_table(records: Sequence[Record]) -> pd.DataFrame:
     """Shift of w beside the FT difference of its sources: a line each row of merged runs.
 
     Args:
-        records: of any number of studies; each row of merged runs needs FT from both its sources, alone, with the
-            same seeds and test images.
+        records: of any number of studies; each row of runs that merged two sources needs FT from each of them,
+            with the same seeds and test images.
 
     Returns:
         Columns study (``pair/backbone``), target, run, first and second (the sources), seeds; ``shift``, averaged
@@ -163,21 +164,15 @@ def statement(records: Sequence[Record]) -> str:
 
 
 def _studies(records: Sequence[Record]) -> list[_Study]:
-    """Every row of merged runs with FT from its two sources, checked to belong together."""
+    """Every row of runs that merged two sources, with FT from each, checked to belong together."""
     found = []
     for folder, runs in merged_rows(records).items():
+        if len(runs[0].run["row"]["sources"]) != 2:
+            continue
         seeds = [run.run["seed"] for run in runs]
         fine_tuned = []
         for source in runs[0].run["row"]["sources"]:
-            rows: dict = {}
-            for record in records:
-                row = record.run["row"]
-                if (
-                    record.folder.parent.parent == folder.parent
-                    and row["approach"] == "ft"
-                    and row["sources"] == [source]
-                ):
-                    rows.setdefault(record.folder.parent, {})[record.run["seed"]] = record
+            rows = _fine_tuned(records, folder.parent, source)
             if len(rows) != 1 or not set(seeds) <= set(one := next(iter(rows.values()))):
                 raise RecordError(
                     f"{folder.parent} has {len(rows)} rows of FT from {source} for the seeds {seeds} of {folder.name}: "
@@ -188,7 +183,22 @@ def _studies(records: Sequence[Record]) -> list[_Study]:
         if len(prints) > 1:
             raise RecordError(f"{folder} and its FT were tested on different images")
         found.append(_Study(runs, *fine_tuned))
+    if not found:
+        raise RecordError("no run merged two sources: the claim is about the sources that w chooses between")
     return found
+
+
+def _fine_tuned(records: Sequence[Record], study: Path, source: str) -> dict[Path, dict[int, Record]]:
+    """The study's rows of FT from a source, by folder and seed; the study's own alone if it has also varied it."""
+    rows: dict[Path, dict[int, Record]] = {}
+    for record in records:
+        row = record.run["row"]
+        if record.folder.parent.parent == study and row["approach"] == "ft" and row["sources"] == [source]:
+            rows.setdefault(record.folder.parent, {})[record.run["seed"]] = record
+    own = {
+        folder: runs for folder, runs in rows.items() if not any(r.run["row"].get("settings") for r in runs.values())
+    }
+    return own or rows
 
 
 def _resampled(study: _Study, resamples: int, generator: np.random.Generator) -> tuple[NDArray, NDArray]:
