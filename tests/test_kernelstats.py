@@ -31,7 +31,9 @@ def skin() -> list[records.Record]:
 def test_rows_hold_merged_runs_in_order_of_seeds(tmp_path):
     runs = [make(tmp_path, row, 5, seed) for seed in (1, 0) for row in ("ft-b", "medmerge-b-c")]
     rows = kernelstats.merged_rows(runs)
-    assert {folder.name: [run.run["seed"] for run in found] for folder, found in rows.items()} == {"medmerge-b-c": [0, 1]}
+    assert {folder.name: [run.run["seed"] for run in found] for folder, found in rows.items()} == {
+        "medmerge-b-c": [0, 1]
+    }
     assert kernelstats.ends(rows[tmp_path / "medmerge-b-c"][0]) == ("b", "c")
 
 
