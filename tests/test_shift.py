@@ -65,6 +65,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(RecordError, match="0 rows of FT from c for the seeds"):
         shift.shift_table(without)
     other = make(tmp_path / "pair" / "net", "medmerge-b-c", 5, 1)
+    other.__dict__["kernel_weights"] = runs[-1].kernel_weights
     with pytest.raises(RecordError, match="FT from b for the seeds"):
         shift.shift_table([*runs, other])
     runs[0].run["data"]["fingerprint"] = "0" * 64
@@ -93,6 +94,7 @@ def test_two_merged_rows_of_one_study_are_not_two_studies(tmp_path):
     folder = tmp_path / "pair" / "net"
     runs = study(folder, 5, 30, 0.6)
     again = make(folder / "more", "medmerge-b-c", 5)
+    assert again.kernel_weights and len(again.predictions)
     object.__setattr__(again, "folder", folder / "medmerge-b-c+w_lr=0.1" / "seed0")
     assert len(shift.shift_table([*runs, again])) == 2
     with pytest.raises(RecordError, match="several rows of merged runs"):
