@@ -82,7 +82,7 @@ def _check(options: argparse.Namespace) -> int:
             continue
         print(f"{path}: {len(all_rows)} runs, {len(all_rows) - len(todo)} finished")
         for row, seed in todo:
-            print(f"  to run: {row.title} from {' + '.join(row.sources)}, seed {seed}")
+            print(f"  to run: {row.label}, seed {seed}")
     return status
 
 
