@@ -115,6 +115,24 @@ class Alternation:
     within_blocks: float
     p_within: float
 
+    @property
+    def sentence(self) -> str:
+        """What was found, in Markdown, no stronger than its interval and tests."""
+        told = f"{self.difference:+.4f} ({self.low:+.4f} to {self.high:+.4f}, {self.units} units)"
+        apart = "differ" if self.low > 0 or self.high < 0 else "are not shown to differ"
+        found = "no alternation along depth is shown"
+        if self.p_within < 0.05:
+            found = (
+                "neighbours alternate"
+                if self.within_blocks < 0
+                else "neighbours are alike, the opposite of alternating"
+            )
+        return (
+            f"1×1 and 3×3 convolutions {apart} in mean w, by {told}; within blocks {found} (lag-1 autocorrelation "
+            f"{self.within_blocks:+.2f}, p = {self.p_within:.2g}; over the whole depth {self.autocorrelation:+.2f}, "
+            f"p = {self.p_value:.2g})."
+        )
+
 
 def alternation(weights: Weights, backbone: str, resamples: int = 10_000, seed: int = 0) -> Alternation:
     """Measure the alternation of mean w between a network's 1×1 and 3×3 convolutions.
