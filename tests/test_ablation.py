@@ -1,0 +1,134 @@
+"""An ablation's tables and sentences, on hand-made records whose scores are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_report import CLASSES, LABELS, macro_f1, make, predicted
+
+from medmerge import ablation, controls, evaluation, figures_ablation, figures_controls, records, report
+from medmerge.records import RecordError
+
+
+def probabilities(errors: int) -> np.ndarray:
+    found = np.full((len(LABELS), 3), 0.1)
+    found[np.arange(len(LABELS)), predicted(errors)] = 0.8
+    return found
+
+
+def variant(folder, errors: int, after_probe: int, seed: int = 0, tuned: bool = True, **settings):
+    """A MedMerge record with settings, which made so many errors at the end and after its probe."""
+    own = make(folder / "study", "medmerge-b-c", errors, seed)
+    at_probe = probabilities(after_probe)
+    run = {
+        **own.run,
+        "row": {**own.run["row"], "settings": settings},
+        "parameters": {**own.run["parameters"], "batchnorm_free": "both", "w_lr": None, **settings},
+        "stages": {"linear_probe": evaluation.metrics(LABELS, at_probe, CLASSES)},
+        "cost": {"linear_probe": {"seconds": 1.0}, **({"fine_tune": {"seconds": 1.0}} if tuned else {})},
+    }
+    name = "row" + "".join(f"+{key}={value}" for key, value in settings.items())
+    table = records.prediction_frame([str(i) for i in range(len(LABELS))], LABELS, at_probe, CLASSES)
+    history, final = own.history, own.predictions
+    tables = {"predictions_linear_probe": table}
+    return records.write(folder / name / f"seed{seed}", run, history, final, own.kernel_weights, tables=tables)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return [variant(tmp_path, 5, 10), variant(tmp_path, 25, 40, batchnorm_free="none")]
+
+
+def test_labels_say_what_sets_a_row_apart(pair):
+    assert [run.label for run in pair] == ["MedMerge b + c", "MedMerge b + c (batchnorm_free none)"]
+    assert ablation.factors(pair) == {"batchnorm_free": ["both", "none"]}
+
+
+def test_scores_are_those_of_each_stage(pair):
+    table = ablation.scores(pair).set_index(["batchnorm_free", "stage"])
+    expected = {("both", ablation.PROBE): 10, ("none", ablation.PROBE): 40, ("both", ablation.END): 5}
+    for where, errors in {**expected, ("none", ablation.END): 25}.items():
+        assert table.loc[where, "mean"] == pytest.approx(macro_f1(errors))
+        assert table.loc[where, "low"] < table.loc[where, "mean"] < table.loc[where, "high"]
+
+
+def test_each_row_is_compared_with_the_studys_own(pair):
+    table = ablation.differences(pair).set_index("stage")
+    assert list(table["reference"]) == ["MedMerge b + c"] * 2 and list(table.index) == list(ablation.STAGES)
+    assert table.loc[ablation.END, "difference"] == pytest.approx(macro_f1(25) - macro_f1(5))
+    assert table.loc[ablation.PROBE, "difference"] == pytest.approx(macro_f1(40) - macro_f1(10))
+    np.testing.assert_allclose(table["p_holm"], evaluation.holm(table["p"]))
+    said = ablation.verdict(pair)
+    assert said.count("1 of 1 rows is significantly (5 %, Holm) worse") == 2 and "none better" in said
+
+
+def test_without_the_studys_own_row_the_first_is_the_reference(tmp_path):
+    runs = [variant(tmp_path, errors, 10, w_lr=rate) for errors, rate in ((5, 0.1), (6, 0.2), (7, 0.3))]
+    assert set(ablation.references(runs).values()) == {"MedMerge b + c (w_lr 0.1)"}
+
+
+def test_a_stage_that_did_not_happen_is_not_shown(tmp_path):
+    runs = [variant(tmp_path, 10, 10, tuned=False), variant(tmp_path, 12, 12, tuned=False, batchnorm_free="none")]
+    assert set(ablation.scores(runs)["stage"]) == {ablation.PROBE} == set(ablation.differences(runs)["stage"])
+    assert "after fine-tuning" not in ablation.verdict(runs).lower()
+
+
+def test_records_from_before_the_probe_was_kept_show_the_end_alone(tmp_path):
+    runs = [variant(tmp_path, 5, 10), variant(tmp_path, 25, 40, batchnorm_free="none")]
+    old = [records.Record(run.folder, {k: v for k, v in run.run.items() if k != "stages"}) for run in runs]
+    assert set(ablation.scores(old)["stage"]) == {ablation.END} and old[0].after_probe() is None
+
+
+def test_cells_are_what_figures_take(pair, tmp_path):
+    drawn = ablation.cells(pair)
+    assert list(drawn["factor_a"]) == ["both", "none"] * 2
+    assert set(drawn["measure"]) == {"test, after the probe", "test, after fine-tuning"}
+    assert "none" in figures_ablation.one_factor(drawn, "batchnorm_free").alt
+    two = [variant(tmp_path, 9, 9, batchnorm_free=free, w_lr=rate) for free in ("both", "none") for rate in (0.1, 0.2)]
+    assert list(ablation.cells(two)["factor_b"].unique()) == ["0.1", "0.2"]
+    figures_ablation.factorial(ablation.cells(two), "batchnorm_free", "w_lr")
+    with pytest.raises(RecordError, match="one setting or two"):
+        ablation.cells(pair[:1])
+
+
+def test_tables_have_a_line_a_row_and_one_a_difference(pair):
+    scores, differences = ablation.score_table(pair), ablation.difference_table(pair)
+    assert list(scores["batchnorm_free"]) == ["both", "none"] and len(differences) == 2
+    assert scores.loc[0, "test, after fine-tuning"].startswith(f"{macro_f1(5):.3f} (")
+    assert list(differences["minus"]) == ["MedMerge b + c"] * 2
+
+
+def test_one_row_is_nothing_to_compare(pair):
+    assert ablation.verdict(pair[:1]) == "There is one row alone: nothing to compare."
+    assert ablation.differences(pair[:1]).empty and len(ablation.score_table(pair[:1])) == 1
+
+
+def test_a_pairs_comparison_takes_the_studys_own_row_for_its_approach(pair):
+    assert list(report.comparisons(pair)["against"]) == [pair[1].label]
+    assert list(report.comparisons(pair, pair[1].label)["against"]) == [pair[0].label]
+    with pytest.raises(RecordError, match="0 rows of 'ft'"):
+        report.comparisons(pair, "ft")
+
+
+CONTROLS = pd.DataFrame(
+    [("learnt", 0, 0.5, 0.6), ("start", 0, 0.4, 0.5), ("shuffled", 0, 0.45, 0.55), ("shuffled", 1, 0.48, 0.5)],
+    columns=["control", "draw", "score", "reestimated"],
+)
+
+
+@pytest.mark.parametrize(("learnt", "said"), [(0.5, "above"), (0.46, "within the range of"), (0.2, "below")])
+def test_the_sentence_on_controls_follows_the_scores(learnt, said):
+    table = CONTROLS.assign(score=CONTROLS["score"].where(CONTROLS["control"] != "learnt", learnt))
+    sentence = controls.sentence(controls.summary(table))
+    assert f"**{learnt:.3f}**: {said} what the same weights reach" in sentence and "0.450 to 0.480 over 2" in sentence
+
+
+def test_the_figure_of_controls_has_a_dot_for_every_score():
+    figure = figures_controls.replaced_weights(CONTROLS)
+    (axes,) = figure.axes
+    dots = {line.get_gid(): list(line.get_xdata()) for line in axes.lines if line.get_gid().startswith("dots/")}
+    assert dots == {f"dots/{name}": list(CONTROLS[name]) for name in ("score", "reestimated")}
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["learnt", "start", "shuffled"]
+    with pytest.raises(ValueError, match="no score of the learnt weights"):
+        figures_controls.replaced_weights(CONTROLS[1:])
+    with pytest.raises(ValueError, match="no column reestimated"):
+        figures_controls.replaced_weights(CONTROLS.drop(columns="reestimated"))
