@@ -234,12 +234,12 @@ def displacement(record: Record) -> dict[str, float]:
 
 
 def histories(records: Sequence[Record]) -> pd.DataFrame:
-    """All histories in one frame, with columns run, approach and seed."""
+    """All histories in one frame, with columns run, approach and seed; runs that trained nothing have no rows."""
     frames = [
         record.history.assign(run=record.label, approach=record.run["row"]["approach"], seed=record.run["seed"])
         for record in records
     ]
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
 
 
 def costs(records: Sequence[Record]) -> pd.DataFrame:
