@@ -150,7 +150,7 @@ def save_classifier(model: Classifier, path: Path, name: str, **metadata: str) -
         TypeError: the model is not one network, such as an ensemble.
     """
     if not isinstance(model, Classifier):
-        raise TypeError(f"a {type(model).__name__} is not one network with a head, and cannot be saved as one")
+        raise TypeError(f"{type(model).__name__} is not one network with a head: it cannot be saved as one")
     state = model.state_dict()
     if has_plain_head(name):
         head = model.head.state_dict()

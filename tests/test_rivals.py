@@ -14,11 +14,23 @@ from torch import nn
 
 from medmerge import Classifier, backbones, batchnorm, checkpoints, ingredients, rivals, study, training
 from medmerge.approaches import CORE, ft, lp_ft
-from medmerge.ingredients import blend, finished, probed, score
+from medmerge.ingredients import blend, score
 from medmerge.params import ParameterError
 from medmerge.registry import APPROACHES
-from medmerge.rivals import RIVALS, Ensemble, average, best_between, diagonal_fisher, ensemble, fisher, fisher_mean
-from medmerge.rivals import averaged, interpolation, soup, wise_ft
+from medmerge.rivals import (
+    RIVALS,
+    Ensemble,
+    average,
+    averaged,
+    best_between,
+    diagonal_fisher,
+    ensemble,
+    fisher,
+    fisher_mean,
+    interpolation,
+    soup,
+    wise_ft,
+)
 from medmerge.training import Protocol, Task, predict
 
 FAST = Protocol(lp_epochs=2, lp_lr=1e-2, ft_epochs=2, ft_lr=1e-3, batch_size=16, precision="fp32", device="cpu")
@@ -114,7 +126,10 @@ def test_the_fisher_information_is_the_analytic_one(several):
     """Of logits W2 (W1 x + b1) + b2: the covariance of the labels under the model, carried back to W1 and b1."""
     torch.manual_seed(0)
     model, one = Classifier(Linear(3 * 4 * 4, 5), 3), task(several)
-    small = {name: dataclasses.replace(getattr(one, name), inputs=getattr(one, name).inputs[..., :4, :4]) for name in ("train", "val")}
+    small = {
+        name: dataclasses.replace(getattr(one, name), inputs=getattr(one, name).inputs[..., :4, :4])
+        for name in ("train", "val")
+    }
     one = dataclasses.replace(one, **small)
     found = diagonal_fisher(model, one, 10_000)
     with torch.no_grad():
@@ -323,8 +338,10 @@ def test_the_ensemble_is_the_mean_of_logits():
 
 
 def test_an_ensemble_is_not_saved_as_one_network(tmp_path):
-    with pytest.raises(TypeError, match="an? Ensemble is not one network with a head"):
-        backbones.save_classifier(Ensemble([Classifier(source(0), 3)] * 2), tmp_path / "m.safetensors", "densenet_small")
+    with pytest.raises(TypeError, match="Ensemble is not one network with a head"):
+        backbones.save_classifier(
+            Ensemble([Classifier(source(0), 3)] * 2), tmp_path / "m.safetensors", "densenet_small"
+        )
     assert not list(tmp_path.iterdir())
     with pytest.raises(ParameterError, match=r"save_weights: saves one network; give .* approaches: \[ft\]"):
         parameters(approaches=["ensemble"], save_weights="w.safetensors")
@@ -423,7 +440,9 @@ FT = "results/demo/demo/densenet_small/ft-objects/seed0"
     [
         lambda folder: (folder / study.MODEL).unlink(),
         lambda folder: (folder / study.MODEL).write_bytes(b"nothing"),
-        lambda folder: shutil.copyfile(str(folder).replace("objects", "lesions") + f"/{study.MODEL}", folder / study.MODEL),
+        lambda folder: shutil.copyfile(
+            str(folder).replace("objects", "lesions") + f"/{study.MODEL}", folder / study.MODEL
+        ),
         lambda folder: (folder / "history.csv").unlink(),
         lambda folder: (folder / "run.json").unlink(),
         lambda folder: changed(folder, lambda run: run["data"].update(fingerprint="0" * 64)),
