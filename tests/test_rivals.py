@@ -334,7 +334,7 @@ def test_the_ensemble_is_the_mean_of_logits():
     members = [ft(trained(seed), task()).model.eval() for seed in (0, 1)]
     with torch.no_grad():
         assert torch.equal(outcome.model.eval()(x), (members[0](x) + members[1](x)) / 2)
-    assert outcome.choices == {"ensemble": ["FT objects", "FT lesions"]}
+    assert outcome.choices == {"networks at every inference": ["FT objects", "FT lesions"]}
 
 
 def test_an_ensemble_is_not_saved_as_one_network(tmp_path):
