@@ -320,7 +320,7 @@ def cell(names: Iterable[str], **defaults: object) -> str:
     """
     fields = {name: Parameters.model_fields[name] for name in names}
     values = {name: defaults.get(name, field.default) for name, field in fields.items()}
-    written = {name: str(value) if isinstance(value, bool) else json.dumps(value) for name, value in values.items()}
+    written = {name: str(v) if v is None or isinstance(v, bool) else json.dumps(v) for name, v in values.items()}
     lines = [(f"{name} = {text}", fields[name].description) for name, text in written.items()]
     return "\n".join(f"{code}  # {reason}" for code, reason in lines)
 
