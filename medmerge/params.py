@@ -64,6 +64,9 @@ class Parameters(BaseModel):
     studies: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$")]] = Field(
         [], description="studies whose merging weights a page of their own shows: pair, or pair/backbone"
     )
+    cost_repeats: int = Field(
+        0, ge=0, description="rounds in which a page of their own times a step of each phase; 0 on all other pages"
+    )
     exclude_data: str = Field("", description="leave out target images that this dataset holds too")
     exclude_root: str = Field("", description="that dataset's folder")
     split: Literal["grouped", "random", "official", "file"] = Field(

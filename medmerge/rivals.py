@@ -108,8 +108,10 @@ def ensemble(sources: Sequence[nn.Module], task: Task) -> Outcome:
 
     An upper bound rather than a rival: it costs one inference a source, where all others end as one network.
     """
-    networks = [finished("ft", *pair, task) for pair in zip(sources, names(sources, task), strict=True)]
-    return Outcome(Ensemble(networks), {}, choices={"networks at every inference": [label("ft", n) for n in names(sources, task)]})
+    called = names(sources, task)
+    networks = [finished("ft", *pair, task) for pair in zip(sources, called, strict=True)]
+    used = {"networks at every inference": [label("ft", name) for name in called]}
+    return Outcome(Ensemble(networks), {}, choices=used)
 
 
 class Ensemble(nn.Module):

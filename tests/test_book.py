@@ -154,6 +154,7 @@ MODULES = (
     *("rivals", "ingredients", "recall"),
     *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
     *("params", "study", "inputs", "learn", "datasheets", "leaks"),
+    *("cost", "costsheets", "figures_cost"),
 )
 
 

@@ -12,7 +12,7 @@ from test_study import parameters, write_weights
 from test_training import findings, samples, source
 from torch import nn
 
-from medmerge import Classifier, backbones, batchnorm, checkpoints, ingredients, rivals, study, training
+from medmerge import Classifier, backbones, batchnorm, checkpoints, ingredients, rivals, report, study, training
 from medmerge.approaches import CORE, ft, lp_ft
 from medmerge.ingredients import blend, score
 from medmerge.params import ParameterError
@@ -297,8 +297,8 @@ def test_the_greedy_soup_tries_from_the_best_to_the_worst_and_skips_what_does_no
     tried = []
 
     def scores(model):
-        tried.append(level(model))
-        return {8: 0.5, 6: 0.7, 4: 0.6, 1: 0.4, 5: 0.65, 7: 0.7, 5.0 + 0: 0.65}.get(tried[-1], 0.9)
+        tried.append(round(level(model), 4))
+        return {8: 0.5, 6: 0.7, 4: 0.6, 1: 0.4, 5: 0.65, 7: 0.7}[tried[-1]]
 
     scripted(monkeypatch, scores)
     outcome = soup([None, None], task(sources=("b", "c")))
@@ -523,3 +523,25 @@ def test_rivals_read_what_their_ingredients_read():
         assert RIVALS[name].reads >= CORE["lp_ft"].reads
     assert {n for n in RIVALS if "fisher_images" in RIVALS[n].reads} == {"fisher"}
     assert set(APPROACHES) == {*CORE, *RIVALS} and len({a.title for a in APPROACHES.values()}) == len(APPROACHES)
+
+
+def test_nothing_is_left_of_what_only_fine_tunes_without_fine_tuning():
+    for name in ("interpolation", "soup", "ensemble"):
+        with pytest.raises(ParameterError, match=f"ft_epochs: 0 leaves nothing of the approach {name}"):
+            study.check(parameters(approaches=[name], ft_epochs=0))
+
+
+def test_the_page_says_what_was_chosen(project):
+    (record,) = study.run(parameters(approaches=["ensemble"]))
+    others = study.run(parameters(approaches=["ft"]))
+    table = report.choice_table([*others, record])
+    assert table.to_dict("records") == [
+        {
+            "run": "Ensemble of FT objects + lesions",
+            "seed": 0,
+            "chosen": "networks at every inference: FT objects + FT lesions",
+        }
+    ]
+    assert report.choice_table(others).empty
+    assert set(report.histories([*others, record])["run"]) == {"FT objects", "FT lesions"}
+    assert report.histories([record]).empty and report.costs([record])["ingredients, s"].item() > 0
