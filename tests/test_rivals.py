@@ -12,7 +12,7 @@ from test_study import parameters, write_weights
 from test_training import findings, samples, source
 from torch import nn
 
-from medmerge import Classifier, backbones, batchnorm, checkpoints, ingredients, rivals, report, study, training
+from medmerge import Classifier, backbones, batchnorm, checkpoints, ingredients, report, rivals, study, training
 from medmerge.approaches import CORE, ft, lp_ft
 from medmerge.ingredients import blend, score
 from medmerge.params import ParameterError
