@@ -222,11 +222,13 @@ def displacement(record: Record) -> dict[str, float]:
     """How far the merging weights went from 0.5, beside how far AdamW's steps could have carried them.
 
     Returns:
-        ``mean`` and ``largest`` absolute deviation over kernels, ``share_first`` of kernels with w > 0.5, and
-        ``budget`` = learning rate x steps up to the kept epoch: Adam moves a weight by about its learning rate a step.
+        ``mean`` and ``largest`` absolute deviation over kernels, ``share_first`` of kernels with w > 0.5, ``steps``
+        up to the kept epoch, and ``budget`` = w's learning rate x steps: Adam moves a weight by about its learning
+        rate a step.
     """
     w = np.concatenate([values.ravel() for values in record.kernel_weights.values()])
     p, history = record.run["parameters"], record.history
+    lr = p["lp_lr"] if p.get("w_lr") is None else p["w_lr"]
     probe = history[history["phase"] == "linear_probe"].reset_index(drop=True)
     kept = probe[score_column(probe)].idxmax() + 1 if p["select"] == "best" else len(probe)
     whole, rest = divmod(record.images["train"], p["batch_size"])
@@ -237,7 +239,8 @@ def displacement(record: Record) -> dict[str, float]:
         "share_first": float((w > 0.5).mean()),
         "kernels": len(w),
         "kept_epoch": int(kept),
-        "budget": float(p["lp_lr"] * steps),
+        "steps": int(steps),
+        "budget": float(lr * steps),
     }
 
 

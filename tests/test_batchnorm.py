@@ -178,7 +178,7 @@ def test_a_plain_probe_with_free_norms_moves_them_and_no_kernel():
 def test_starts_of_batch_norm_are_reached_before_anything_learns():
     one = task()
     mean, measured, repaired = (
-        medmerge([source(0), source(1)], task(lp_epochs=1), batchnorm=start, controls=False)
+        medmerge([source(0), source(1)], task(lp_epochs=1), batchnorm=start, score_controls=False)
         for start in ("mean", "reestimated", "repair")
     )
     before = [o.tables["batchnorm"].query("when == 'before probe'") for o in (mean, measured, repaired)]
@@ -200,7 +200,7 @@ def test_fixed_weights_give_the_average_and_nothing_to_show():
 
 
 def test_zeros_keep_batch_norm_and_scale_kernels():
-    outcome = medmerge_zeros(source(0), task(ft_epochs=0, w_lr=0.02), controls=False)
+    outcome = medmerge_zeros(source(0), task(ft_epochs=0, w_lr=0.02), score_controls=False)
     kept = torch.cat(list(outcome.kernel_weights.values()))
     assert (kept != 0.5).any() and not torch.equal(kept, torch.full_like(kept, 0.5))
     name, w = next(iter(outcome.kernel_weights.items()))

@@ -155,6 +155,7 @@ MODULES = (
     *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
     *("params", "study", "inputs", "learn", "datasheets", "leaks"),
     *("cost", "costsheets", "figures_cost"),
+    *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
 )
 
 

@@ -18,6 +18,16 @@ OVERRIDES = {
     "source": {"pair": "source", "approaches": ["ft"]},
     "data": {"seeds": list(range(10)), "image_size": 64},
     "weights": {"studies": ["demo"]},
+    "ablation_batchnorm": {"approaches": ["medmerge"], "vary": {"batchnorm_free": ["both", "none"]}},
+    "ablation_granularity": {
+        "approaches": ["medmerge"],
+        "vary": {"granularity": ["parameter", "kernel", "layer", "model"]},
+    },
+    "ablation_zeros": {"approaches": ["medmerge_zeros"]},
+    "controls": {
+        "approaches": ["medmerge", "fixed_w", "lp_ft", "lp_norms_ft"],
+        "vary": {"w_lr": [None, 1e-3, 1e-2, 5e-2]},
+    },
     "cost": {"cost_repeats": 20},
 }
 FILES = sorted((ROOT / "params").rglob("*.yaml"))

@@ -113,7 +113,7 @@ def test_definition_leaves_out_paths_devices_and_what_others_read():
 
 def test_every_setting_of_an_approach_is_in_its_definition():
     for name, approach in APPROACHES.items():
-        assert set(approach.settings) - {"controls"} <= approach.reads  # these only add a table
+        assert set(approach.settings) - {"score_controls"} <= approach.reads  # these only add a table
         assert approach.reads <= set(study.definition(parameters(), Row(name, ("objects",)), 0))
 
 
