@@ -1,4 +1,4 @@
-"""What is compared: FT, LP-FT, MedMerge and its controls, each a few lines on top of the two phases (paper, section 4).
+"""FT, LP-FT, MedMerge and its controls, each a few lines on top of the two phases (paper, section 4).
 
 An approach is a function of one or several backbones and a :class:`~medmerge.training.Task`. It returns a trained
 :class:`~medmerge.backbones.Classifier` and, where it merged, the learnt merging weights. It never sees test data.
@@ -30,13 +30,14 @@ class Outcome:
     """What an approach ends with.
 
     Attributes:
-        model: the trained classifier, an ordinary network.
+        model: the trained classifier, an ordinary network; of an ensemble several.
         kernel_weights: the first source's learnt weight w by layer, as
             :meth:`~medmerge.merge.KernelMerge.kernel_weights` gives it; empty where nothing was merged.
         merge: the merging classifier as its linear probe left it, before it was folded; None where no merge was learnt.
         probed: the classifier as the linear probe left it; None where there was none.
         tables: further tables for the record, by name: ``batchnorm`` (:func:`medmerge.batchnorm.report` before and
             after the probe) and ``controls`` (:func:`medmerge.controls.evaluate`).
+        choices: what was chosen on the validation images beyond an epoch, such as a coefficient, in JSON's types.
     """
 
     model: Classifier
@@ -44,11 +45,12 @@ class Outcome:
     merge: Classifier | None = None
     probed: Classifier | None = None
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    choices: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Approach:
-    """An entry of :data:`APPROACHES`.
+    """An entry of :data:`medmerge.registry.APPROACHES`.
 
     Attributes:
         title: its name in tables.
@@ -110,8 +112,7 @@ def medmerge(
         settings: further options of :class:`~medmerge.merge.KernelMerge`.
     """
     merge = start(sources, batchnorm=batchnorm, **settings)
-    if batchnorm in MEASURED_STARTS:
-        _measure(merge, sources, task, batchnorm)
+    measure(merge, sources, task, batchnorm)
     task = task if learn else replace(task, protocol=replace(task.protocol, w_lr=0.0))
     model = classifier(merge, task)
     before = _diagnosis(merge, task, "before probe")
@@ -145,12 +146,13 @@ def medmerge_zeros(source: nn.Module, task: Task, **settings) -> Outcome:
     return medmerge([source, zeros_like(source)], task, **settings)
 
 
-def _measure(merge: KernelMerge, sources: Sequence[nn.Module], task: Task, start: str) -> None:
+def measure(merge: nn.Module, sources: Sequence[nn.Module], task: Task, start: str | int) -> None:
+    """Measure a merge's batch norms on training images, in place, where their ``start`` asks for it."""
     with task.autocast:
         merge.to(task.device)
         if start == "reestimated":
             batchnorm.reestimate(merge, task.measured)
-        else:
+        elif start == "repair":
             batchnorm.repair(merge, [copy.deepcopy(source).to(task.device) for source in sources], task.measured)
 
 
@@ -173,7 +175,7 @@ _MERGED = {
     "reads": LINEAR_PROBE | _PROBED | {"granularity", "batchnorm", "normalisation"},
 }
 
-APPROACHES = {
+CORE = {
     "ft": Approach("FT", ft),
     "lp_ft": Approach("LP-FT", lp_ft, reads=LINEAR_PROBE | {"lp_batchnorm"}),
     "lp_norms_ft": Approach("LP-FT, norms free", lp_norms_ft, reads=LINEAR_PROBE | {"batchnorm_free"}),
@@ -181,4 +183,4 @@ APPROACHES = {
     "medmerge_zeros": Approach("MedMerge with zeros", medmerge_zeros, **_MERGED | {"merges": False}),
     "fixed_w": Approach("MedMerge, w fixed", fixed_w, **_MERGED | {"reads": _MERGED["reads"] - {"w_lr", "w_decay"}}),
 }
-"""Every approach by its name in parameter files."""
+"""These approaches by their names in parameter files; :mod:`medmerge.registry` has all."""

@@ -145,12 +145,33 @@ def save_classifier(model: Classifier, path: Path, name: str, **metadata: str) -
 
     Args:
         name, metadata: as for :func:`save_backbone`.
+
+    Raises:
+        TypeError: the model is not one network, such as an ensemble.
     """
+    if not isinstance(model, Classifier):
+        raise TypeError(f"{type(model).__name__} is not one network with a head: it cannot be saved as one")
     state = model.state_dict()
     if has_plain_head(name):
         head = model.head.state_dict()
         state = model.backbone.state_dict() | {f"{model.backbone.head_key}.{key}": head[key] for key in head}
     _write(state, path, name, metadata)
+
+
+def load_classifier(path: Path, name: str) -> Classifier:
+    """The classifier that :func:`save_classifier` wrote, in eval mode: the same tensors.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as for :func:`backbone`; or the file holds a backbone without a head.
+    """
+    model, state = backbone(name, Path(path)), read_state(path)
+    key = model.head_key if has_plain_head(name) else "head"
+    head = {part: state.get(f"{key}.{part}") for part in ("weight", "bias")}
+    if any(tensor is None for tensor in head.values()):
+        raise CheckpointError(f"{path} holds no head {key}, only a backbone")
+    classifier = Classifier(model, len(head["bias"]))
+    classifier.head.load_state_dict(head)
+    return classifier.eval()
 
 
 def has_plain_head(name: str) -> bool:

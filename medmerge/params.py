@@ -130,6 +130,7 @@ class Parameters(BaseModel):
     vary: dict[str, list] = Field(
         {}, description="settings to compare, values by parameter: a row for each combination"
     )
+    fisher_images: Count = Field(256, description="training images that the approach fisher estimates its weights on")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto takes bf16 where the hardware computes in it; the paper is silent"

@@ -10,10 +10,21 @@ from html import escape
 import matplotlib.style
 from matplotlib.figure import Figure
 
-APPROACH_NAMES = {"ft": "FT", "lp_ft": "LP-FT", "medmerge": "MedMerge"}
-APPROACH_COLOURS = {"ft": "#0173B2", "lp_ft": "#DE8F05", "medmerge": "#029E73"}
+APPROACH_NAMES = {
+    **{"ft": "FT", "lp_ft": "LP-FT", "medmerge": "MedMerge"},
+    **{"lp_norms_ft": "LP-FT, norms free", "medmerge_zeros": "MedMerge with zeros", "fixed_w": "MedMerge, w fixed"},
+    **{"average": "Average", "fisher": "Fisher average", "interpolation": "Interpolation of FT", "wise_ft": "WiSE-FT"},
+    **{"soup": "Greedy soup", "ensemble": "Ensemble of FT"},
+}
+APPROACH_COLOURS = {
+    **{"ft": "#0173B2", "lp_ft": "#DE8F05", "medmerge": "#029E73"},
+    **{"lp_norms_ft": "#8C5109", "medmerge_zeros": "#117733", "fixed_w": "#7FCDBB"},
+    **{"average": "#56B4E9", "fisher": "#CC78BC", "interpolation": "#D55E00", "wise_ft": "#E3C000"},
+    **{"soup": "#882255", "ensemble": "#7A7A7A"},
+}
+"""Of the paper's three, of controls (shades of what they control), of rivals."""
 
-_FURTHER_COLOURS = "#CC78BC #CA9161 #56B4E9 #882255 #332288 #7A7A7A #999933".split()
+_FURTHER_COLOURS = "#332288 #CA9161 #999933 #FF9DA7 #44AA99 #4D4D4D".split()
 _STYLE = {
     **{"figure.facecolor": "white", "figure.dpi": 150, "savefig.dpi": "figure", "savefig.facecolor": "auto"},
     **{"font.size": 8, "axes.labelsize": 9.5, "axes.titlesize": 9.5, "axes.titlelocation": "left"},

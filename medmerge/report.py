@@ -245,16 +245,30 @@ def displacement(record: Record) -> dict[str, float]:
 
 
 def histories(records: Sequence[Record]) -> pd.DataFrame:
-    """All histories in one frame, with columns run, approach and seed."""
+    """All histories in one frame, with columns run, approach and seed; runs that trained nothing have no rows."""
     frames = [
         record.history.assign(run=record.label, approach=record.run["row"]["approach"], seed=record.run["seed"])
         for record in records
     ]
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+
+
+def choice_table(records: Sequence[Record]) -> pd.DataFrame:
+    """What runs chose on the validation images beyond an epoch, a row each; without rows where none did."""
+    table = []
+    for record in records:
+        for name, value in record.run.get("choices", {}).items():
+            if name != "validation":
+                text = " + ".join(value) if isinstance(value, list) else value
+                table.append({"run": record.label, "seed": record.run["seed"], "chosen": f"{name}: {text}"})
+    return pd.DataFrame(table, columns=["run", "seed", "chosen"])
 
 
 def costs(records: Sequence[Record]) -> pd.DataFrame:
-    """A row a run: seconds by phase and in all, and peak memory in MiB."""
+    """A row a run: seconds by phase and in all, and peak memory in MiB.
+
+    *Ingredients* are the networks that an approach combines, at their price, recalled or not.
+    """
     table = []
     for record in records:
         cost = record.run["cost"]

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from medmerge import backbones, data, devices, evaluation, inputs, records, trials
-from medmerge.approaches import APPROACHES, start
+from medmerge import backbones, data, devices, evaluation, inputs, recall, records, trials
+from medmerge.approaches import start
 from medmerge.backbones import save_classifier, state_sha256
 from medmerge.data import split_files
 from medmerge.data.base import SPLITS
+from medmerge.ingredients import PARTS
 from medmerge.inputs import home
 from medmerge.merge import zeros_like
 from medmerge.params import ParameterError, Parameters
 from medmerge.records import Record, RecordError
+from medmerge.registry import APPROACHES, FINE_TUNED
 from medmerge.training import Protocol, Task, predict
 
 log = logging.getLogger(__name__)
@@ -160,10 +162,12 @@ def check(p: Parameters) -> list[tuple[Row, int]]:
     for name in ("target_data", "exclude_data") if p.exclude_data else ("target_data",):
         if getattr(p, name) not in data.DATASETS:
             problems.append(_unknown(name, getattr(p, name), list(data.DATASETS)))
-    if not p.source_data and any(APPROACHES[name].merges for name in p.approaches if name in APPROACHES):
-        problems.append("approaches: medmerge merges two sources; give source_data and source_weights")
-    if "ft" in p.approaches and 0 in (p.ft_epochs, *p.vary.get("ft_epochs", [])):
-        problems.append("ft_epochs: 0 leaves nothing of the approach ft; take it out of approaches")
+    merging = [name for name in p.approaches if name in APPROACHES and APPROACHES[name].merges]
+    if merging and not p.source_data:
+        problems.append(f"approaches: {merging[0]} merges two sources; give source_data and source_weights")
+    tuned = [name for name in p.approaches if name in FINE_TUNED]
+    if tuned and 0 in (p.ft_epochs, *p.vary.get("ft_epochs", [])):
+        problems.append(f"ft_epochs: 0 leaves nothing of the approach {tuned[0]}; take it out of approaches")
     problems += [] if problems else _unvaried(p)
     todo = [] if problems else [(row, seed) for seed in p.seeds for row in rows(p) if not finished(p, row, seed)]
     if todo:
@@ -241,7 +245,11 @@ def run_row(
     sources = [inputs.load_source(p, name, seed) for name in row.sources]
     prints = {name: state_sha256(source) for name, source in zip(row.sources, sources, strict=True)}
     key = json.dumps([definition_hash(defined), dataset.fingerprint, prints])
-    task = Task(dataset.train, dataset.val, len(dataset.classes), seed, _protocol(p), where / "checkpoint", key)
+    task = Task(
+        *(dataset.train, dataset.val, len(dataset.classes), seed, _protocol(p), where / "checkpoint", key),
+        sources=row.sources,
+        recall=functools.partial(_recall, p, row, seed, dataset.fingerprint, prints),
+    )
     options = {name: getattr(p, name) for name in approach.settings}
     outcome = approach.run(sources if approach.merges else sources[0], task, **options)
 
@@ -258,6 +266,8 @@ def run_row(
         "sources": prints,
         "metrics": evaluation.metrics(labels, probabilities, dataset.classes),
         "stages": {name: evaluation.metrics(labels, found, dataset.classes) for name, found in stages.items()},
+        "choices": dict(outcome.choices),
+        "network": state_sha256(outcome.model),
         "cost": task.cost,
         "device": devices.describe(task.device),
         "precision": devices.choose_precision(p.precision, task.device),
@@ -265,7 +275,8 @@ def run_row(
     }
     predictions = records.prediction_frame(dataset.test.ids, labels, probabilities, dataset.classes)
     weights = {name: w.numpy() for name, w in outcome.kernel_weights.items()}
-    _save(outcome.model, where / MODEL, p, row, dataset)
+    if isinstance(outcome.model, backbones.Classifier):
+        _save(outcome.model, where / MODEL, p, row, dataset)
     epochs = {name: w.numpy() for name, w in task.kernel_history.items()}
     if outcome.merge is not None:
         trials.save(outcome.merge, where / MERGE)
@@ -274,10 +285,21 @@ def run_row(
         for name, found in stages.items()
     }
     tables |= outcome.tables
-    record = records.write(where, content, pd.DataFrame(task.history), predictions, weights, epochs, tables)
+    record = records.write(where, content, task.history_frame(), predictions, weights, epochs, tables)
     for checkpoint in task.checkpoints.glob("*.pt"):
         checkpoint.unlink()
+    shutil.rmtree(task.checkpoints / PARTS, ignore_errors=True)
     return record
+
+
+def _recall(
+    p: Parameters, row: Row, seed: int, images: str, prints: Mapping[str, str], approach: str, source: str
+) -> tuple[backbones.Classifier, dict] | None:
+    """The finished network of ``approach`` from ``source`` under ``row``'s settings, and its cost, if it is here."""
+    settings = tuple((name, value) for name, value in row.settings if name in reads(approach))
+    other = Row(approach, (source,), settings)
+    defined = definition_hash(definition(p, other, seed))
+    return recall.network(folder(p, other, seed), MODEL, p.backbone, defined, images, {source: prints[source]})
 
 
 def trial(record: Record) -> trials.Trial:

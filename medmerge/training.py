@@ -6,11 +6,12 @@ Nothing here can reach test data: a :class:`Task` holds the training and validat
 import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score
@@ -102,6 +103,9 @@ class Task:
         kernel_history: the merging weights after every epoch of a merge's linear probe, by layer, float16
             ``[epochs, kernels]`` of w - 0.5 (see :func:`kernel_shares`); filled by :func:`fit`.
         cost: by phase seconds, images a second and peak memory in MiB, filled by :func:`fit`.
+        sources: what the approach's sources were trained on; names them where it chooses between networks.
+        recall: gives the finished network of another approach from one source, both by name, and its cost; or None
+            where the study does not have it. See :mod:`medmerge.ingredients`.
     """
 
     train: Samples
@@ -114,11 +118,19 @@ class Task:
     history: list[dict] = field(default_factory=list)
     kernel_history: dict[str, Tensor] = field(default_factory=dict)
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    recall: Callable[[str, str], tuple[nn.Module, dict] | None] | None = None
 
     @property
     def multilabel(self) -> bool:
         """Whether an image may have several of the classes, or none."""
         return self.train.labels.ndim == 2
+
+    def history_frame(self) -> pd.DataFrame:
+        """The history with its columns, which are there although nothing was trained."""
+        auroc = ["val_macro_auroc"] if self.multilabel else []
+        columns = ["phase", "epoch", "train_loss", "val_loss", "val_accuracy", "val_macro_f1", *auroc]
+        return pd.DataFrame(self.history, columns=None if self.history else columns)
 
     @property
     def score(self) -> str:

@@ -136,9 +136,22 @@ def test_the_chapter_on_parameters_lists_the_schema():
     assert markdown() in (ROOT / "book" / "parameters.md").read_text(encoding="utf-8")
 
 
+def test_the_chapter_on_approaches_lists_the_registry():
+    from medmerge.registry import APPROACHES
+
+    page = (ROOT / "book" / "approaches.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| .+ \|$", page, re.MULTILINE)
+    assert {name: title for name, title, _ in listed} == {name: one.title for name, one in APPROACHES.items()}
+    assert len(listed) == len(APPROACHES)
+    assert {name for name, _, origin in listed if origin == "each source"} == {
+        name for name, one in APPROACHES.items() if not one.merges
+    }
+
+
 # ---------------------------------------------------------------- the API reference
 
 MODULES = (
+    *("rivals", "ingredients", "recall"),
     *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
     *("params", "study", "inputs", "learn", "datasheets", "leaks"),
     *("cost", "costsheets", "figures_cost"),

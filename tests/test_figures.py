@@ -15,6 +15,7 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from medmerge import figures, plotstyle
+from medmerge.registry import APPROACHES
 
 SCORES = ["train_loss", "val_loss", "val_macro_f1"]
 
@@ -124,11 +125,13 @@ def test_notebook_shows_a_picture_of_the_figures_size():
 
 
 def test_colours_are_fixed():
-    assert list(plotstyle.APPROACH_COLOURS) == list(plotstyle.APPROACH_NAMES) == ["ft", "lp_ft", "medmerge"]
+    names = {name: approach.title for name, approach in APPROACHES.items()}
+    assert plotstyle.APPROACH_NAMES == names and set(plotstyle.APPROACH_COLOURS) == set(names)
+    assert len(set(plotstyle.APPROACH_COLOURS.values())) == len(names)
     assert plotstyle.approach_colour("ft") == plotstyle.APPROACH_COLOURS["ft"]
-    further = {plotstyle.approach_colour(name) for name in ("uniform", "zeros", "soup", "kernel", "layer")}
+    further = {plotstyle.approach_colour(name) for name in ("uniform", "zeros", "kernel", "layer")}
     assert len(further) > 1 and not further & set(plotstyle.APPROACH_COLOURS.values())
-    assert plotstyle.approach_colour("uniform") == "#CC78BC", "must not change from one process to the next"
+    assert plotstyle.approach_colour("uniform") == "#FF9DA7", "must not change from one process to the next"
 
 
 def test_learning_curves_draw_the_history():

@@ -9,10 +9,11 @@ import torch
 from data_fixtures import write_ham10k, write_isic2019
 
 from medmerge import Parameters, backbone, checkpoints, data, evaluation, inputs, save_backbone, study
-from medmerge.approaches import APPROACHES, classifier
+from medmerge.approaches import classifier
 from medmerge.backbones import CheckpointError, read_state
 from medmerge.params import ParameterError
 from medmerge.records import RecordError
+from medmerge.registry import APPROACHES
 from medmerge.study import Row
 from medmerge.training import Protocol, Task
 
