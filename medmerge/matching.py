@@ -87,9 +87,10 @@ def permutation_groups(network: nn.Module, *, permute_features: bool = True, ima
     """
     twin = copy.deepcopy(network).to("meta").eval()
     watch = Watch(twin)
+    dtype = next((tensor.dtype for tensor in twin.parameters()), None)
     try:
         with torch.no_grad(), watch:
-            output = twin(torch.empty(2, 3, image_size, image_size, device="meta"))
+            output = twin(torch.empty(2, 3, image_size, image_size, dtype=dtype, device="meta"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             f"{type(network).__name__} cannot be run on the meta device for images of {image_size} px ({error}); its "
