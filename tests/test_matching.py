@@ -17,6 +17,8 @@ SMALLEST = """alexnet convnext_tiny densenet_small densenet121 efficientnet_b0 e
     shufflenet_v2_x0_5 squeezenet1_1 vgg11 vgg11_bn wide_resnet50_2""".split()
 """One or two networks of each family."""
 
+LARGE = set("alexnet convnext_tiny densenet121 efficientnet_v2_s resnet50 vgg11 vgg11_bn wide_resnet50_2".split())
+
 PARTLY = {"regnet_x_400mf", "regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x0_5"}
 """Those in which grouped convolutions or channel shuffles hold some channels in place."""
 
@@ -61,7 +63,7 @@ def test_every_family_is_among_the_smallest():
     assert {family.match(name)[0] for name in backbones.names()} == {family.match(name)[0] for name in SMALLEST}
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in SMALLEST])
 def test_a_permuted_network_computes_the_same_function(name):
     model = random_network(name).double()
     groups = permutation_groups(model)
@@ -134,7 +136,14 @@ def test_groups_of_a_flattened_map_repeat_for_each_pixel():
 
 
 @pytest.mark.parametrize(
-    "name", ["densenet_small", "resnet18", "mobilenet_v2", "efficientnet_v2_s", pytest.param("densenet121")]
+    "name",
+    [
+        "densenet_small",
+        "resnet18",
+        "mobilenet_v2",
+        pytest.param("efficientnet_v2_s", marks=pytest.mark.slow),
+        pytest.param("densenet121", marks=pytest.mark.slow),
+    ],
 )
 def test_a_hidden_permutation_is_found_to_the_bit(name):
     model = random_network(name, spread=False)
