@@ -144,7 +144,11 @@ def weight_spread(weights: Mapping[str, ArrayLike], first: str, second: str) -> 
     histogram.set(xlabel=f"of {len(kernels):,} kernels")
     histogram.xaxis.set_major_locator(MaxNLocator(2, integer=True))
     for axes in (depth, histogram):
+<<<<<<< HEAD
         axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
+=======
+        axes.axhline(0.5, color=_GREY, linewidth=0.8, linestyle="--")
+>>>>>>> 99a70ee1bd422260796489e42352d2408a47ed4a
     mark_depth(depth, list(vectors))
     return figure
 
@@ -354,3 +358,32 @@ def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, dict]]) -> None:
         look = ends[name][1]
         axes.plot([1.015, 1.065], [y, y], transform=axes.transAxes, clip_on=False, **look)
         axes.annotate(name, (1.075, y), xycoords="axes fraction", va="center")
+<<<<<<< HEAD
+=======
+
+
+def mark_depth(axes: Axes, layers: Sequence[str]) -> None:
+    """Number the layers along the axes, a dozen at most, and mark a DenseNet's or ResNet's blocks above them.
+
+    Args:
+        axes: has the layers at x = 0, 1, 2, ...
+        layers: their names, in forward order.
+    """
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(layers)) if len(layers) <= 12 * step)
+    axes.set_xticks(range(step - 1, len(layers), step), range(step, len(layers) + 1, step))
+    axes.set(xlabel=f"convolution in forward order ({len(layers)} in all)", xlim=(-0.5, len(layers) - 0.5))
+    found = [re.search(r"(?:^|\.)(denseblock|transition|layer)(\d+)\.", name) for name in layers]
+    named = (
+        f"{_BLOCKS[match[1]]}{match[2]}" if match else "end" if any(found[:i]) else "stem"
+        for i, match in enumerate(found)
+    )
+    blocks = list(named)
+    across, start = axes.get_xaxis_transform(), 0
+    for block, group in itertools.groupby(blocks if any(found) else ()):
+        end = start + len(list(group))
+        up = 14 if (end - start) / len(layers) < 0.012 * len(block) else 3
+        where = {"xytext": (0, up), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(block, ((start + end - 1) / 2, 1), xycoords=across, color=_GREY, **where)
+        axes.vlines(start - 0.5, 0, 1, transform=across, color=_GREY, linewidth=0.6)
+        start = end
+>>>>>>> 99a70ee1bd422260796489e42352d2408a47ed4a

@@ -261,7 +261,7 @@ class _Ascent:
             done.add(name)
 
     def apply(self, name: str, permutation: Tensor) -> None:
-        """Permute a group; those on other axes of its tensors are not settled any more, a quadratic one itself included."""
+        """Permute a group; those on other axes of its tensors (a quadratic one itself) are no longer settled."""
         for slot in self.slots[name]:
             slot.permute_(self.theirs[slot.tensor], permutation)
             self.settled -= {other for other, axis in self.holders[slot.tensor] if axis != slot.axis}

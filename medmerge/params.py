@@ -64,6 +64,9 @@ class Parameters(BaseModel):
     studies: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$")]] = Field(
         [], description="studies whose merging weights a page of their own shows: pair, or pair/backbone"
     )
+    cost_repeats: int = Field(
+        0, ge=0, description="rounds in which a page of their own times a step of each phase; 0 on all other pages"
+    )
     exclude_data: str = Field("", description="leave out target images that this dataset holds too")
     exclude_root: str = Field("", description="that dataset's folder")
     split: Literal["grouped", "random", "official", "file"] = Field(
@@ -319,7 +322,7 @@ def cell(names: Iterable[str], **defaults: object) -> str:
     """
     fields = {name: Parameters.model_fields[name] for name in names}
     values = {name: defaults.get(name, field.default) for name, field in fields.items()}
-    written = {name: str(value) if isinstance(value, bool) else json.dumps(value) for name, value in values.items()}
+    written = {name: str(v) if v is None or isinstance(v, bool) else json.dumps(v) for name, v in values.items()}
     lines = [(f"{name} = {text}", fields[name].description) for name, text in written.items()]
     return "\n".join(f"{code}  # {reason}" for code, reason in lines)
 

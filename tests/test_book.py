@@ -140,7 +140,10 @@ def test_the_chapter_on_parameters_lists_the_schema():
 
 MODULES = (
     *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
-    *("params", "study", "inputs", "learn", "datasheets", "leaks", "matching", "premise", "figures_premise"),
+    *("params", "study", "inputs", "learn", "datasheets", "leaks"),
+    *("cost", "costsheets", "figures_cost"),
+    *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
+    *("matching", "premise", "figures_premise"),
 )
 
 
