@@ -7,6 +7,7 @@ every figure, and every colour has a text label beside it.
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,22 +18,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from medmerge.plotstyle import (
-    APPROACH_COLOURS,
-    APPROACH_NAMES,
-    GREY,
-    BookFigure,
-    approach_colour,
-    book_style,
-    mark_depth,
-)
+from medmerge.plotstyle import APPROACH_COLOURS, APPROACH_NAMES, BookFigure, approach_colour, book_style
 from medmerge.records import score_column
 
 _LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+_BLOCKS = {"denseblock": "block ", "transition": "T", "layer": "layer "}
 _PHASES = {"linear_probe": 0, "fine_tune": 1}
 _MARKERS = "osD^vPX*<>"
 _SCORES = {"val_macro_f1": "macro F1", "val_macro_auroc": "macro AUROC"}
 _LOSSES = {"val_macro_f1": "cross-entropy", "val_macro_auroc": "binary cross-entropy"}
+_GREY = "0.35"
 
 
 @book_style
@@ -144,11 +139,7 @@ def weight_spread(weights: Mapping[str, ArrayLike], first: str, second: str) -> 
     histogram.set(xlabel=f"of {len(kernels):,} kernels")
     histogram.xaxis.set_major_locator(MaxNLocator(2, integer=True))
     for axes in (depth, histogram):
-<<<<<<< HEAD
-        axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
-=======
         axes.axhline(0.5, color=_GREY, linewidth=0.8, linestyle="--")
->>>>>>> 99a70ee1bd422260796489e42352d2408a47ed4a
     mark_depth(depth, list(vectors))
     return figure
 
@@ -251,7 +242,7 @@ def per_class(table: pd.DataFrame) -> Figure:
     first.set_xlabel("AUROC (0.5: chance)")
     second.set_xlabel("sensitivity")
     first.set_title("in brackets: images that have the class")
-    first.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
+    first.axvline(0.5, color=_GREY, linewidth=0.8, linestyle="--")
     images = table.groupby("class")["positives"].first()
     first.set_yticks(range(len(classes)), [f"{name} ({images[name]:,})" for name in classes])
     figure.legend(*first.get_legend_handles_labels(), loc="outside upper right", ncols=min(len(runs), 3))
@@ -341,10 +332,10 @@ def _mark_phases(scores: Axes, losses: Axes, history: pd.DataFrame) -> None:
     right = " fine-tuning" if (probes[history.turn == 1] > 0).all() else " fine-tuning (of runs with both phases)"
     for end in probes[probes > 0].unique():
         for axes in (scores, losses):
-            axes.axvline(end + 0.5, color=GREY, linewidth=0.8, linestyle=":", gid="phase")
+            axes.axvline(end + 0.5, color=_GREY, linewidth=0.8, linestyle=":", gid="phase")
         for text, side in (("linear probe ", "right"), (right, "left")):
             where = {"xycoords": scores.get_xaxis_transform(), "ha": side, "va": "bottom"}
-            scores.annotate(text, (end + 0.5, 0.01), color=GREY, **where)
+            scores.annotate(text, (end + 0.5, 0.01), color=_GREY, **where)
 
 
 def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, dict]]) -> None:
@@ -358,8 +349,6 @@ def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, dict]]) -> None:
         look = ends[name][1]
         axes.plot([1.015, 1.065], [y, y], transform=axes.transAxes, clip_on=False, **look)
         axes.annotate(name, (1.075, y), xycoords="axes fraction", va="center")
-<<<<<<< HEAD
-=======
 
 
 def mark_depth(axes: Axes, layers: Sequence[str]) -> None:
@@ -386,4 +375,3 @@ def mark_depth(axes: Axes, layers: Sequence[str]) -> None:
         axes.annotate(block, ((start + end - 1) / 2, 1), xycoords=across, color=_GREY, **where)
         axes.vlines(start - 0.5, 0, 1, transform=across, color=_GREY, linewidth=0.6)
         start = end
->>>>>>> 99a70ee1bd422260796489e42352d2408a47ed4a

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from medmerge.plotstyle import GREY, BookFigure, book_style, mark_depth
+from medmerge.figures import mark_depth
+from medmerge.plotstyle import BookFigure, book_style
 
 _COLOURS = ("#0173B2", "#D55E00", "#029E73", "#CC78BC")
+_GREY = "0.35"
 _MARKERS = "osD^"
 _STATISTICS = {"interpolated": "-", "re-estimated": "--"}
 _NAMES = {"val_loss": "loss", "val_accuracy": "accuracy", "val_macro_f1": "macro F1", "val_macro_auroc": "macro AUROC"}
@@ -40,7 +42,7 @@ def distance_by_depth(tables: Mapping[str, pd.DataFrame]) -> BookFigure:
         cosine.plot(at, table["kernel_cosine"], gid=f"cosine/{label}", **look)
         cosine.fill_between(at, table["low"], table["high"], color=colour, alpha=0.2, linewidth=0)
     for axes, unrelated in ((distance, 2**0.5), (cosine, 0)):
-        axes.axhline(unrelated, color=GREY, linewidth=0.8, linestyle="--")
+        axes.axhline(unrelated, color=_GREY, linewidth=0.8, linestyle="--")
     distance.set(ylabel="‖b − c‖ / mean norm")
     distance.set_ylim(bottom=0)
     cosine.set(ylabel="cosine of the kernels")
@@ -77,7 +79,7 @@ def along_line(tables: Mapping[str, pd.DataFrame], score: str = "val_macro_f1") 
                 name = f"{label}, {statistics}"
                 axes.plot(part["a"], part[column], label=name, gid=f"{column}/{label}/{statistics}", **look)
         for end in (0, 1):
-            axes.axvline(end, color=GREY, linewidth=0.8, linestyle=":")
+            axes.axvline(end, color=_GREY, linewidth=0.8, linestyle=":")
         axes.set(xlabel="a, from c (0) to b (1)", ylabel=f"validation {_NAMES.get(column, column)}")
         axes.grid(axis="y")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)

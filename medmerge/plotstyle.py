@@ -2,23 +2,17 @@
 
 import base64
 import io
-import itertools
-import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from html import escape
 
 import matplotlib.style
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 APPROACH_NAMES = {"ft": "FT", "lp_ft": "LP-FT", "medmerge": "MedMerge"}
 APPROACH_COLOURS = {"ft": "#0173B2", "lp_ft": "#DE8F05", "medmerge": "#029E73"}
 
-GREY = "0.35"
-
-_BLOCKS = {"denseblock": "block ", "transition": "T", "layer": "layer "}
 _FURTHER_COLOURS = "#CC78BC #CA9161 #56B4E9 #882255 #332288 #7A7A7A #999933".split()
 _STYLE = {
     **{"figure.facecolor": "white", "figure.dpi": 150, "savefig.dpi": "figure", "savefig.facecolor": "auto"},
@@ -67,20 +61,3 @@ class BookFigure(Figure):
         png, _ = self._repr_png_()
         picture = f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(alt)}"/>'
         return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def mark_depth(axes: Axes, layers: Sequence[str]) -> None:
-    """Number the layers, a dozen at most, and mark the blocks of a DenseNet or ResNet above the axes."""
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(layers)) if len(layers) <= 12 * step)
-    axes.set_xticks(range(step - 1, len(layers), step), range(step, len(layers) + 1, step))
-    axes.set(xlabel=f"convolution in forward order ({len(layers)} in all)", xlim=(-0.5, len(layers) - 0.5))
-    found = [re.search(r"(?:^|\.)(denseblock|transition|layer)(\d+)\.", name) for name in layers]
-    blocks = [f"{_BLOCKS[match[1]]}{match[2]}" if match else "stem" for match in found]
-    across, start = axes.get_xaxis_transform(), 0
-    for block, group in itertools.groupby(blocks if any(found) else ()):
-        end = start + len(list(group))
-        up = 14 if (end - start) / len(layers) < 0.012 * len(block) else 3
-        where = {"xytext": (0, up), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(block, ((start + end - 1) / 2, 1), xycoords=across, color=GREY, **where)
-        axes.vlines(start - 0.5, 0, 1, transform=across, color=GREY, linewidth=0.6)
-        start = end
