@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from medmerge import batchnorm
+from medmerge import batchnorm, matching
 from medmerge.backbones import Classifier
 from medmerge.controls import evaluate as replaced_weights
 from medmerge.devices import seeded
@@ -96,6 +96,7 @@ def medmerge(
     sources: Sequence[nn.Module],
     task: Task,
     *,
+    align: str = "none",
     batchnorm: str | int = "mean",
     learn: bool = True,
     score_controls: bool = True,
@@ -104,6 +105,8 @@ def medmerge(
     """Learn the merge during the linear probe, fold it, fine-tune the result (MedMerge, section 2).
 
     Args:
+        align: ``"weights"`` first permutes the channels of every source but the first to match the first's
+            (:func:`medmerge.matching.align`); ``"none"`` merges them as they are.
         batchnorm: where batch norms start: as for :class:`~medmerge.merge.KernelMerge`, or at the mean with statistics
             measured on training images, ``"reestimated"``, with scale and shift set to the sources' spread too,
             ``"repair"`` (:mod:`medmerge.batchnorm`).
@@ -111,6 +114,7 @@ def medmerge(
         score_controls: whether to score replacements of the learnt weights (:mod:`medmerge.controls`).
         settings: further options of :class:`~medmerge.merge.KernelMerge`.
     """
+    sources = aligned(sources, align, task.train.inputs.shape[-1])
     merge = start(sources, batchnorm=batchnorm, **settings)
     measure(merge, sources, task, batchnorm)
     task = task if learn else replace(task, protocol=replace(task.protocol, w_lr=0.0))
@@ -129,10 +133,23 @@ def medmerge(
     return Outcome(model, {name: w.cpu() for name, w in merge.kernel_weights().items()}, probed, probed, tables)
 
 
+def aligned(sources: Sequence[nn.Module], align: str, image_size: int) -> list[nn.Module]:
+    """The sources as they are, or each further one permuted to match the first (:func:`medmerge` says by what)."""
+    first, *others = sources
+    if align == "none":
+        return [first, *others]
+    return [first, *(matching.align(first, other, image_size=image_size) for other in others)]
+
+
 def start(
-    sources: Sequence[nn.Module], *, batchnorm: str | int = "mean", score_controls: bool = True, **settings
+    sources: Sequence[nn.Module],
+    *,
+    batchnorm: str | int = "mean",
+    align: str = "none",
+    score_controls: bool = True,
+    **settings,
 ) -> KernelMerge:
-    """The merge that :func:`medmerge` begins with under its settings, before anything is measured on images."""
+    """The merge that :func:`medmerge` begins with, of sources that are aligned already, before it sees images."""
     return KernelMerge(sources, batchnorm="mean" if batchnorm in MEASURED_STARTS else batchnorm, **settings)
 
 
@@ -171,8 +188,8 @@ def classifier(backbone: nn.Module, task: Task) -> Classifier:
 _PROBED = frozenset({"batchnorm_free", "w_lr", "w_decay"})
 _MERGED = {
     "merges": True,
-    "settings": ("granularity", "batchnorm", "normalisation", "score_controls"),
-    "reads": LINEAR_PROBE | _PROBED | {"granularity", "batchnorm", "normalisation"},
+    "settings": ("granularity", "batchnorm", "normalisation", "align", "score_controls"),
+    "reads": LINEAR_PROBE | _PROBED | {"granularity", "batchnorm", "normalisation", "align"},
 }
 
 CORE = {
@@ -180,7 +197,12 @@ CORE = {
     "lp_ft": Approach("LP-FT", lp_ft, reads=LINEAR_PROBE | {"lp_batchnorm"}),
     "lp_norms_ft": Approach("LP-FT, norms free", lp_norms_ft, reads=LINEAR_PROBE | {"batchnorm_free"}),
     "medmerge": Approach("MedMerge", medmerge, **_MERGED),
-    "medmerge_zeros": Approach("MedMerge with zeros", medmerge_zeros, **_MERGED | {"merges": False}),
+    "medmerge_zeros": Approach(
+        "MedMerge with zeros",
+        medmerge_zeros,
+        settings=tuple(name for name in _MERGED["settings"] if name != "align"),
+        reads=_MERGED["reads"] - {"align"},
+    ),
     "fixed_w": Approach("MedMerge, w fixed", fixed_w, **_MERGED | {"reads": _MERGED["reads"] - {"w_lr", "w_decay"}}),
 }
 """These approaches by their names in parameter files; :mod:`medmerge.registry` has all."""

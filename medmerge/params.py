@@ -126,6 +126,9 @@ class Parameters(BaseModel):
     w_decay: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="AdamW's decay of the merging weights, towards the last source"
     )
+    align: Literal["none", "weights"] = Field(
+        "none", description="permute each further source's channels to match the first's before they are merged"
+    )
     score_controls: bool = Field(True, description="score a merge on validation images with its weights replaced, too")
     vary: dict[str, list] = Field(
         {}, description="settings to compare, values by parameter: a row for each combination"

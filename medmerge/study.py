@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from medmerge import backbones, data, devices, evaluation, inputs, recall, records, trials
-from medmerge.approaches import start
+from medmerge.approaches import aligned, start
 from medmerge.backbones import save_classifier, state_sha256
 from medmerge.data import split_files
 from medmerge.data.base import SPLITS
@@ -320,7 +320,9 @@ def trial(record: Record) -> trials.Trial:
     inputs.check_sources(p, names, [record])
     options = {name: getattr(p, name) for name in approach.settings}
     sources = [inputs.load_source(p, name, run["seed"]) for name in names]
-    if not approach.merges:
+    if approach.merges:
+        sources = aligned(sources, p.align, p.image_size)
+    else:
         sources.append(zeros_like(sources[0]))
     merge = start(sources, **options)
     merging = backbones.Classifier(merge, len(dataset.classes))

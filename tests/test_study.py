@@ -8,7 +8,7 @@ import pytest
 import torch
 from data_fixtures import write_ham10k, write_isic2019
 
-from medmerge import Parameters, backbone, checkpoints, data, evaluation, inputs, save_backbone, study
+from medmerge import Parameters, backbone, checkpoints, data, evaluation, inputs, matching, save_backbone, study
 from medmerge.approaches import classifier
 from medmerge.backbones import CheckpointError, read_state
 from medmerge.params import ParameterError
@@ -536,8 +536,22 @@ def test_without_fine_tuning_a_run_ends_as_its_probe_left_it(project):
 
 
 def test_the_explorer_tries_weights_of_a_merge_with_zeros_and_of_one_with_measured_batch_norm(project):
-    for settings in ({"approaches": ["medmerge_zeros"]}, {"approaches": ["medmerge"], "batchnorm": "repair"}):
+    measured = {"approaches": ["medmerge"], "batchnorm": "repair", "align": "weights"}
+    for settings in ({"approaches": ["medmerge_zeros"]}, measured):
         record = study.run(parameters(pair=settings["approaches"][0], **settings))[0]
         trial = study.trial(record)
         layer = next(iter(record.kernel_weights))
         assert trial(layer, None) == pytest.approx(record.controls.iloc[0]["score"])
+
+
+def test_a_permuted_twin_merges_like_the_source_itself_once_aligned(project):
+    """Aligned, the two are one network, whose merge is that network whatever w is."""
+    source = backbone("densenet_small", "w/objects.safetensors")
+    groups = matching.permutation_groups(source, image_size=32)
+    shuffled = {name: torch.randperm(group.size) for name, group in groups.items()}
+    twin = matching.permute(source, shuffled, image_size=32)
+    save_backbone(twin, project / "w" / "lesions.safetensors", "densenet_small")
+    found = study.run(parameters(approaches=["medmerge"], vary={"align": ["none", "weights"]}, ft_epochs=0))
+    unlike, alike = (record.controls.drop_duplicates("control").set_index("control")["score"] for record in found)
+    assert alike["first source"] == alike["second source"] == alike["learnt"] == alike["start"]
+    assert len(set(unlike[["first source", "second source", "learnt", "start"]])) > 1
