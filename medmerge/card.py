@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medmerge import report
-from medmerge.backbones import SMALL, has_plain_head
+from medmerge.backbones import SMALL, has_plain_head, patch_size
 from medmerge.records import Record
 
 UNSTATED = "Not stated. The licences of both sources and of the images apply."
@@ -77,15 +77,17 @@ def _header(name: str, licence: str) -> str:
 
 def _loading(p: dict, chosen: Record) -> str:
     classes = chosen.run["data"]["classes"]
-    imports = ""
+    imports, size = "", {"image_size": p["image_size"]} if patch_size(p["backbone"]) else {}
     if not has_plain_head(p["backbone"]):
         imports, build = "import medmerge\n", f'medmerge.backbone("{p["backbone"]}", "random")'
         build = f"medmerge.Classifier({build}, num_classes={len(classes)})"
     elif p["backbone"] in SMALL:
-        options = ", ".join(f"{key}={value}" for key, value in SMALL[p["backbone"]].items())
-        build = f"torchvision.models.DenseNet({options}, num_classes={len(classes)})"
+        kind, options = SMALL[p["backbone"]]
+        options = ", ".join(f"{key}={value}" for key, value in (options | size).items())
+        build = f"torchvision.models.{kind.__name__}({options}, num_classes={len(classes)})"
     else:
-        build = f'torchvision.models.get_model("{p["backbone"]}", num_classes={len(classes)})'
+        options = "".join(f", {key}={value}" for key, value in size.items())
+        build = f'torchvision.models.get_model("{p["backbone"]}"{options}, num_classes={len(classes)})'
     return _LOAD.format(
         imports=imports,
         classes=json.dumps(classes, ensure_ascii=False),

@@ -17,13 +17,14 @@ from torch import nn
 
 from medmerge import backbones
 from medmerge.figures import half_range
+from medmerge.kernels import split_attention
 from medmerge.merge import KernelMerge
 from medmerge.records import Record, score_column
 
 HISTORY_BYTES = 400_000
 """A page holds at most so much of all runs' histories; where they are longer, every second, third ... epoch."""
 
-_BLOCKS = {"denseblock": "dense block", "transition": "transition", "layer": "layer"}
+_BLOCKS = {"denseblock": "dense block", "transition": "transition", "layer": "layer", "encoder_layer_": "encoder layer"}
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def _modules(backbone: str) -> dict[str, tuple[nn.Module, torch.Size]]:
     if backbone not in backbones.names():
         return {}
     with torch.device("meta"):
-        model = backbones.backbone(backbone, "random")
+        model = split_attention(backbones.backbone(backbone, "random"))
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     return {name: (m, m.weight.shape) for name, m in model.named_modules() if isinstance(m, kinds)}
 
@@ -219,7 +220,7 @@ def _described(entry: tuple[nn.Module, torch.Size]) -> tuple[str, str]:
 
 
 def _block(name: str) -> str:
-    if found := re.search(r"(?:^|\.)(denseblock|transition|layer)(\d+)(?:\.|$)", name):
+    if found := re.search(r"(?:^|\.)(denseblock|transition|layer|encoder_layer_)(\d+)(?:\.|$)", name):
         return f"{_BLOCKS[found[1]]} {found[2]}"
     if found := re.match(r"features\.(\d+)\.", name):
         return f"features {found[1]}"

@@ -134,7 +134,7 @@ def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
     """
     weights = _weights(p, name)
     with devices.seeded(devices.choose_device("cpu"), seed, *(() if name == p.base_data else (1,))):
-        return backbone(p.backbone, resolve(weights) if backbones.is_path(weights) else weights)
+        return backbone(p.backbone, resolve(weights) if backbones.is_path(weights) else weights, p.image_size)
 
 
 def check_sources(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> None:

@@ -122,8 +122,7 @@ def check(p: Parameters) -> list[tuple[Row, int]]:
         ParameterError: with a line for each thing that is wrong or missing.
     """
     problems = [_unknown("approaches", name, list(APPROACHES)) for name in p.approaches if name not in APPROACHES]
-    if p.backbone not in backbones.names():
-        problems.append(_unknown("backbone", p.backbone, backbones.names()))
+    problems += _architecture(p)
     for name in ("target_data", "exclude_data") if p.exclude_data else ("target_data",):
         if getattr(p, name) not in data.DATASETS:
             problems.append(_unknown(name, getattr(p, name), list(data.DATASETS)))
@@ -135,6 +134,20 @@ def check(p: Parameters) -> list[tuple[Row, int]]:
     if problems:
         raise ParameterError("\n".join(problems))
     return todo
+
+
+def _architecture(p: Parameters) -> list[str]:
+    """A line if the backbone is not known, or does not take images of this size."""
+    checks = {
+        "backbone": lambda: backbones.check_name(p.backbone),
+        "image_size": lambda: backbones.check_image_size(p.backbone, p.image_size),
+    }
+    for parameter, check in checks.items():
+        try:
+            check()
+        except ValueError as error:
+            return [f"{parameter}: {error}"]
+    return []
 
 
 def needed(todo: list[tuple[Row, int]]) -> set[str]:

@@ -305,9 +305,11 @@ def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """What learns, in two groups: kernels of convolutions and linear layers decay, everything else does not."""
     kernels = {
-        id(module.weight)
+        id(parameter)
         for module in model.modules()
-        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and module.weight is not None
+        for name, parameter in module.named_parameters(recurse=False)
+        if (isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and name == "weight")
+        or (isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight")
     }
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
