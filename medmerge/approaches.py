@@ -1,21 +1,28 @@
-"""What is compared: FT, LP-FT and MedMerge, each a few lines on top of the two phases (paper, section 4).
+"""What is compared: FT, LP-FT, MedMerge and its controls, each a few lines on top of the two phases (paper, section 4).
 
 An approach is a function of one or several backbones and a :class:`~medmerge.training.Task`. It returns a trained
 :class:`~medmerge.backbones.Classifier` and, where it merged, the learnt merging weights. It never sees test data.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from medmerge import batchnorm
 from medmerge.backbones import Classifier
+from medmerge.controls import evaluate as replaced_weights
 from medmerge.devices import seeded
-from medmerge.merge import KernelMerge
+from medmerge.merge import KernelMerge, zeros_like
 from medmerge.training import Task, fine_tune, linear_probe
 
 LINEAR_PROBE = frozenset({"lp_epochs", "lp_lr"})
+
+MEASURED_STARTS = ("reestimated", "repair")
+"""Starts of batch norm that take images to compute."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,17 @@ class Outcome:
         model: the trained classifier, an ordinary network.
         kernel_weights: the first source's learnt weight w by layer, as
             :meth:`~medmerge.merge.KernelMerge.kernel_weights` gives it; empty where nothing was merged.
-        merge: the merging classifier as its linear probe left it, before it was folded; None where nothing was merged.
+        merge: the merging classifier as its linear probe left it, before it was folded; None where no merge was learnt.
+        probed: the classifier as the linear probe left it; None where there was none.
+        tables: further tables for the record, by name: ``batchnorm`` (:func:`medmerge.batchnorm.report` before and
+            after the probe) and ``controls`` (:func:`medmerge.controls.evaluate`).
     """
 
     model: Classifier
     kernel_weights: Mapping[str, Tensor]
     merge: Classifier | None = None
+    probed: Classifier | None = None
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,24 +76,88 @@ def lp_ft(source: nn.Module, task: Task) -> Outcome:
     """Linear probe, then full fine-tuning, from one source (LP-FT; Kumar et al. 2022)."""
     model = classifier(source, task)
     linear_probe(model, task)
+    probed = copy.deepcopy(model)
     fine_tune(model, task)
-    return Outcome(model, {})
+    return Outcome(model, {}, probed=probed)
 
 
-def medmerge(sources: Sequence[nn.Module], task: Task, **settings) -> Outcome:
+def lp_norms_ft(source: nn.Module, task: Task) -> Outcome:
+    """LP-FT whose linear probe trains batch norm too: what MedMerge's probe does, without a merge."""
+    model = classifier(source, task)
+    linear_probe(model, task, task.protocol.batchnorm_free)
+    probed = copy.deepcopy(model)
+    fine_tune(model, task)
+    return Outcome(model, {}, probed=probed)
+
+
+def medmerge(
+    sources: Sequence[nn.Module],
+    task: Task,
+    *,
+    batchnorm: str | int = "mean",
+    learn: bool = True,
+    controls: bool = True,
+    **settings,
+) -> Outcome:
     """Learn the merge during the linear probe, fold it, fine-tune the result (MedMerge, section 2).
 
     Args:
-        settings: options of :class:`~medmerge.merge.KernelMerge`.
+        batchnorm: where batch norms start: as for :class:`~medmerge.merge.KernelMerge`, or at the mean with statistics
+            measured on training images, ``"reestimated"``, with scale and shift set to the sources' spread too,
+            ``"repair"`` (:mod:`medmerge.batchnorm`).
+        learn: whether the merging weights learn.
+        controls: whether to score replacements of the learnt weights (:mod:`medmerge.controls`).
+        settings: further options of :class:`~medmerge.merge.KernelMerge`.
     """
-    merge = KernelMerge(sources, **settings)
+    merge = start(sources, batchnorm=batchnorm, **settings)
+    if batchnorm in MEASURED_STARTS:
+        _measure(merge, sources, task, batchnorm)
+    task = task if learn else replace(task, protocol=replace(task.protocol, w_lr=0.0))
     model = classifier(merge, task)
+    before = _diagnosis(merge, task, "before probe")
     linear_probe(model, task)
-    merging = classifier(merge, task)
-    merging.head.load_state_dict(model.head.state_dict())
+    tables = {"batchnorm": pd.concat([before, _diagnosis(merge, task, "after probe")])}
+    probed = classifier(merge, task)
+    probed.head.load_state_dict(model.head.state_dict())
     model.backbone = merge.fold()
     fine_tune(model, task)
-    return Outcome(model, {name: w.cpu() for name, w in merge.kernel_weights().items()}, merging)
+    if not learn:
+        return Outcome(model, {}, probed=probed, tables=tables)
+    if controls and len(sources) == 2 and merge.granularity == "kernel":
+        tables["controls"] = replaced_weights(probed, task)
+    return Outcome(model, {name: w.cpu() for name, w in merge.kernel_weights().items()}, probed, probed, tables)
+
+
+def start(
+    sources: Sequence[nn.Module], *, batchnorm: str | int = "mean", controls: bool = True, **settings
+) -> KernelMerge:
+    """The merge that :func:`medmerge` begins with under its settings, before anything is measured on images."""
+    return KernelMerge(sources, batchnorm="mean" if batchnorm in MEASURED_STARTS else batchnorm, **settings)
+
+
+def fixed_w(sources: Sequence[nn.Module], task: Task, **settings) -> Outcome:
+    """MedMerge whose merging weights stay at their start, 0.5: only batch norm and the head learn in the probe."""
+    return medmerge(sources, task, learn=False, **settings)
+
+
+def medmerge_zeros(source: nn.Module, task: Task, **settings) -> Outcome:
+    """MedMerge of one source with zeros (paper, section 4, "combining with zeros"): w is what is kept of a kernel."""
+    return medmerge([source, zeros_like(source)], task, **settings)
+
+
+def _measure(merge: KernelMerge, sources: Sequence[nn.Module], task: Task, start: str) -> None:
+    with task.autocast:
+        merge.to(task.device)
+        if start == "reestimated":
+            batchnorm.reestimate(merge, task.measured)
+        else:
+            batchnorm.repair(merge, [copy.deepcopy(source).to(task.device) for source in sources], task.measured)
+
+
+def _diagnosis(merge: KernelMerge, task: Task, when: str) -> pd.DataFrame:
+    """:func:`medmerge.batchnorm.report` with a column that says when."""
+    with task.autocast:
+        return batchnorm.report(merge.to(task.device), task.measured).assign(when=when)
 
 
 def classifier(backbone: nn.Module, task: Task) -> Classifier:
@@ -90,15 +166,19 @@ def classifier(backbone: nn.Module, task: Task) -> Classifier:
         return Classifier(backbone, task.num_classes)
 
 
+_PROBED = frozenset({"batchnorm_free", "w_lr", "w_decay"})
+_MERGED = {
+    "merges": True,
+    "settings": ("granularity", "batchnorm", "normalisation", "controls"),
+    "reads": LINEAR_PROBE | _PROBED | {"granularity", "batchnorm", "normalisation"},
+}
+
 APPROACHES = {
     "ft": Approach("FT", ft),
     "lp_ft": Approach("LP-FT", lp_ft, reads=LINEAR_PROBE | {"lp_batchnorm"}),
-    "medmerge": Approach(
-        "MedMerge",
-        medmerge,
-        merges=True,
-        settings=("granularity", "batchnorm", "normalisation"),
-        reads=LINEAR_PROBE | {"granularity", "batchnorm", "normalisation"},
-    ),
+    "lp_norms_ft": Approach("LP-FT, norms free", lp_norms_ft, reads=LINEAR_PROBE | {"batchnorm_free"}),
+    "medmerge": Approach("MedMerge", medmerge, **_MERGED),
+    "medmerge_zeros": Approach("MedMerge with zeros", medmerge_zeros, **_MERGED | {"merges": False}),
+    "fixed_w": Approach("MedMerge, w fixed", fixed_w, **_MERGED | {"reads": _MERGED["reads"] - {"w_lr", "w_decay"}}),
 }
 """Every approach by its name in parameter files."""

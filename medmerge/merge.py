@@ -101,6 +101,10 @@ class KernelMerge(nn.Module):
             if isinstance(module, kernels.MergedLayer):
                 yield name, module
 
+    def merging_parameters(self) -> list[nn.Parameter]:
+        """The parameters that hold the merging weights, each once; the others are the normalisation layers'."""
+        return list({id(w): w for _, layer in self.layers() for _, w, _ in layer.mixtures()}.values())
+
     @torch.no_grad()
     def kernel_weights(self) -> dict[str, Tensor]:
         """The merging weights in use, by layer name, detached.

@@ -91,7 +91,7 @@ class Parameters(BaseModel):
     )
     lp_epochs: Count = Field(50, description="epochs of the linear probe; the paper's")
     lp_lr: Positive = Field(1.0e-4, description="its learning rate; the paper's")
-    ft_epochs: Count = Field(50, description="epochs of fine-tuning; the paper's")
+    ft_epochs: int = Field(50, ge=0, description="epochs of fine-tuning; the paper's; 0 ends after the linear probe")
     ft_lr: Positive = Field(1.0e-5, description="its learning rate; the paper's")
     weight_decay: float = Field(
         0.01,
@@ -108,11 +108,28 @@ class Parameters(BaseModel):
     granularity: Literal["kernel", "parameter", "layer", "model"] = Field(
         "kernel", description="what shares one merging weight; the paper's"
     )
-    batchnorm: Literal["mean"] | Annotated[int, Field(ge=0, le=1)] = Field(
-        "mean", description="merged batch norms start at the sources' mean (the paper), or at source 0 or 1"
+    batchnorm: Literal["mean", "reestimated", "repair"] | Annotated[int, Field(ge=0, le=1)] = Field(
+        "mean",
+        description="merged batch norms start at the sources' mean (the paper), at source 0 or 1, or at the mean with "
+        "statistics measured on training images (reestimated), rescaled to the sources' spread (repair)",
+    )
+    batchnorm_free: Literal["both", "affine", "statistics", "none"] = Field(
+        "both", description="what of them changes in the linear probe: the paper's unfrozen is both"
     )
     normalisation: Literal["affine", "softmax"] = Field(
         "affine", description="affine learns w and 1 - w, unbounded (the paper); softmax keeps them in 0 to 1"
+    )
+    w_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None, description="learning rate of the merging weights; empty for the linear probe's (the paper)"
+    )
+    w_decay: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="AdamW's decay of the merging weights, towards the last source"
+    )
+    controls: bool = Field(
+        True, description="score a merge on validation images with its weights shuffled, averaged and drawn, too"
+    )
+    vary: dict[str, list] = Field(
+        {}, description="settings to compare: values by parameter; a row for every combination that it reads"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -146,9 +163,26 @@ class Parameters(BaseModel):
             problems.append("save_weights: saves one network; give one seed, approaches: [ft] and no source c")
         if self.save_weights and not self.save_weights.endswith(".safetensors"):
             problems.append(f"save_weights: {self.save_weights!r} must end in .safetensors")
+        problems += self._varied()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _varied(self) -> list[str]:
+        """A line for each thing that is wrong with ``vary``."""
+        problems = []
+        for name, values in self.vary.items():
+            if name == "vary" or name not in Parameters.model_fields:
+                problems.append(f"vary: {name}: {_unknown(name, [n for n in Parameters.model_fields if n != 'vary'])}")
+                continue
+            if not values or any(value in values[:i] for i, value in enumerate(values)):
+                problems.append(f"vary: {name}: {values} must hold one value at least, and none twice")
+            for value in values:
+                try:
+                    Parameters(**{**self.model_dump(), "vary": {}, name: value})
+                except ValidationError as error:
+                    problems += [f"vary: {line}" for item in error.errors() for line in _explain(item)]
+        return problems
 
     @classmethod
     def parse(cls, values: Mapping, origin: str = "parameters", allowed: Iterable[str] | None = None) -> "Parameters":

@@ -39,8 +39,8 @@ class Record:
         folder: where it lies.
         run: ``run.json``: ``definition`` and its ``hash``; ``row`` (``approach``, ``title``, ``sources``), ``seed``;
             ``parameters`` as resolved; ``data`` (classes, counts, fingerprint, notes and, absent from older records,
-            multilabel, images, split, overlap); ``sources`` (fingerprints); ``metrics`` on test; ``cost``
-            by phase; ``provenance``.
+            multilabel, images, split, overlap); ``sources`` (fingerprints); ``metrics`` on test, and in ``stages``
+            those of the network as the linear probe left it; ``cost`` by phase; ``provenance``.
     """
 
     folder: Path
@@ -48,8 +48,14 @@ class Record:
 
     @property
     def label(self) -> str:
-        """The row in words, such as ``"MedMerge ImageNet + HAM10K"``."""
-        return f"{self.run['row']['title']} {' + '.join(self.run['row']['sources'])}"
+        """The row in words, such as ``"MedMerge ImageNet + HAM10K"``, with its settings in brackets if it has any."""
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return f"{self.run['row']['title']} {' + '.join(self.run['row']['sources'])}" + (settings and f" ({settings})")
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """The parameters in which the row differs from its study, by name; see ``vary``."""
+        return self.run["row"].get("settings", {})
 
     @functools.cached_property
     def history(self) -> pd.DataFrame:
@@ -62,9 +68,12 @@ class Record:
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
         """A row a test image, as :func:`prediction_frame` makes them."""
+        return self._predictions("predictions.csv")
+
+    def _predictions(self, name: str) -> pd.DataFrame:
         unknown = {f"y_{name}": [""] for name in self.run["data"]["classes"]} if self.multilabel else None
         types = {"id": str, "label": str}
-        path = self.folder / "predictions.csv"
+        path = self.folder / name
         return pd.read_csv(path, dtype=types, na_values=unknown, keep_default_na=False)
 
     @property
@@ -92,6 +101,14 @@ class Record:
         return self.predictions[[f"p_{name}" for name in self.run["data"]["classes"]]].to_numpy(float)
 
     @functools.cached_property
+    def probed(self) -> np.ndarray | None:
+        """Test probabilities as the linear probe left the network, float64 ``[N, K]``; None if they are not kept."""
+        name = "predictions_linear_probe.csv"
+        if not (self.folder / name).exists():
+            return None
+        return self._predictions(name)[[f"p_{name}" for name in self.run["data"]["classes"]]].to_numpy(float)
+
+    @functools.cached_property
     def kernel_weights(self) -> dict[str, np.ndarray]:
         """The first source's learnt weight w by layer, in forward order; empty for a run that merged nothing."""
         path = self.folder / "kernel_weights.safetensors"
@@ -99,6 +116,20 @@ class Record:
             return {}
         weights = safetensors.numpy.load_file(path)
         return {name: weights[name] for name in self.run["layers"]}
+
+    @functools.cached_property
+    def batchnorm(self) -> pd.DataFrame:
+        """:func:`medmerge.batchnorm.report` before and after the linear probe (column ``when``); empty if not kept."""
+        return self._table("batchnorm")
+
+    @functools.cached_property
+    def controls(self) -> pd.DataFrame:
+        """:func:`medmerge.controls.evaluate`; empty if not kept."""
+        return self._table("controls")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        path = self.folder / f"{name}.csv"
+        return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
     @functools.cached_property
     def kernel_history(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -143,6 +174,7 @@ def write(
     predictions: pd.DataFrame,
     kernel_weights: Mapping[str, np.ndarray],
     kernel_history: Mapping[str, np.ndarray] | None = None,
+    tables: Mapping[str, pd.DataFrame] | None = None,
 ) -> Record:
     """Write a finished run. Each file appears whole, ``run.json`` last.
 
@@ -150,10 +182,13 @@ def write(
         kernel_weights: arrays by layer, in forward order; with a weight a parameter, the mean of each kernel's is kept.
         kernel_history: w - 0.5 after every epoch of the linear probe by layer, float16 ``[epochs, kernels]``. The
             last epoch is always kept, the others as far as :data:`HISTORY_BYTES` allow.
+        tables: further tables, each written to ``<name>.csv``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "history.csv", history.to_csv(index=False).encode())
     _write(folder / "predictions.csv", predictions.to_csv(index=False, float_format="%.9g").encode())
+    for name, table in (tables or {}).items():
+        _write(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g").encode())
     if kernel_weights:
         kept = {name: w.reshape(len(w), -1).mean(1) if w.ndim > 1 else w for name, w in kernel_weights.items()}
         _write(folder / "kernel_weights.safetensors", safetensors.numpy.save(kept))

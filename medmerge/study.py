@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -14,12 +15,12 @@ from pathlib import Path
 import pandas as pd
 
 from medmerge import backbones, data, devices, evaluation, inputs, records, trials
-from medmerge.approaches import APPROACHES
+from medmerge.approaches import APPROACHES, start
 from medmerge.backbones import save_classifier, state_sha256
 from medmerge.data import split_files
 from medmerge.data.base import SPLITS
 from medmerge.inputs import home
-from medmerge.merge import KernelMerge
+from medmerge.merge import zeros_like
 from medmerge.params import ParameterError, Parameters
 from medmerge.records import Record, RecordError
 from medmerge.training import Protocol, Task, predict
@@ -44,15 +45,24 @@ _COMMON = (
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the paper's Table 1: an approach and what its sources were trained on."""
+    """A row of the paper's Table 1: an approach and what its sources were trained on; or of an ablation's.
+
+    Attributes:
+        settings: parameters by name, with the values that this row has in place of its study's.
+    """
 
     approach: str
     sources: tuple[str, ...]
+    settings: tuple[tuple[str, object], ...] = ()
 
     @property
     def name(self) -> str:
-        """Its folder, such as ``"lp_ft-ham10k"``."""
-        return "-".join((self.approach, *self.sources))
+        """Its folder, such as ``"lp_ft-ham10k"`` or ``"medmerge-objects-lesions+batchnorm=repair"``."""
+        return "-".join((self.approach, *self.sources)) + "".join(f"+{name}={value}" for name, value in self.settings)
+
+    def parameters(self, p: Parameters) -> Parameters:
+        """The study's parameters with this row's settings."""
+        return p.model_copy(update={**dict(self.settings), "vary": {}})
 
     @property
     def title(self) -> str:
@@ -61,12 +71,30 @@ class Row:
 
 
 def rows(p: Parameters) -> list[Row]:
-    """The rows that the parameters ask for: merging approaches once, the others from each source."""
+    """The rows that the parameters ask for: merging approaches once, the others from each source.
+
+    With ``vary`` each of them once for every combination of the settings that it reads; where a setting has the
+    study's own value the row is the study's own.
+    """
     sources = [p.base_data, *([p.source_data] if p.source_data else [])]
     return [
-        Row(name, names)
+        Row(name, names, settings)
         for name in p.approaches
         for names in ([tuple(sources)] if APPROACHES[name].merges else [(source,) for source in sources])
+        for settings in _combinations(p, reads(name))
+    ]
+
+
+def reads(approach: str) -> set[str]:
+    """Parameters that an approach's numbers depend on, beside its sources and seed."""
+    return {*_COMMON, *APPROACHES[approach].reads}
+
+
+def _combinations(p: Parameters, read: set[str]) -> list[tuple[tuple[str, object], ...]]:
+    varied = {name: values for name, values in p.vary.items() if name in read}
+    return [
+        tuple((name, value) for name, value in zip(varied, values, strict=True) if value != getattr(p, name))
+        for values in itertools.product(*varied.values())
     ]
 
 
@@ -82,7 +110,7 @@ def split_path(p: Parameters) -> Path:
 
 def definition(p: Parameters, row: Row, seed: int) -> dict:
     """The parameters that a run's numbers depend on; paths and devices are not among them."""
-    read = [name for name in Parameters.model_fields if name in {*_COMMON, *APPROACHES[row.approach].reads}]
+    p, read = row.parameters(p), [name for name in Parameters.model_fields if name in reads(row.approach)]
     return {"approach": row.approach, "sources": list(row.sources), "seed": seed} | {n: getattr(p, n) for n in read}
 
 
@@ -128,6 +156,9 @@ def check(p: Parameters) -> list[tuple[Row, int]]:
             problems.append(_unknown(name, getattr(p, name), list(data.DATASETS)))
     if not p.source_data and any(APPROACHES[name].merges for name in p.approaches if name in APPROACHES):
         problems.append("approaches: medmerge merges two sources; give source_data and source_weights")
+    if "ft" in p.approaches and 0 in (p.ft_epochs, *p.vary.get("ft_epochs", [])):
+        problems.append("ft_epochs: 0 leaves nothing of the approach ft; take it out of approaches")
+    problems += [] if problems else _unvaried(p)
     todo = [] if problems else [(row, seed) for seed in p.seeds for row in rows(p) if not finished(p, row, seed)]
     if todo:
         problems = inputs.missing(p, needed(todo))
@@ -148,6 +179,14 @@ def _architecture(p: Parameters) -> list[str]:
         except ValueError as error:
             return [f"{parameter}: {error}"]
     return []
+
+
+def _unvaried(p: Parameters) -> list[str]:
+    """A line for each varied setting that no approach reads, or that all runs of a study must share."""
+    read = set().union(*(reads(name) for name in p.approaches))
+    problems = [f"vary: {name} is read by none of {', '.join(p.approaches)}" for name in p.vary if name not in read]
+    shared = set(_COMMON[: _COMMON.index("batch_size")])
+    return problems + [f"vary: {name} is shared by all runs of a study" for name in p.vary if name in shared]
 
 
 def needed(todo: list[tuple[Row, int]]) -> set[str]:
@@ -206,7 +245,7 @@ def run_row(
         overlap: what :func:`medmerge.inputs.overlap` found about the row's sources.
     """
     where, defined = folder(p, row, seed), definition(p, row, seed)
-    approach = APPROACHES[row.approach]
+    approach, p = APPROACHES[row.approach], row.parameters(p)
     sources = [inputs.load_source(p, name, seed) for name in row.sources]
     prints = {name: state_sha256(source) for name, source in zip(row.sources, sources, strict=True)}
     key = json.dumps([definition_hash(defined), dataset.fingerprint, prints])
@@ -215,15 +254,18 @@ def run_row(
     outcome = approach.run(sources if approach.merges else sources[0], task, **options)
 
     probabilities, labels = predict(outcome.model, dataset.test, task), dataset.test.labels.numpy()
+    stages = {} if outcome.probed is None else {"linear_probe": predict(outcome.probed, dataset.test, task)}
     content = {
         "definition": defined,
         "hash": definition_hash(defined),
-        "row": {"approach": row.approach, "title": row.title, "sources": list(row.sources)},
+        "row": {"approach": row.approach, "title": row.title, "sources": list(row.sources)}
+        | {"settings": dict(row.settings)},
         "seed": seed,
         "parameters": p.model_dump(),
         "data": _described(p, dataset) | {"overlap": dict(overlap or {})},
         "sources": prints,
         "metrics": evaluation.metrics(labels, probabilities, dataset.classes),
+        "stages": {name: evaluation.metrics(labels, found, dataset.classes) for name, found in stages.items()},
         "cost": task.cost,
         "device": devices.describe(task.device),
         "precision": devices.choose_precision(p.precision, task.device),
@@ -235,7 +277,12 @@ def run_row(
     epochs = {name: w.numpy() for name, w in task.kernel_history.items()}
     if outcome.merge is not None:
         trials.save(outcome.merge, where / MERGE)
-    record = records.write(where, content, pd.DataFrame(task.history), predictions, weights, epochs)
+    tables = {
+        f"predictions_{name}": records.prediction_frame(dataset.test.ids, labels, found, dataset.classes)
+        for name, found in stages.items()
+    }
+    tables |= outcome.tables
+    record = records.write(where, content, pd.DataFrame(task.history), predictions, weights, epochs, tables)
     for checkpoint in task.checkpoints.glob("*.pt"):
         checkpoint.unlink()
     return record
@@ -258,7 +305,10 @@ def trial(record: Record) -> trials.Trial:
     dataset = inputs.load_data(p, [record])
     inputs.check_sources(p, names, [record])
     options = {name: getattr(p, name) for name in approach.settings}
-    merge = KernelMerge([inputs.load_source(p, name, run["seed"]) for name in names], **options)
+    sources = [inputs.load_source(p, name, run["seed"]) for name in names]
+    if not approach.merges:
+        sources.append(zeros_like(sources[0]))
+    merge = start(sources, **options)
     merging = backbones.Classifier(merge, len(dataset.classes))
     trials.load(merging, path)
     return trials.Trial(merging, dataset.val, _protocol(p))

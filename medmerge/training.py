@@ -6,6 +6,7 @@ Nothing here can reach test data: a :class:`Task` holds the training and validat
 import functools
 import logging
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
-from medmerge import evaluation
+from medmerge import batchnorm, evaluation
 from medmerge.checkpoints import Progress
 from medmerge.data import Samples
 from medmerge.devices import (
@@ -27,11 +28,21 @@ from medmerge.devices import (
     seeded,
 )
 from medmerge.merge import KernelMerge
+from medmerge.serving import batches, images, prepare, resident, to_device
 
 log = logging.getLogger(__name__)
 
 PHASES = ("linear_probe", "fine_tune")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+FREE = ("both", "affine", "statistics", "none")
+"""What of batch norms can change in a linear probe. ``"both"``: all, as in fine-tuning (the paper's "unfrozen");
+``"affine"``: scale and shift learn, inputs are normalised by running statistics that stay; ``"statistics"``: inputs are
+normalised by the batch's, running ones follow, scale and shift stay; ``"none"``: all stay. Layer norms and other
+parameters of a channel have no statistics; they go with ``"affine"``."""
+
+
+MEASURED = 2048
+"""Training images on which batch norm is measured, at most."""
 
 
 class TrainingError(RuntimeError):
@@ -52,6 +63,10 @@ class Protocol:
             AUROC), the first of equals, or ``"last"``.
         lp_batchnorm: mode of a frozen backbone's batch norms in the linear probe: ``"eval"`` (running statistics, as
             Kumar et al. 2022) or ``"train"`` (batch statistics, running ones drift).
+        batchnorm_free: what of a merge's batch norms changes in its linear probe, one of :data:`FREE`.
+        w_lr: learning rate of the merging weights; None for ``lp_lr``, 0 to leave them where they start.
+        w_decay: AdamW's decay of the merging weights, towards 0, which is the last source (affine) or equal shares
+            (softmax).
         precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where the device computes in it.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one.
     """
@@ -64,6 +79,9 @@ class Protocol:
     weight_decay: float = 0.01
     select: str = "best"
     lp_batchnorm: str = "eval"
+    batchnorm_free: str = "both"
+    w_lr: float | None = None
+    w_decay: float = 0.0
     precision: str = "auto"
     device: str = "auto"
 
@@ -115,6 +133,10 @@ class Task:
         """Where the protocol's ``device`` is here."""
         return choose_device(self.protocol.device)
 
+    def measured(self) -> Iterator[Tensor]:
+        """Training images to measure batch norm on: prepared batches, :data:`MEASURED` images at most."""
+        return images(self.train, self.protocol.batch_size, self.device, self.seed, MEASURED)
+
     @property
     def autocast(self) -> torch.autocast:
         """The context to compute in, for the protocol's ``precision``."""
@@ -122,32 +144,59 @@ class Task:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
-def linear_probe(model: nn.Module, task: Task) -> None:
-    """Train a classifier's head on frozen features, in place (LP; Kumar et al. 2022).
+def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
+    """Train a classifier's head on frozen kernels, in place (LP; Kumar et al. 2022).
 
     Of a :class:`~medmerge.merge.KernelMerge` the merging weights and normalisation layers learn too (paper, section
-    2). Any other backbone is frozen; with its batch norms in eval mode its features are computed once.
+    2). Where nothing of the backbone changes, its features are computed once.
+
+    Args:
+        free: what of the batch norms changes, one of :data:`FREE`; by default the protocol's ``batchnorm_free`` for a
+            merge, and for any other backbone nothing or, with ``lp_batchnorm`` ``"train"``, their statistics.
     """
-    protocol = task.protocol
-    learns = isinstance(model.backbone, KernelMerge)
-    model.backbone.requires_grad_(learns)
-    if learns or protocol.lp_batchnorm == "train":
-        fit(model, task.train, task.val, "linear_probe", task)
+    protocol, backbone = task.protocol, model.backbone
+    if free is None:
+        plain = {"eval": "none", "train": "statistics"}[protocol.lp_batchnorm]
+        free = protocol.batchnorm_free if isinstance(backbone, KernelMerge) else plain
+    model.requires_grad_(True)
+    backbone.requires_grad_(False)
+    for parameter in _learning(backbone, free, protocol):
+        parameter.requires_grad_(True)
+    moves = free in ("both", "statistics") and bool(batchnorm.layers(backbone))
+    if moves or any(parameter.requires_grad for parameter in backbone.parameters()):
+        still = [] if moves else list(batchnorm.layers(backbone).values())
+        fit(model, task.train, task.val, "linear_probe", task, still)
         return
     model.to(task.device)
     started = time.perf_counter()
-    train, val = (features(model.backbone, samples, task) for samples in (task.train, task.val))
+    train, val = (features(backbone, samples, task) for samples in (task.train, task.val))
     task.cost["features"] = {"seconds": time.perf_counter() - started}
     fit(model.head, train, val, "linear_probe", task)
 
 
+def _learning(backbone: nn.Module, free: str, protocol: Protocol) -> list[nn.Parameter]:
+    """The backbone's parameters that learn in a linear probe in which ``free`` of its batch norms changes."""
+    affine = free in ("both", "affine")
+    if not isinstance(backbone, KernelMerge):
+        return [p for m in batchnorm.layers(backbone).values() for p in m.parameters()] if affine else []
+    weights = backbone.merging_parameters()
+    others = {id(p): p for p in backbone.parameters()}
+    for w in weights:
+        del others[id(w)]
+    return (weights if protocol.w_lr != 0 else []) + (list(others.values()) if affine else [])
+
+
 def fine_tune(model: nn.Module, task: Task) -> None:
-    """Train all of a classifier, in place (FT)."""
+    """Train all of a classifier, in place (FT); with ``ft_epochs`` of 0 it stays as it is."""
     model.requires_grad_(True)
+    if not task.protocol.ft_epochs:
+        return
     fit(model, task.train, task.val, "fine_tune", task)
 
 
-def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) -> None:
+def fit(
+    model: nn.Module, train: Samples, val: Samples, phase: str, task: Task, still: Sequence[nn.Module] = ()
+) -> None:
     """Minimise :func:`loss` over one phase; leave ``model`` at the selected epoch.
 
     An interrupted phase goes on after its last whole epoch, and ends with the same numbers: the order of the images
@@ -158,6 +207,7 @@ def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) 
         train, val: images, or features computed once.
         phase: one of :data:`PHASES`; the protocol gives its epochs and learning rate.
         task: the rest; gains rows of history and the phase's cost.
+        still: modules that stay in eval mode.
 
     Raises:
         TrainingError: fewer than two training images, or a loss that is not finite (epoch and step are named).
@@ -170,8 +220,8 @@ def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) 
         raise TrainingError(f"training needs at least two images, got {len(train)}")
     device = task.device
     channels_last(model.to(device))
-    train, val = _resident(train, device), _resident(val, device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, task.protocol.weight_decay), lr=lr, fused=True)
+    train, val = resident(train, device), resident(val, device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, task.protocol), lr=lr, fused=True)
     path = task.checkpoints / f"{phase}.pt" if task.checkpoints else None
     merge = getattr(model, "backbone", None)
     watch = functools.partial(kernel_shares, merge) if isinstance(merge, KernelMerge) else None
@@ -180,8 +230,11 @@ def fit(model: nn.Module, train: Samples, val: Samples, phase: str, task: Task) 
     while state.epoch < epochs:
         started = time.perf_counter()
         with seeded(device, task.seed, PHASES.index(phase), state.epoch):
+            model.train()
+            for module in still:
+                module.eval()
             train_loss = _train_epoch(model, train, optimizer, task, f"{phase}, epoch {state.epoch + 1}")
-            scores = _validate(model, val, task)
+            scores = validate(model, val, task)
         state.advance({"train_loss": train_loss, **scores}, time.perf_counter() - started, peak_memory(device))
         _report(phase, state, epochs, len(train))
     if task.protocol.select == "best":
@@ -208,11 +261,10 @@ def kernel_shares(merge: KernelMerge) -> dict[str, Tensor]:
 def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task, where: str) -> float:
     """One pass over the training images; returns the mean loss."""
     batch_size = task.protocol.batch_size
-    model.train()
     order = torch.randperm(len(train)).to(train.rows.device)
     losses, sizes = [], []
-    for positions in _batches(order, batch_size):
-        inputs, labels = _to(train.batch(positions), task.device)
+    for positions in batches(order, batch_size):
+        inputs, labels = to_device(train.batch(positions), task.device)
         with task.autocast:
             logits = model(prepare(inputs))
         value = loss(logits.float(), labels)
@@ -242,7 +294,8 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(known, each, 0).sum() / known.sum().clamp(min=1)
 
 
-def _validate(model: nn.Module, val: Samples, task: Task) -> dict[str, float]:
+def validate(model: nn.Module, val: Samples, task: Task) -> dict[str, float]:
+    """Loss and scores on the validation images, as a history keeps them, in eval mode."""
     logits = _logits(model, val, task)
     labels = val.labels.cpu()
     if task.multilabel:
@@ -280,30 +333,17 @@ def _logits(model: nn.Module, samples: Samples, task: Task) -> Tensor:
     outputs = []
     with torch.inference_mode():
         for positions in torch.arange(len(samples), device=samples.rows.device).split(4 * task.protocol.batch_size):
-            inputs, _ = _to(samples.batch(positions), task.device)
+            inputs, _ = to_device(samples.batch(positions), task.device)
             with task.autocast:
                 outputs.append(model(prepare(inputs)).float())
     model.train(training)
     return torch.cat(outputs).cpu().clone()
 
 
-def prepare(inputs: Tensor) -> Tensor:
-    """uint8 RGB ``[B, 3, H, W]`` to float32, ImageNet's mean and deviation, channels last; features pass unchanged."""
-    if inputs.dtype != torch.uint8:
-        return inputs
-    mean, std = _imagenet(inputs.device)
-    return ((inputs / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-@functools.cache
-def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's mean and deviation, ``[3, 1, 1]`` each, put on the device once."""
-    with torch.inference_mode(False):
-        return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """What learns, in two groups: kernels of convolutions and linear layers decay, everything else does not."""
+def parameter_groups(model: nn.Module, protocol: Protocol) -> list[dict]:
+    """What learns, in groups for AdamW: kernels of convolutions and linear layers decay by ``weight_decay``; merging
+    weights have a rate (``w_lr``) and a decay (``w_decay``) of their own; everything else does not decay.
+    """
     kernels = {
         id(parameter)
         for module in model.modules()
@@ -311,11 +351,17 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         if (isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and name == "weight")
         or (isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight")
     }
+    merges = [module for module in model.modules() if isinstance(module, KernelMerge)]
+    merging = {id(w) for merge in merges for w in merge.merging_parameters()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in learning if id(p) in kernels], "weight_decay": weight_decay},
-        {"params": [p for p in learning if id(p) not in kernels], "weight_decay": 0.0},
+    groups = [
+        {"params": [p for p in learning if id(p) in kernels], "weight_decay": protocol.weight_decay},
+        {"params": [p for p in learning if id(p) not in kernels | merging], "weight_decay": 0.0},
     ]
+    if weights := [p for p in learning if id(p) in merging]:
+        rate = {} if protocol.w_lr is None else {"lr": protocol.w_lr}
+        groups.append({"params": weights, "weight_decay": protocol.w_decay, **rate})
+    return groups
 
 
 def _report(phase: str, state: Progress, epochs: int, images: int) -> None:
@@ -327,32 +373,3 @@ def _report(phase: str, state: Progress, epochs: int, images: int) -> None:
         *(row[state.score], state.best_score, rate),
         *divmod(round(left), 60),
     )
-
-
-def _batches(order: Tensor, size: int) -> list[Tensor]:
-    """``order`` in batches; a last batch of one joins the one before it, since batch norm has no variance of one."""
-    batches = list(order.split(size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
-
-
-def _resident(samples: Samples, device: torch.device) -> Samples:
-    """``samples`` on the device where they take up at most half of its free memory, else as they are."""
-    if device.type != "cuda":
-        return samples
-    each = samples.inputs[:1].nbytes
-    if each * len(samples) > torch.cuda.mem_get_info(device)[0] / 2:
-        return samples
-    inputs = samples.inputs[samples.rows].to(device, non_blocking=True)
-    return replace(
-        samples,
-        inputs=inputs,
-        rows=torch.arange(len(samples), device=device),
-        labels=samples.labels.to(device),
-    )
-
-
-def _to(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    inputs, labels = batch
-    return inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -126,15 +126,18 @@ def test_fine_tuning_changes_every_parameter():
 
 def test_only_kernels_decay():
     model = Classifier(KernelMerge([source(0), source(1)]), 3)
-    kernels, rest = parameter_groups(model, 0.3)
+    kernels, rest, merging = parameter_groups(model, Protocol(weight_decay=0.3))
     assert [id(p) for p in kernels["params"]] == [id(model.head.weight)] and kernels["weight_decay"] == 0.3
-    assert rest["weight_decay"] == 0
+    assert rest["weight_decay"] == merging["weight_decay"] == 0 and "lr" not in merging
+    assert [id(p) for p in merging["params"]] == [id(p) for p in model.backbone.merging_parameters()]
+    *_, merging = parameter_groups(model, Protocol(w_lr=0.02, w_decay=0.1))
+    assert (merging["lr"], merging["weight_decay"]) == (0.02, 0.1)
     plain = Classifier(source(0), 3)
-    kernels, rest = parameter_groups(plain, 0.3)
+    kernels, rest = parameter_groups(plain, Protocol(weight_decay=0.3))
     assert all(p.dim() in (2, 4) for p in kernels["params"]) and all(p.dim() == 1 for p in rest["params"])
     assert len(kernels["params"]) + len(rest["params"]) == len(list(plain.parameters()))
     plain.backbone.requires_grad_(False)
-    assert sum(len(group["params"]) for group in parameter_groups(plain, 0.3)) == 2
+    assert sum(len(group["params"]) for group in parameter_groups(plain, Protocol(weight_decay=0.3))) == 2
 
 
 def test_every_image_is_used_once_an_epoch_and_no_batch_holds_one():
@@ -190,7 +193,7 @@ def test_a_phase_hands_on_the_selected_epoch(monkeypatch, select, kept):
         states.append(state(model))
         return {"val_loss": 1.0, "val_accuracy": 0.5, "val_macro_f1": scores[len(states) - 1]}
 
-    monkeypatch.setattr(training, "_validate", scripted)
+    monkeypatch.setattr(training, "validate", scripted)
     one = task(select=select, ft_epochs=4)
     model = classifier(source(0), one)
     fine_tune(model, one)
@@ -207,7 +210,7 @@ def test_an_interrupted_phase_goes_on_with_the_same_numbers(tmp_path, monkeypatc
 
     whole = task()
     expected = run(whole)
-    validate, calls = training._validate, []
+    validate, calls = training.validate, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -215,7 +218,7 @@ def test_an_interrupted_phase_goes_on_with_the_same_numbers(tmp_path, monkeypatc
             raise KeyboardInterrupt
         return validate(*arguments)
 
-    monkeypatch.setattr(training, "_validate", interrupted)
+    monkeypatch.setattr(training, "validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(task(checkpoints=tmp_path, key="k"))
     again = task(checkpoints=tmp_path, key="k")

@@ -15,7 +15,7 @@ from medmerge import Classifier, KernelMerge, backbone, study, zeros_like
 from medmerge.backbones import CheckpointError, check_image_size, patch_size, save_classifier
 from medmerge.kernels import is_embedding, join_attention, split_attention
 from medmerge.params import ParameterError, Parameters
-from medmerge.training import parameter_groups
+from medmerge.training import Protocol, parameter_groups
 
 SIZE = 32
 GRANULARITIES = ["kernel", "parameter", "layer", "model"]
@@ -376,10 +376,10 @@ def test_older_and_unfit_files_of_a_vit(tmp_path):
 
 def test_weight_decay_is_for_rows_of_linear_layers_alone(pair):
     merge = KernelMerge(pair)
-    decays, others = (group["params"] for group in parameter_groups(merge, 0.01))
-    assert not decays and len(others) == len(list(merge.parameters()))
+    decays, others, weights = (group["params"] for group in parameter_groups(merge, Protocol()))
+    assert not decays and len(others) + len(weights) == len(list(merge.parameters()))
     plain = merge.fold()
-    decays = {id(p) for p in parameter_groups(plain, 0.01)[0]["params"]}
+    decays = {id(p) for p in parameter_groups(plain, Protocol())[0]["params"]}
     for key, parameter in plain.named_parameters():
         owner, _, own = key.rpartition(".")
         kernel = isinstance(plain.get_submodule(owner), (nn.Linear, nn.Conv2d)) and own == "weight"
