@@ -98,21 +98,22 @@ def _loading(p: dict, chosen: Record) -> str:
 
 
 def _merged(p: dict, chosen: Record) -> str:
-    first, second = chosen.run["row"]["sources"]
+    names, given = chosen.run["row"]["sources"], [p["base_weights"], p["source_weights"], *p.get("more_weights", ())]
+    first, start = names[0], f"{chosen.neutral:.3g}"
     prints = chosen.run["sources"]
     table = pd.DataFrame(
         {
-            "source": [first, second],
-            "weights": [PurePath(p[name]).name for name in ("base_weights", "source_weights")],
-            "SHA-256 of its values": [f"`{prints[name][:16]}`" for name in (first, second)],
+            "source": names,
+            "weights": [PurePath(weights).name for weights in given],
+            "SHA-256 of its values": [f"`{prints[name][:16]}`" for name in names],
         }
     )
     w = np.concatenate([values.ravel() for values in chosen.kernel_weights.values()])
     low, median, high = np.quantile(w, [0.05, 0.5, 0.95])
     return (
-        f"{_markdown(table)}\n\nw is the share of {first} in a kernel, 0.5 at the start. Over {w.size:,} kernels of "
-        f"{len(chosen.kernel_weights)} layers it ended at a median of {median:.3f} (5 to 95 %: {low:.3f} to "
-        f"{high:.3f}); {(w > 0.5).mean():.0%} of the kernels lean to {first}."
+        f"{_markdown(table)}\n\nw is the share of {first} in a kernel, {start} at the start. Over {w.size:,} kernels "
+        f"of {len(chosen.kernel_weights)} layers it ended at a median of {median:.3f} (5 to 95 %: {low:.3f} to "
+        f"{high:.3f}); {(w > chosen.neutral).mean():.0%} of the kernels lean to {first}."
     )
 
 

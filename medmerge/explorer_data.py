@@ -24,7 +24,10 @@ from medmerge.records import Record, score_column
 HISTORY_BYTES = 400_000
 """A page holds at most so much of all runs' histories; where they are longer, every second, third ... epoch."""
 
-_BLOCKS = {"denseblock": "dense block", "transition": "transition", "layer": "layer", "encoder_layer_": "encoder layer"}
+_MANY = (
+    "the explorer shows two sources; {} has {}: give one source's weights, {{layer: w[i] for layer, w in {}.items()}}"
+)
+_BLOCKS = {"denseblock": "dense block", "transition": "transition", "layer": "layer", "encoder_layer_": "layer"}
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,7 @@ def collect(what: object, sources: Sequence[str] | None = None, backbone: str = 
         elif item.kernel_weights:
             runs.append(_recorded(item))
     if not runs:
-        raise ValueError(
-            f"none of the {len(items)} records holds merging weights: give those of merged runs (MedMerge)"
-        )
+        raise ValueError(f"none of the {len(items)} records holds merging weights: give those of merged runs")
     names = [run.name for run in runs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} comes twice: give each run once")
@@ -121,6 +122,8 @@ def collect(what: object, sources: Sequence[str] | None = None, backbone: str = 
 
 
 def _recorded(record: Record) -> Run:
+    if record.num_merged != 2:
+        raise ValueError(_MANY.format(record.folder, record.num_merged, "record.source_weights"))
     study, backbone, row, seed = record.folder.parts[-4:]
     content, history = record.run, record.history
     probe = history[history["phase"] == "linear_probe"]
@@ -154,10 +157,7 @@ def _given(what: KernelMerge | Mapping, name: str, sources: Sequence[str] | None
     """A run without a record."""
     if isinstance(what, KernelMerge):
         if what.num_sources != 2:
-            raise ValueError(
-                f"the explorer shows the first of two sources' weight; this merge has {what.num_sources}: give one "
-                "source's, {layer: w[i] for layer, w in merge.kernel_weights().items()}"
-            )
+            raise ValueError(_MANY.format("this merge", what.num_sources, "merge.kernel_weights()"))
         weights = {key: w.reshape(len(w), -1).float().mean(1).cpu() for key, w in what.kernel_weights().items()}
     else:
         weights = what

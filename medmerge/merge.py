@@ -79,8 +79,7 @@ class KernelMerge(nn.Module):
         def merge_layer(name: str, module: nn.Module) -> nn.Module | None:
             if not kernels.is_kernel_layer(module):
                 return None
-            layers = [source.get_submodule(name) for source in sources]
-            return kernels.MergedLayer(layers, granularity, normalisation, shared)
+            return kernels.MergedLayer([s.get_submodule(name) for s in sources], granularity, normalisation, shared)
 
         self.merged = kernels.replace(_with_merged_norms(sources, batchnorm), merge_layer)
         if not any(True for _ in self.layers()):
@@ -206,10 +205,9 @@ def zeros_like(source: nn.Module) -> nn.Module:
     leaves the rest alone.
     """
     zeros = kernels.split_attention(copy.deepcopy(source))
-    for module in zeros.modules():
-        if kernels.is_kernel_layer(module):
-            for parameter in module.parameters(recurse=False):
-                parameter.zero_()
+    for module in filter(kernels.is_kernel_layer, zeros.modules()):
+        for parameter in module.parameters(recurse=False):
+            parameter.zero_()
     return kernels.join_attention(zeros)
 
 
@@ -225,8 +223,7 @@ def _with_merged_norms(sources: Sequence[nn.Module], batchnorm: str | int) -> nn
     for module, *twins in zip(base.modules(), *(source.modules() for source in sources), strict=True):
         if kernels.is_kernel_layer(module):
             continue
-        own = {**module._parameters, **module._buffers}
-        for name, tensor in own.items():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None:
                 continue
             values = [getattr(twin, name) for twin in twins]
@@ -234,9 +231,8 @@ def _with_merged_norms(sources: Sequence[nn.Module], batchnorm: str | int) -> nn
                 tensor.copy_(values[batchnorm])
             elif tensor.is_floating_point():
                 tensor.copy_(torch.stack(values).mean(0))
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                parameter.requires_grad_(True)
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(True)
     return base
 
 

@@ -76,7 +76,7 @@ def rows(p: Parameters) -> list[Row]:
     With ``vary`` each of them once for every combination of the settings that it reads; where a setting has the
     study's own value the row is the study's own.
     """
-    sources = [p.base_data, *([p.source_data] if p.source_data else [])]
+    sources = list(inputs.weights(p))
     return [
         Row(name, names, settings)
         for name in p.approaches
@@ -111,7 +111,10 @@ def split_path(p: Parameters) -> Path:
 def definition(p: Parameters, row: Row, seed: int) -> dict:
     """The parameters that a run's numbers depend on; paths and devices are not among them."""
     p, read = row.parameters(p), [name for name in Parameters.model_fields if name in reads(row.approach)]
-    return {"approach": row.approach, "sources": list(row.sources), "seed": seed} | {n: getattr(p, n) for n in read}
+    values = {n: getattr(p, n) for n in read}
+    if values.get("normalisation") == ("softmax" if len(row.sources) > 2 else "affine"):
+        values["normalisation"] = "auto"  # the same under another name
+    return {"approach": row.approach, "sources": list(row.sources), "seed": seed} | values
 
 
 def definition_hash(values: dict) -> str:
