@@ -64,6 +64,7 @@ class MergedLayer(nn.Module):
         return mix(self.w if self.w_bias is None else self.w_bias, biases, self.normalisation)
 
     def forward(self, x: Tensor) -> Tensor:
+        """What the layer with the merged kernels returns."""
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, self.weight, self.bias)
         return self.layer._conv_forward(x, self.weight, self.bias)
@@ -85,10 +86,12 @@ class SplitAttention(nn.MultiheadAttention):
 
     @property
     def in_proj_weight(self) -> Tensor:
+        """The projection's kernels ``[3 * embed_dim, embed_dim]``: rows of queries, keys and values."""
         return self.in_proj.weight
 
     @property
     def in_proj_bias(self) -> Tensor | None:
+        """Their biases ``[3 * embed_dim]``, or None."""
         return self.in_proj.bias
 
 

@@ -84,7 +84,9 @@ class Parameters(BaseModel):
         description="shares of training, validation and test images",
     )
     split_seed: Seed = Field(0, description="draws the split; one split for all seeds pairs their tests")
-    backbone: str = Field("densenet121", description="a torchvision CNN by its name; the paper's first choice")
+    backbone: str = Field(
+        "densenet121", description="a torchvision CNN, ViT or Swin by its name; the paper's first choice"
+    )
     image_size: int = Field(224, ge=16, le=1024, description="side in pixels; the paper's")
     batch_size: int = Field(32, ge=2, description="images a step; the paper is silent")
     seeds: list[Seed] = Field([0], min_length=1, description="one run each: head's initial values, order of images")

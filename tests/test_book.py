@@ -139,7 +139,20 @@ def test_the_chapter_on_parameters_lists_the_schema():
 # ---------------------------------------------------------------- the API reference
 
 MODULES = (
-    *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
+    *(
+        "merge",
+        "kernels",
+        "backbones",
+        "statefiles",
+        "approaches",
+        "training",
+        "evaluation",
+        "data",
+        "records",
+        "report",
+        "figures",
+        "status",
+    ),
     *("params", "study", "inputs", "learn", "datasheets", "leaks"),
 )
 
