@@ -124,8 +124,7 @@ class Parameters(BaseModel):
     )
     normalisation: Literal["auto", "affine", "softmax"] = Field(
         "auto",
-        description="affine learns w and 1 - w, unbounded (the paper); softmax keeps them in 0 to 1; auto is affine of "
-        "two sources, softmax of more",
+        description="affine: w and 1 - w, unbounded (the paper); softmax: 0 to 1; auto: affine of two, softmax of more",
     )
     w_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         None, description="learning rate of the merging weights; empty for the linear probe's (the paper)"

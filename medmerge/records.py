@@ -215,12 +215,17 @@ def write(
     if kernel_weights:
         dims = 2 if len(run["row"]["sources"]) > 2 else 1
         kept = {name: w.mean(tuple(range(dims, w.ndim))) if w.ndim > dims else w for name, w in kernel_weights.items()}
-        _write(folder / "kernel_weights.safetensors", safetensors.numpy.save(kept))
+        _write(folder / "kernel_weights.safetensors", _packed(kept))
     if kernel_history:
-        _write(folder / KERNEL_HISTORY, safetensors.numpy.save(_thinned(kernel_history)))
+        _write(folder / KERNEL_HISTORY, _packed(_thinned(kernel_history)))
     run = {**run, "layers": list(kernel_weights)}
     _write(folder / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
     return Record(folder, run)
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The arrays as safetensors, which writes memory as it lies: a transposed array would come back wrong."""
+    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
 def _thinned(history: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
