@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo book links explore test lint clean
+.PHONY: help install demo cost book links explore test lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ demo: $(STAMP) ## Run the demo: drawn images, a small backbone, a minute or two
 	$(call run,notebooks/source.ipynb,params/demo/source.yaml)
 	$(call run,notebooks/pair.ipynb,params/demo/pair.yaml)
 	$(call run,notebooks/weights.ipynb,params/demo/weights.yaml)
+	$(call run,notebooks/cost.ipynb,params/demo/cost.yaml)
+
+cost: $(STAMP) ## Measure again, on this machine, what a step of each phase costs
+	@rm -f results/open/cost/densenet121-64px.json results/open/cost/resnet50-64px.json
+	$(call run,notebooks/cost.ipynb,params/open/cost-densenet121.yaml)
+	$(call run,notebooks/cost.ipynb,params/open/cost-resnet50.yaml)
 
 explore: demo ## Open JupyterLab on the explorer of merging weights
 	@$(BIN)/jupyter lab notebooks/weights.ipynb

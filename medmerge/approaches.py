@@ -96,7 +96,7 @@ def medmerge(
     *,
     batchnorm: str | int = "mean",
     learn: bool = True,
-    controls: bool = True,
+    score_controls: bool = True,
     **settings,
 ) -> Outcome:
     """Learn the merge during the linear probe, fold it, fine-tune the result (MedMerge, section 2).
@@ -106,7 +106,7 @@ def medmerge(
             measured on training images, ``"reestimated"``, with scale and shift set to the sources' spread too,
             ``"repair"`` (:mod:`medmerge.batchnorm`).
         learn: whether the merging weights learn.
-        controls: whether to score replacements of the learnt weights (:mod:`medmerge.controls`).
+        score_controls: whether to score replacements of the learnt weights (:mod:`medmerge.controls`).
         settings: further options of :class:`~medmerge.merge.KernelMerge`.
     """
     merge = start(sources, batchnorm=batchnorm, **settings)
@@ -123,13 +123,13 @@ def medmerge(
     fine_tune(model, task)
     if not learn:
         return Outcome(model, {}, probed=probed, tables=tables)
-    if controls and len(sources) == 2 and merge.granularity == "kernel":
+    if score_controls and len(sources) == 2 and merge.granularity == "kernel":
         tables["controls"] = replaced_weights(probed, task)
     return Outcome(model, {name: w.cpu() for name, w in merge.kernel_weights().items()}, probed, probed, tables)
 
 
 def start(
-    sources: Sequence[nn.Module], *, batchnorm: str | int = "mean", controls: bool = True, **settings
+    sources: Sequence[nn.Module], *, batchnorm: str | int = "mean", score_controls: bool = True, **settings
 ) -> KernelMerge:
     """The merge that :func:`medmerge` begins with under its settings, before anything is measured on images."""
     return KernelMerge(sources, batchnorm="mean" if batchnorm in MEASURED_STARTS else batchnorm, **settings)
@@ -169,7 +169,7 @@ def classifier(backbone: nn.Module, task: Task) -> Classifier:
 _PROBED = frozenset({"batchnorm_free", "w_lr", "w_decay"})
 _MERGED = {
     "merges": True,
-    "settings": ("granularity", "batchnorm", "normalisation", "controls"),
+    "settings": ("granularity", "batchnorm", "normalisation", "score_controls"),
     "reads": LINEAR_PROBE | _PROBED | {"granularity", "batchnorm", "normalisation"},
 }
 

@@ -14,7 +14,7 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
-from medmerge import cli_data, datasheets, learn, records, report, study
+from medmerge import cli_data, costsheets, datasheets, learn, records, report, study
 from medmerge.backbones import CheckpointError
 from medmerge.data import DataError
 from medmerge.params import ParameterError, Parameters, assigned_values, load_yaml
@@ -75,6 +75,9 @@ def _check(options: argparse.Namespace) -> int:
             if p.studies:
                 print(f"{path}: {len(p.studies)} studies, {len(_merged(p))} merged runs to show")
                 continue
+            if p.cost_repeats:
+                print(f"{path}: {p.backbone} at {p.image_size} px, {'' if costsheets.check(p) else 'not yet '}measured")
+                continue
             todo, all_rows = _to_run(p), [(row, seed) for row in study.rows(p) for seed in p.seeds]
         except EXPECTED as error:
             print(f"medmerge: {path}: {error}", file=sys.stderr)
@@ -82,7 +85,7 @@ def _check(options: argparse.Namespace) -> int:
             continue
         print(f"{path}: {len(all_rows)} runs, {len(all_rows) - len(todo)} finished")
         for row, seed in todo:
-            print(f"  to run: {row.title} from {' + '.join(row.sources)}, seed {seed}")
+            print(f"  to run: {row.label}, seed {seed}")
     return status
 
 
@@ -122,8 +125,8 @@ def _learn(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     p = _parameters(options.params, _notebook_defaults(options.notebook))
-    check = datasheets.check if p.datasets else _merged if p.studies else _to_run
-    check(p)
+    pages = ((p.datasets, datasheets.check), (p.studies, _merged), (p.cost_repeats, costsheets.check))
+    next((check for asked, check in pages if asked), _to_run)(p)
     home = study.home()
     output = options.output or home / p.results / p.track / f"{options.params.stem}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,8 @@ each layer's mean, by the same values shuffled among a layer's kernels, by rando
 source alone. If a shuffle does not lower the score, which kernel has which w does not matter.
 """
 
-import numpy as np
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from medmerge import batchnorm
 from medmerge.backbones import Classifier
 from medmerge.devices import seeded
+from medmerge.records import Record
 from medmerge.training import Task, validate
 
 DRAWS = 3
@@ -78,9 +80,35 @@ def evaluate(merging: Classifier, task: Task) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def gather(records: Sequence[Record]) -> pd.DataFrame:
+    """The controls of several records in one table, with a column seed."""
+    return pd.concat([record.controls.assign(seed=record.run["seed"]) for record in records], ignore_index=True)
+
+
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Controls of one or several runs: by control the mean and, over draws and runs, least and greatest score."""
+    """By control mean, least and greatest score over draws and runs, with batch norm as learnt and re-estimated.
+
+    Args:
+        table: as :func:`evaluate` or :func:`gather` gives it.
+    """
     grouped = table.groupby("control", sort=False)[["score", "reestimated"]]
     frame = grouped.agg(["mean", "min", "max"])
     frame.columns = [" ".join(pair) for pair in frame.columns]
-    return frame.assign(draws=grouped.size()).reset_index().replace({np.nan: None})
+    return frame.assign(draws=grouped.size()).reset_index()
+
+
+def sentence(summed: pd.DataFrame) -> str:
+    """Learnt weights against their shuffles, in Markdown; the range is over draws and seeds, not a test.
+
+    Args:
+        summed: as :func:`summary` gives it.
+    """
+    by = summed.set_index("control")
+    learnt, shuffled = by.loc["learnt"], by.loc["shuffled"]
+    inside = shuffled["score min"] <= learnt["score mean"] <= shuffled["score max"]
+    said = "within the range of" if inside else "above" if learnt["score mean"] > shuffled["score max"] else "below"
+    return (
+        f"With the learnt weights the probe's validation score is **{learnt['score mean']:.3f}**: {said} what the same "
+        f"weights reach when shuffled within layers ({shuffled['score min']:.3f} to {shuffled['score max']:.3f} over "
+        f"{int(shuffled['draws'])} shuffles). With all weights at their start: {by.loc['start', 'score mean']:.3f}."
+    )

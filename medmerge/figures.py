@@ -22,7 +22,7 @@ from medmerge.plotstyle import APPROACH_COLOURS, APPROACH_NAMES, BookFigure, app
 from medmerge.records import score_column
 
 _LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-_BLOCKS = {"denseblock": "block ", "transition": "T", "layer": "layer "}
+_BLOCKS = {"denseblock": "block ", "transition": "T", "layer": "layer ", "encoder_layer_": "layer "}
 _PHASES = {"linear_probe": 0, "fine_tune": 1}
 _MARKERS = "osD^vPX*<>"
 _SCORES = {"val_macro_f1": "macro F1", "val_macro_auroc": "macro AUROC"}
@@ -110,7 +110,7 @@ def depth_heatmap(
     axes.set_yticks(range(len(rows)), list(rows))
     axes.hlines(np.arange(1, len(rows)) - 0.5, -0.5, len(layers) - 0.5, color="white", linewidth=2)
     axes.tick_params(axis="y", length=0)
-    _mark_depth(axes, layers)
+    mark_depth(axes, layers)
     bar = figure.colorbar(image, cax=bar_axes, orientation="horizontal", format="{x:g}")
     bar.set_ticks(np.linspace(low, high, 5).round(6))
     ends = f"← more {second}          more {first} →"
@@ -145,7 +145,7 @@ def weight_spread(weights: Mapping[str, ArrayLike], first: str, second: str, neu
     histogram.xaxis.set_major_locator(MaxNLocator(2, integer=True))
     for axes in (depth, histogram):
         axes.axhline(neutral, color=_GREY, linewidth=0.8, linestyle="--")
-    _mark_depth(depth, list(vectors))
+    mark_depth(depth, list(vectors))
     return figure
 
 
@@ -356,13 +356,22 @@ def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, dict]]) -> None:
         axes.annotate(name, (1.075, y), xycoords="axes fraction", va="center")
 
 
-def _mark_depth(axes: Axes, layers: Sequence[str]) -> None:
-    """Number the layers, a dozen at most, and mark the blocks of a DenseNet, ResNet or ViT above the axes."""
+def mark_depth(axes: Axes, layers: Sequence[str]) -> None:
+    """Number the layers along the axes, a dozen at most, and mark the blocks of a DenseNet, ResNet or ViT above them.
+
+    Args:
+        axes: has the layers at x = 0, 1, 2, ...
+        layers: their names, in forward order.
+    """
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(layers)) if len(layers) <= 12 * step)
     axes.set_xticks(range(step - 1, len(layers), step), range(step, len(layers) + 1, step))
     axes.set(xlabel=f"merged layer in forward order ({len(layers)} in all)", xlim=(-0.5, len(layers) - 0.5))
     found = [re.search(r"(?:^|\.)(denseblock|transition|layer|encoder_layer_)(\d+)\.", name) for name in layers]
-    blocks = [f"{_BLOCKS[match[1]]}{match[2]}" if match else "stem" for match in found]
+    named = (
+        f"{_BLOCKS[match[1]]}{match[2]}" if match else "end" if any(found[:i]) else "stem"
+        for i, match in enumerate(found)
+    )
+    blocks = list(named)
     across, start = axes.get_xaxis_transform(), 0
     for block, group in itertools.groupby(blocks if any(found) else ()):
         end = start + len(list(group))

@@ -68,6 +68,9 @@ class Parameters(BaseModel):
     studies: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$")]] = Field(
         [], description="studies whose merging weights a page of their own shows: pair, or pair/backbone"
     )
+    cost_repeats: int = Field(
+        0, ge=0, description="rounds in which a page of their own times a step of each phase; 0 on all other pages"
+    )
     exclude_data: str = Field("", description="leave out target images that this dataset holds too")
     exclude_root: str = Field("", description="that dataset's folder")
     split: Literal["grouped", "random", "official", "file"] = Field(
@@ -115,9 +118,7 @@ class Parameters(BaseModel):
         "kernel", description="what shares one merging weight; the paper's"
     )
     batchnorm: Literal["mean", "reestimated", "repair"] | Annotated[int, Field(ge=0)] = Field(
-        "mean",
-        description="merged batch norms start at the sources' mean (the paper), at source 0 or 1, or at the mean with "
-        "statistics measured on training images (reestimated), rescaled to the sources' spread (repair)",
+        "mean", description="where merged batch norms start: mean (the paper), source 0 or 1, reestimated, repair"
     )
     batchnorm_free: Literal["both", "affine", "statistics", "none"] = Field(
         "both", description="what of them changes in the linear probe: the paper's unfrozen is both"
@@ -132,11 +133,9 @@ class Parameters(BaseModel):
     w_decay: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="AdamW's decay of the merging weights, towards the last source"
     )
-    controls: bool = Field(
-        True, description="score a merge on validation images with its weights shuffled, averaged and drawn, too"
-    )
+    score_controls: bool = Field(True, description="score a merge on validation images with its weights replaced, too")
     vary: dict[str, list] = Field(
-        {}, description="settings to compare: values by parameter; a row for every combination that it reads"
+        {}, description="settings to compare, values by parameter: a row for each combination"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -342,7 +341,7 @@ def cell(names: Iterable[str], **defaults: object) -> str:
     """
     fields = {name: Parameters.model_fields[name] for name in names}
     values = {name: defaults.get(name, field.default) for name, field in fields.items()}
-    written = {name: str(value) if isinstance(value, bool) else json.dumps(value) for name, value in values.items()}
+    written = {n: repr(v) if isinstance(v, bool | dict | None) else json.dumps(v) for n, v in values.items()}
     lines = [(f"{name} = {text}", fields[name].description) for name, text in written.items()]
     return "\n".join(f"{code}  # {reason}" for code, reason in lines)
 

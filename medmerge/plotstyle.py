@@ -42,13 +42,19 @@ def approach_colour(approach: str) -> str:
 
 
 class BookFigure(Figure):
-    """A figure that a notebook shows although pyplot, and so its display hook, is never used."""
+    """A figure that a notebook shows although pyplot, and so its display hook, is never used.
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+    Attributes:
+        alt: what it shows and says, for who cannot see it; empty where the page's own words are all there is.
+    """
+
+    alt: str = ""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int | str]]:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", facecolor="white")
         width, height = (96 * self.get_size_inches()).astype(int).tolist()
-        return buffer.getvalue(), {"width": width, "height": height}
+        return buffer.getvalue(), {"width": width, "height": height} | ({"alt": self.alt} if self.alt else {})
 
     def html(self, alt: str, caption: str) -> str:
         """The figure as one HTML element, picture included, for where no script runs."""

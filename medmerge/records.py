@@ -41,16 +41,17 @@ class Record:
             ``parameters`` as resolved; ``data`` (classes, counts, fingerprint, notes and, absent from older records,
             multilabel, images, split, overlap); ``sources`` (fingerprints); ``metrics`` on test, and in ``stages``
             those of the network as the linear probe left it; ``cost`` by phase; ``provenance``.
+        file: name of its test predictions.
     """
 
     folder: Path
     run: Mapping
+    file: str = "predictions.csv"
 
     @property
     def label(self) -> str:
         """The row in words, such as ``"MedMerge ImageNet + HAM10K"``, with its settings in brackets if it has any."""
-        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-        return f"{self.run['row']['title']} {' + '.join(self.run['row']['sources'])}" + (settings and f" ({settings})")
+        return label(self.run["row"]["title"], self.run["row"]["sources"], self.settings)
 
     @property
     def settings(self) -> Mapping[str, object]:
@@ -68,12 +69,9 @@ class Record:
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
         """A row a test image, as :func:`prediction_frame` makes them."""
-        return self._predictions("predictions.csv")
-
-    def _predictions(self, name: str) -> pd.DataFrame:
         unknown = {f"y_{name}": [""] for name in self.run["data"]["classes"]} if self.multilabel else None
         types = {"id": str, "label": str}
-        path = self.folder / name
+        path = self.folder / self.file
         return pd.read_csv(path, dtype=types, na_values=unknown, keep_default_na=False)
 
     @property
@@ -100,13 +98,12 @@ class Record:
         """Test probabilities, float64 ``[N, K]``."""
         return self.predictions[[f"p_{name}" for name in self.run["data"]["classes"]]].to_numpy(float)
 
-    @functools.cached_property
-    def probed(self) -> np.ndarray | None:
-        """Test probabilities as the linear probe left the network, float64 ``[N, K]``; None if they are not kept."""
-        name = "predictions_linear_probe.csv"
-        if not (self.folder / name).exists():
+    def after_probe(self) -> "Record | None":
+        """The same run as its linear probe left it: test predictions and metrics then; None if they are not kept."""
+        stage = "linear_probe"
+        if stage not in self.run.get("stages", {}):
             return None
-        return self._predictions(name)[[f"p_{name}" for name in self.run["data"]["classes"]]].to_numpy(float)
+        return Record(self.folder, {**self.run, "metrics": self.run["stages"][stage]}, f"predictions_{stage}.csv")
 
     @functools.cached_property
     def kernel_weights(self) -> dict[str, np.ndarray]:
@@ -181,6 +178,12 @@ def prediction_frame(
     else:
         truth = {f"y_{name}": labels[:, k] for k, name in enumerate(classes)}
     return pd.DataFrame({"id": ids} | truth | {f"p_{name}": probabilities[:, k] for k, name in enumerate(classes)})
+
+
+def label(title: str, sources: Sequence[str], settings: Mapping[str, object]) -> str:
+    """A row in words: its approach's title, its sources and, in brackets, the settings that set it apart."""
+    named = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{title} {' + '.join(sources)}" + (named and f" ({named})")
 
 
 def score_column(history: pd.DataFrame) -> str:

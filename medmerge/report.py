@@ -62,29 +62,37 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def comparisons(records: Sequence[Record], approach: str = "medmerge") -> pd.DataFrame:
-    """One approach against every other row: difference in macro F1, 95 % interval, p and Holm-adjusted p.
+def comparisons(records: Sequence[Record], reference: str = "medmerge") -> pd.DataFrame:
+    """One row against every other: difference in macro F1, 95 % interval, p and Holm-adjusted p.
 
     Paired by test image (:func:`~medmerge.evaluation.compare`); the family is all rows of this table.
+
+    Args:
+        reference: the row, by its label, or by its approach if only one row of it has no settings of its own.
     """
     rows = by_row(records)
-    chosen = [label for label, runs in rows.items() if runs[0].run["row"]["approach"] == approach]
+    chosen = [label for label in rows if label == reference] or [
+        label for label, (run, *_) in rows.items() if run.run["row"]["approach"] == reference and not run.settings
+    ]
     if len(chosen) != 1:
-        raise RecordError(f"{len(chosen)} rows of {approach!r} among {list(rows)}; the comparison needs one")
-    reference = rows[chosen[0]]
-    classes = reference[0].run["data"]["classes"]
+        raise RecordError(f"{len(chosen)} rows of {reference!r} among {list(rows)}; the comparison needs one")
     table = []
     for label, runs in rows.items():
         if label == chosen[0]:
             continue
-        arrays = reference[0].labels, predicted(reference), predicted(runs)
-        result = _once(evaluation.compare, *arrays, num_classes=len(classes))
+        result = compare(rows[chosen[0]], runs)
         table.append(
             {"against": label, "difference": result.difference, "low": result.low, "high": result.high}
             | {"p": result.p_value}
         )
     frame = pd.DataFrame(table, columns=["against", "difference", "low", "high", "p"])
     return frame.assign(p_holm=evaluation.holm(frame["p"]) if len(frame) else [])
+
+
+def compare(runs: Sequence[Record], others: Sequence[Record]) -> evaluation.Comparison:
+    """A row's runs against another's, seed by seed, on the same test images (:func:`~medmerge.evaluation.compare`)."""
+    classes = runs[0].run["data"]["classes"]
+    return _once(evaluation.compare, runs[0].labels, predicted(runs), predicted(others), num_classes=len(classes))
 
 
 def _once(function: Callable, *arrays: np.ndarray, num_classes: int) -> object:
@@ -215,11 +223,13 @@ def displacement(record: Record) -> dict[str, float]:
     AdamW's steps could have carried them.
 
     Returns:
-        ``mean`` and ``largest`` absolute deviation over kernels, ``share_first`` of kernels with w above it, and
-        ``budget`` = learning rate x steps up to the kept epoch: Adam moves a weight by about its learning rate a step.
+        ``mean`` and ``largest`` absolute deviation over kernels, ``share_first`` of kernels with w above it, ``steps``
+        up to the kept epoch, and ``budget`` = w's learning rate x steps: Adam moves a weight by about its learning
+        rate a step.
     """
     w = np.concatenate([values.ravel() for values in record.kernel_weights.values()])
     p, history = record.run["parameters"], record.history
+    lr = p["lp_lr"] if p.get("w_lr") is None else p["w_lr"]
     probe = history[history["phase"] == "linear_probe"].reset_index(drop=True)
     kept = probe[score_column(probe)].idxmax() + 1 if p["select"] == "best" else len(probe)
     whole, rest = divmod(record.images["train"], p["batch_size"])
@@ -230,7 +240,8 @@ def displacement(record: Record) -> dict[str, float]:
         "share_first": float((w > record.neutral).mean()),
         "kernels": len(w),
         "kept_epoch": int(kept),
-        "budget": float(p["lp_lr"] * steps),
+        "steps": int(steps),
+        "budget": float(lr * steps),
     }
 
 

@@ -69,6 +69,11 @@ class Row:
         """Its approach in words, such as ``"LP-FT"``."""
         return APPROACHES[self.approach].title
 
+    @property
+    def label(self) -> str:
+        """The row in words, as its record's :attr:`~medmerge.records.Record.label`."""
+        return records.label(self.title, self.sources, dict(self.settings))
+
 
 def rows(p: Parameters) -> list[Row]:
     """The rows that the parameters ask for: merging approaches once, the others from each source.
@@ -228,7 +233,7 @@ def run(p: Parameters) -> list[Record]:
         drawn = {"method": p.split, "fractions": tuple(p.fractions), "seed": p.split_seed}
         split_files.write(split_path(p), dataset.table, dataset.parts, **drawn)
         for row, seed in todo:
-            log.info("%s from %s, seed %d", row.title, " + ".join(row.sources), seed)
+            log.info("%s, seed %d", row.label, seed)
             run_row(p, row, seed, dataset, {name: overlap[name] for name in row.sources if name in overlap})
     if p.save_weights:
         _share(p, replace=bool(todo))

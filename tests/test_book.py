@@ -154,6 +154,8 @@ MODULES = (
         "status",
     ),
     *("params", "study", "inputs", "learn", "datasheets", "leaks"),
+    *("cost", "costsheets", "figures_cost"),
+    *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
 )
 
 

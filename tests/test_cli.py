@@ -74,10 +74,10 @@ def test_check_lists_the_runs_of_each_file(project, capsys):
     assert cli.main(["check", "tiny.yaml", "two.yaml"]) == 0
     out, error = capsys.readouterr()
     assert error == "" and out.splitlines() == [
-        *("tiny.yaml: 5 runs, 0 finished", "  to run: FT from objects, seed 0", "  to run: FT from lesions, seed 0"),
-        *("  to run: LP-FT from objects, seed 0", "  to run: LP-FT from lesions, seed 0"),
-        *("  to run: MedMerge from objects + lesions, seed 0", "two.yaml: 2 runs, 0 finished"),
-        *(f"  to run: MedMerge from objects + lesions, seed {seed}" for seed in (0, 1)),
+        *("tiny.yaml: 5 runs, 0 finished", "  to run: FT objects, seed 0", "  to run: FT lesions, seed 0"),
+        *("  to run: LP-FT objects, seed 0", "  to run: LP-FT lesions, seed 0"),
+        *("  to run: MedMerge objects + lesions, seed 0", "two.yaml: 2 runs, 0 finished"),
+        *(f"  to run: MedMerge objects + lesions, seed {seed}" for seed in (0, 1)),
     ]
 
 

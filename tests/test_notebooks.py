@@ -124,3 +124,27 @@ def test_the_page_on_datasets_needs_what_it_names(project, capsys):
     Path("data.yaml").write_text("datasets: [ham10k=nowhere]\nbase_weights: w/objects.safetensors\n")
     assert cli.main(["run", str(ROOT / "notebooks/data.ipynb"), "data.yaml"]) == 2
     assert "datasets: no folder nowhere for ham10k" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_page_on_costs_is_drawn_again_from_its_record(project, capsys):
+    Path("cost.yaml").write_text(
+        "track: own\ntitle: My costs\nnote: A small network.\nbackbone: densenet_small\nimage_size: 32\nbatch_size: 4\n"
+        "cost_repeats: 3\ndevice: cpu\nprecision: fp32\n"
+    )
+    notebook = str(ROOT / "notebooks/cost.ipynb")
+    assert cli.main(["check", "cost.yaml"]) == 0
+    assert capsys.readouterr().out == "cost.yaml: densenet_small at 32 px, not yet measured\n"
+    assert cli.main(["run", notebook, "cost.yaml"]) == 0
+    first = nbformat.read("results/own/cost.ipynb", 4)
+    text = shown(first)
+    assert first.cells[0].source.startswith("# My costs") and "A small network." in text
+    assert "FT with 100 epochs" in text and "w a parameter" in text and "image/png" in text
+    record = Path("results/own/cost/densenet_small-32px.json").read_bytes()
+    assert cli.main(["check", "cost.yaml"]) == 0
+    assert capsys.readouterr().out.endswith("cost.yaml: densenet_small at 32 px, measured\n")
+    assert cli.main(["run", notebook, "cost.yaml"]) == 0
+    assert Path("results/own/cost/densenet_small-32px.json").read_bytes() == record
+    again = nbformat.read("results/own/cost.ipynb", 4)
+    (logged,) = [k for k, cell in enumerate(first.cells) if "costsheets.run" in cell.source]
+    assert all(one == other for k, (one, other) in enumerate(zip(first.cells, again.cells, strict=True)) if k != logged)

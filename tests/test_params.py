@@ -1,5 +1,6 @@
 """Parameters: what a file or a notebook may say, and a clear refusal of everything else."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -17,6 +18,17 @@ OVERRIDES = {
     "source": {"pair": "source", "approaches": ["ft"]},
     "data": {"seeds": list(range(10)), "image_size": 64},
     "weights": {"studies": ["demo"]},
+    "ablation_batchnorm": {"approaches": ["medmerge"], "vary": {"batchnorm_free": ["both", "none"]}},
+    "ablation_granularity": {
+        "approaches": ["medmerge"],
+        "vary": {"granularity": ["parameter", "kernel", "layer", "model"]},
+    },
+    "ablation_zeros": {"approaches": ["medmerge_zeros"]},
+    "controls": {
+        "approaches": ["medmerge", "fixed_w", "lp_ft", "lp_norms_ft"],
+        "vary": {"w_lr": [None, 1e-3, 1e-2, 5e-2]},
+    },
+    "cost": {"cost_repeats": 20},
 }
 FILES = sorted((ROOT / "params").rglob("*.yaml"))
 
@@ -77,7 +89,7 @@ def test_numbers_that_yaml_reads_as_text(text):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[("ft_epochs", value) for value in (True, 0, -1, 1.5, 2.0, float("inf"), "many", None, [1])],
+        *[("lp_epochs", value) for value in (True, 0, -1, 1.5, 2.0, float("inf"), "many", None, [1])],
         *[("ft_lr", value) for value in (True, 0, -1.0, float("nan"), float("inf"), "nan", "fast", None)],
         *[("weight_decay", value) for value in (-0.1, float("nan"), float("inf"), False)],
         *[("seeds", value) for value in (0, [], [True], [-1], [2**32], ["0"], [0.0], (0,), "0")],
@@ -201,10 +213,8 @@ def test_assignments():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_parameter_files_parse_and_fit_their_notebook(path):
     text, values = path.read_text(), load_yaml(path)
-    kind = "source" if values.get("save_weights") else "pair"
-    kind = {"datasets": "data", "studies": "weights"}.get(next(iter({"datasets", "studies"} & set(values)), ""), kind)
-    told = [line for line in text.splitlines() if f"params/{path.parent.name}/{path.name}" in line and "run" in line]
-    assert all(f"notebooks/{kind}.ipynb" in line for line in told), "the comment names another notebook"
+    command = rf"medmerge run notebooks/(\w+)\.ipynb +params/{path.parent.name}/{re.escape(path.name)}"
+    (kind,) = set(re.findall(command, text))
     p = Parameters.parse(values, str(path), allowed=assigned_names(parameters_cell(kind)))
     assert p.track == path.parent.name
     assert not [name for name, value in values.items() if isinstance(value, str) and value.startswith(("/", "~"))]
@@ -228,7 +238,8 @@ def test_notebooks_state_the_schemas_defaults_and_reasons(name):
     defaults = {n: OVERRIDES[name].get(n, Parameters.model_fields[n].default) for n in names}
     assert assigned_values(source) == defaults
     if name == "pair":
-        assert set(names) == set(Parameters.model_fields) - {"save_weights", "datasets", "digests", "studies"}
+        others = {"save_weights", "datasets", "digests", "studies", "cost_repeats"}
+        assert set(names) == set(Parameters.model_fields) - others
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -145,6 +145,7 @@ def test_displacement_beside_its_budget(tmp_path, select, kept):
     moved = report.displacement(record)
     assert moved == {
         **{"mean": 0.25, "largest": 1.0, "share_first": pytest.approx(1 / 6), "kernels": 6, "kept_epoch": kept},
+        "steps": kept * 22,
         "budget": pytest.approx(0.01 * kept * 22),  # 1090 images in batches of 50
     }
 

@@ -106,6 +106,15 @@ def test_a_file_about_datasets_asks_for_their_sheets(project):
     assert table.loc["open/data.yaml", ["asked", "recorded"]].tolist() == [3, 0]  # two sheets, and what they share
 
 
+def test_a_page_on_costs_asks_for_its_measurement(project):
+    (project / "params/open/cost.yaml").write_text("track: open\nbackbone: densenet_small\ncost_repeats: 3\n")
+    row = status.parameter_files(project / "params").set_index("file").loc["open/cost.yaml"]
+    assert (row.asked, row.recorded, row.page) == (1, 0, None)
+    (project / "results/open/cost.ipynb").write_text("{}")
+    with pytest.raises(RecordError, match="cost.ipynb shows runs whose records are missing: densenet_small-224px"):
+        status.parameter_files(project / "params")
+
+
 def test_a_page_of_weights_asks_for_the_merged_runs_that_it_shows(project):
     (project / "params/open/weights.yaml").write_text("track: open\nstudies: [skin]\n")
     page = project / "results/open/weights.ipynb"

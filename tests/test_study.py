@@ -112,7 +112,7 @@ def test_definition_leaves_out_paths_devices_and_what_others_read():
 
 def test_every_setting_of_an_approach_is_in_its_definition():
     for name, approach in APPROACHES.items():
-        assert set(approach.settings) <= approach.reads
+        assert set(approach.settings) - {"score_controls"} <= approach.reads  # these only add a table
         assert approach.reads <= set(study.definition(parameters(), Row(name, ("objects",)), 0))
 
 
@@ -169,6 +169,8 @@ def test_a_run_leaves_a_whole_record(finished):
         merged = record.run["row"]["approach"] == "medmerge"
         assert {p.name for p in record.folder.iterdir()} == {
             *("run.json", "history.csv", "predictions.csv", "checkpoint"),
+            *(["predictions_linear_probe.csv"] if record.run["row"]["approach"] != "ft" else []),
+            *(["batchnorm.csv", "controls.csv"] if merged else []),
             *(["kernel_weights.safetensors", "kernel_weights_history.safetensors"] if merged else []),
         }
         assert {p.name for p in (record.folder / "checkpoint").iterdir()} == {
@@ -238,7 +240,7 @@ def test_first_epochs_start_from_the_same_head_in_all_rows(project, monkeypatch)
 
     heads = {}
 
-    def note(model, train, val, phase, task):
+    def note(model, train, val, phase, task, still=()):
         heads.setdefault(task.key, getattr(model, "head", model).weight.detach().clone())
         raise InterruptedError
 
@@ -447,3 +449,94 @@ def test_images_of_the_source_are_left_out_of_the_target_even_where_its_own_copy
     dataset = study.load_data(p)
     ids = {i for part in (dataset.train, dataset.val, dataset.test) for i in part.ids}
     assert ids == {f"ISIC_{n:07d}" for n in range(14, 94)}
+
+
+VARIED = {"approaches": ["lp_ft", "medmerge"], "vary": {"batchnorm_free": ["both", "none"], "w_lr": [None, 0.1]}}
+
+
+def test_varied_settings_make_a_row_for_each_combination_that_an_approach_reads():
+    names = [row.name for row in study.rows(parameters(**VARIED))]
+    assert names == [
+        *("lp_ft-objects", "lp_ft-lesions", "medmerge-objects-lesions", "medmerge-objects-lesions+w_lr=0.1"),
+        *("medmerge-objects-lesions+batchnorm_free=none", "medmerge-objects-lesions+batchnorm_free=none+w_lr=0.1"),
+    ]
+
+
+def test_a_row_with_the_studys_own_values_is_the_studys_own_row():
+    plain, varied = parameters(approaches=["medmerge"]), parameters(**VARIED)
+    row = study.rows(plain)[0]
+    assert row in study.rows(varied) and study.folder(plain, row, 0) == study.folder(varied, row, 0)
+    assert study.definition(plain, row, 0) == study.definition(varied, row, 0)
+
+
+def test_a_setting_is_the_same_run_as_a_study_with_that_value():
+    row = Row("medmerge", ("objects", "lesions"), (("batchnorm", 1), ("w_lr", 0.1)))
+    study_of_its_own = parameters(batchnorm=1, w_lr=0.1)
+    plain = Row("medmerge", ("objects", "lesions"))
+    assert study.definition(parameters(), row, 0) == study.definition(study_of_its_own, plain, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vary": {"batchnorm_fre": ["both"]}}, "vary: batchnorm_fre: unknown parameter; did you mean batchnorm_free"),
+        ({"vary": {"batchnorm": ["mean", "median"]}}, "vary: batchnorm: 'median'"),
+        ({"vary": {"lp_lr": ["1e-3"]}}, r"vary: lp_lr: '1e-3' is text, not a number; write 0.001"),
+        ({"vary": {"w_lr": []}}, r"vary: w_lr: \[\] must hold one value at least"),
+        ({"vary": {"w_lr": [0.1, 0.1]}}, "none twice"),
+        ({"vary": {"vary": [{}]}}, "vary: vary: unknown parameter"),
+        ({"vary": {"seeds": [[0], [0, 0]]}}, "names one twice"),
+    ],
+)
+def test_a_varied_setting_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ParameterError, match=message):
+        parameters(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"approaches": ["ft"], "vary": {"batchnorm": ["mean", 1]}}, "vary: batchnorm is read by none of ft"),
+        ({"vary": {"image_size": [32, 64]}}, "vary: image_size is shared by all runs of a study"),
+        ({"vary": {"device": ["cpu", "cuda"]}}, "vary: device is read by none"),
+        ({"ft_epochs": 0}, "ft_epochs: 0 leaves nothing of the approach ft"),
+        ({"vary": {"ft_epochs": [2, 0]}}, "ft_epochs: 0 leaves nothing of the approach ft"),
+    ],
+)
+def test_a_varied_setting_that_changes_nothing_or_the_data_is_refused(project, changes, message):
+    with pytest.raises(ParameterError, match=message):
+        study.check(parameters(**changes))
+
+
+def test_an_ablation_adds_to_its_study_and_keeps_what_its_probe_predicted(project):
+    one = study.run(parameters(approaches=["medmerge"]))
+    changes = {"approaches": ["medmerge", "medmerge_zeros"], "vary": {"batchnorm_free": ["both", "none"]}}
+    before = files(one[0].folder)
+    found = study.run(parameters(**changes))
+    assert files(one[0].folder) == before and len(found) == 6
+    frozen = found[1]
+    assert frozen.label == "MedMerge objects + lesions (batchnorm_free none)"
+    assert frozen.run["definition"]["batchnorm_free"] == frozen.run["parameters"]["batchnorm_free"] == "none"
+    assert frozen.run["parameters"]["vary"] == {} and frozen.settings == {"batchnorm_free": "none"}
+    for record in found:
+        probed = record.after_probe()
+        assert probed.label == record.label and not np.allclose(probed.probabilities, record.probabilities)
+        scored = evaluation.metrics(probed.labels, probed.probabilities, record.run["data"]["classes"])["macro_f1"]
+        assert scored == pytest.approx(probed.run["metrics"]["macro_f1"])
+        assert set(record.batchnorm["when"]) == {"before probe", "after probe"} and not record.controls.empty
+    assert found[0].kernel_weights.keys() == found[2].kernel_weights.keys()
+    assert found[2].run["row"]["sources"] == ["objects"]
+
+
+def test_without_fine_tuning_a_run_ends_as_its_probe_left_it(project):
+    record = study.run(parameters(approaches=["medmerge"], ft_epochs=0))[0]
+    assert set(record.history["phase"]) == {"linear_probe"}
+    np.testing.assert_array_equal(record.after_probe().probabilities, record.probabilities)
+
+
+def test_the_explorer_tries_weights_of_a_merge_with_zeros_and_of_one_with_measured_batch_norm(project):
+    for settings in ({"approaches": ["medmerge_zeros"]}, {"approaches": ["medmerge"], "batchnorm": "repair"}):
+        record = study.run(parameters(pair=settings["approaches"][0], **settings))[0]
+        trial = study.trial(record)
+        layer = next(iter(record.kernel_weights))
+        assert trial(layer, None) == pytest.approx(record.controls.iloc[0]["score"])
