@@ -128,9 +128,9 @@ class Alternation:
                 else "neighbours are alike, the opposite of alternating"
             )
         return (
-            f"1×1 and 3×3 convolutions {apart} in mean w, by {told}; within blocks {found} (lag-1 autocorrelation "
-            f"{self.within_blocks:+.2f}, p = {self.p_within:.2g}; over the whole depth {self.autocorrelation:+.2f}, "
-            f"p = {self.p_value:.2g})."
+            f"1×1 and 3×3 convolutions {apart} in mean w: the difference is {told}; within blocks {found} (lag-1 "
+            f"autocorrelation {self.within_blocks:+.2f}, p = {self.p_within:.2g}; over the whole depth "
+            f"{self.autocorrelation:+.2f}, p = {self.p_value:.2g})."
         )
 
 

@@ -248,3 +248,12 @@ def test_budget_of_softmax_is_that_of_its_logits_carried_over(tmp_path):
 def test_committed_run_moved_less_than_adam_could():
     (row,) = kernelstats.displacements(skin()).itertuples()
     assert 0 < row.mean < row.largest < row.reach and row.w_lr == pytest.approx(1e-4)
+
+
+def test_the_sentence_on_alternation_is_no_stronger_than_its_tests():
+    found = kernelstats.Alternation(0.01, 0.002, 0.02, 9, -0.1, 0.4, -0.5, 0.01)
+    assert "1×1 and 3×3 convolutions differ in mean w: the difference is +0.0100 (+0.0020 to +0.0200" in found.sentence
+    assert "within blocks neighbours alternate" in found.sentence
+    unsure = kernelstats.Alternation(0.01, -0.002, 0.02, 9, -0.1, 0.4, -0.5, 0.2).sentence
+    assert "are not shown to differ" in unsure and "no alternation along depth is shown" in unsure
+    assert "do not alternate" in kernelstats.Alternation(0.01, -0.002, 0.02, 9, 0.3, 0.01, 0.5, 0.01).sentence
