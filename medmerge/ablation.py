@@ -9,15 +9,17 @@ from collections.abc import Sequence
 import pandas as pd
 
 from medmerge import evaluation, report
+from medmerge.params import Parameters
 from medmerge.records import Record, RecordError
 
 PROBE, END = "after the probe", "after fine-tuning"
 STAGES = (PROBE, END)
+_FACTORS = ("factor_a", "factor_b")
 
 
 def factors(records: Sequence[Record]) -> dict[str, list]:
-    """The settings in which rows differ, by parameter, with the values they have, in order of appearance."""
-    names = dict.fromkeys(name for record in records for name in record.settings)
+    """The settings in which rows differ, in the parameters' order, with the values they have, as they appear."""
+    names = [name for name in Parameters.model_fields if any(name in record.settings for record in records)]
     found = {name: [record.run["parameters"][name] for record in records] for name in names}
     return {name: [v for i, v in enumerate(values) if v not in values[:i]] for name, values in found.items()}
 
@@ -103,16 +105,43 @@ def cells(records: Sequence[Record]) -> pd.DataFrame:
     Raises:
         RecordError: none, or more than two settings differ.
     """
-    varied, table = list(factors(records)), scores(records)
-    if not 1 <= len(varied) <= 2:
-        raise RecordError(f"a figure shows one setting or two, not {varied}")
-    named = table[varied[0]].astype(str)
+    varied, table = _drawable(records), scores(records)
+    named = table[varied[0]].map(_text)
     for name in ("sources", "approach"):
         if table[name].nunique() > 1:
             named = table[name] + ": " + named
-    found = {"factor_a": named} | ({"factor_b": table[varied[1]].astype(str)} if len(varied) == 2 else {})
+    found = {"factor_a": named} | ({"factor_b": table[varied[1]].map(_text)} if len(varied) == 2 else {})
     found["measure"] = "test, " + table["stage"]
     return pd.DataFrame(found).join(table[["mean", "low", "high"]])
+
+
+def probe_histories(records: Sequence[Record]) -> pd.DataFrame:
+    """Validation scores over the epochs of the linear probe, means over seeds, for figures with one or two factors.
+
+    Columns: factor_a, with two factors ``factor_b``, epoch (from 1) and score; levels are text.
+
+    Raises:
+        RecordError: none, or more than two settings differ.
+    """
+    varied = _drawable(records)
+    frames = []
+    for record in records:
+        probe = record.history[record.history["phase"] == "linear_probe"]
+        levels = {key: _text(record.run["parameters"][name]) for key, name in zip(_FACTORS, varied, strict=False)}
+        frames.append(probe[["epoch"]].assign(score=probe[report.score_column(probe)], **levels))
+    by = [*_FACTORS[: len(varied)], "epoch"]
+    return pd.concat(frames).groupby(by, sort=False)["score"].mean().reset_index()
+
+
+def _drawable(records: Sequence[Record]) -> list[str]:
+    varied = list(factors(records))
+    if not 1 <= len(varied) <= 2:
+        raise RecordError(f"a figure shows one setting or two, not {varied}")
+    return varied
+
+
+def _text(value: object) -> str:
+    return "default" if value is None else str(value)
 
 
 def score_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -149,7 +178,7 @@ def verdict(records: Sequence[Record]) -> str:
         far = part.loc[part["difference"].abs().idxmax()]
         sentences.append(
             f"**{stage.capitalize()}** {worse or 'none'} of {len(part)} rows "
-            f"{'is' if worse == 1 else 'are'} significantly (5 %, Holm) worse than the reference and "
+            f"{'are' if worse > 1 else 'is'} significantly (5 %, Holm) worse than the reference and "
             f"{better or 'none'} better; the largest difference is {far['difference']:+.3f} macro F1 "
             f"({far['low']:+.3f} to {far['high']:+.3f}, Holm-adjusted p = {far['p_holm']:.2g}), {far['label']} against "
             f"{far['reference']}."

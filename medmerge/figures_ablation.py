@@ -180,3 +180,46 @@ def _measured(table: pd.DataFrame, factors: list[str]) -> pd.DataFrame:
     if (again := table.duplicated([*factors, "measure"])).any():
         raise ValueError(f"the cell {table.loc[again, factors].iloc[0].tolist()} comes twice: average seeds first")
     return table
+
+
+@book_style
+def probe_curves(table: pd.DataFrame, factor_a: str, factor_b: str = "", score: str = "macro F1") -> BookFigure:
+    """Validation score over the epochs of the linear probe: colours by the first setting, panels by the second.
+
+    Args:
+        table: columns factor_a, epoch and score, and with two settings factor_b, as
+            :func:`medmerge.ablation.probe_histories` gives it; scores in [0, 1].
+        factor_a, factor_b: the settings in words; no ``factor_b`` for one setting.
+        score: what the scores are of.
+
+    Raises:
+        ValueError: no rows, or a column missing.
+    """
+    if missing := [name for name in ("factor_a", "epoch", "score") if name not in table] or (
+        [] if len(table) else [""]
+    ):
+        raise ValueError(
+            f"the table needs rows and the columns factor_a, epoch and score; {missing[0] or 'it is empty'}"
+        )
+    table = table if "factor_b" in table else table.assign(factor_b="")
+    levels, panels = list(dict.fromkeys(table["factor_a"])), list(table.groupby("factor_b", sort=False))
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = BookFigure(figsize=(8, 0.8 + 2.4 * rows), layout="constrained")
+    found, said = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten(), []
+    for axes, (panel, part) in zip(found, panels, strict=False):
+        for level, own in part.groupby("factor_a", sort=False):
+            colour, marker = _LOOKS[levels.index(level) % len(_LOOKS)]
+            look = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1, "label": f"{factor_a}: {level}"}
+            axes.plot(own["epoch"], own["score"], gid=f"{panel}/{level}", **look)
+            best = f"{own['score'].max():.3f}"
+            said.append(f"{level}{f' and {panel}' if panel else ''} from {own['score'].iloc[0]:.3f} to {best} at best")
+        if panel:
+            axes.set_title(f"{factor_b}: {panel}", loc="left", fontsize=9)
+    for axes in found[len(panels) :]:
+        axes.remove()
+    figure.supxlabel("epoch of the linear probe", fontsize=9)
+    figure.supylabel(f"validation {score}", fontsize=9)
+    figure.legend(*found[0].get_legend_handles_labels(), loc="outside upper right", ncols=min(3, len(levels)))
+    figure.alt = f"Validation {score} over the epochs of the linear probe: {'; '.join(said)}."
+    return figure

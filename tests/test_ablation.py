@@ -90,6 +90,20 @@ def test_cells_are_what_figures_take(pair, tmp_path):
         ablation.cells(pair[:1])
 
 
+def test_probe_curves_hold_the_validation_scores_of_the_probe(pair, tmp_path):
+    drawn = ablation.probe_histories(pair)
+    assert list(drawn["factor_a"]) == ["both"] * 3 + ["none"] * 3 and list(drawn["score"]) == [0.1, 0.4, 0.4] * 2
+    figure = figures_ablation.probe_curves(drawn, "batchnorm_free")
+    assert {line.get_gid() for line in figure.axes[0].lines} == {"/both", "/none"} and "0.400 at best" in figure.alt
+    two = [variant(tmp_path, 9, 9, batchnorm_free=free, w_lr=rate) for free in ("both", "none") for rate in (0.1, 0.2)]
+    figure = figures_ablation.probe_curves(ablation.probe_histories(two), "batchnorm_free", "w_lr")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["w_lr: 0.1", "w_lr: 0.2"]
+    with pytest.raises(ValueError, match="it is empty"):
+        figures_ablation.probe_curves(drawn[:0], "batchnorm_free")
+    with pytest.raises(ValueError, match="columns factor_a, epoch and score"):
+        figures_ablation.probe_curves(drawn.drop(columns="epoch"), "batchnorm_free")
+
+
 def test_tables_have_a_line_a_row_and_one_a_difference(pair):
     scores, differences = ablation.score_table(pair), ablation.difference_table(pair)
     assert list(scores["batchnorm_free"]) == ["both", "none"] and len(differences) == 2
