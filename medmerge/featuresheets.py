@@ -6,7 +6,6 @@ never the image.
 """
 
 import itertools
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,6 +138,11 @@ class Found:
         return list(itertools.combinations(self.about.networks, 2))
 
 
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    """Whether a shape is the wanted one; None stands for any length but zero."""
+    return len(shape) == len(wanted) and all(n and n == (m or n) for n, m in zip(shape, wanted, strict=True))
+
+
 def path(record: Record) -> Path:
     """Where the features of a run are kept: ``<pair>/features/<backbone>-<row>-seed<k>.safetensors``."""
     backbone, row, seed = record.folder.parts[-3:]
@@ -161,7 +165,7 @@ def run(record: Record) -> Found:
     """The features of a run: read where they are kept, else measured and written.
 
     Raises:
-        RecordError: as :func:`read`, or the networks are not here; and whatever :func:`medmerge.features.networks` does.
+        RecordError, ParameterError, DataError, CheckpointError: as :func:`read` and :func:`measure`.
     """
     if not path(record).is_file():
         log.info("measuring the features of %s, seed %d", record.label, record.run["seed"])
@@ -290,3 +294,39 @@ def agreement(found: Found) -> pd.DataFrame:
                 | {"other": other, "correlation": column[0], "low": low, "median": median, "high": high}
             )
     return pd.DataFrame(rows)
+
+
+def summary(found: Found) -> list[str]:
+    """Sentences that hold the paper's words on its Fig. 3 against what was measured. Markdown."""
+    table, about = agreement(found).set_index(["level", "one", "other"]), found.about
+    pairs = [pair for pair in found.pairs if features.MERGED in pair]
+    lines = []
+    for level, word in (("low", "first"), ("high", "last")):
+        each = [
+            f"{table.loc[(level, *pair), 'correlation']:.2f} with {next(n for n in pair if n != features.MERGED)} "
+            f"(quartiles over {about.images} test images {table.loc[(level, *pair), 'low']:.2f} to "
+            f"{table.loc[(level, *pair), 'high']:.2f})"
+            for pair in pairs
+        ]
+        layer = getattr(about, level)
+        lines.append(
+            f"**{level.title()}-level**, the {word} convolution (`{layer.layer}`, {layer.kernels} channels of "
+            f"{layer.size[0]} × {layer.size[1]}): the merged network's maps correlate {' and '.join(each)}."
+        )
+    low, high = (table.loc[level].loc[pairs, "median"].mean() for level in ("low", "high"))
+    if np.isnan(low + high):
+        answer = "There is no telling which level changes more: maps of one of them do not vary over positions."
+    else:
+        answer = (
+            f"The median correlation with a source is {low:.2f} at the low level and {high:.2f} at the high one: here "
+            f"{'low' if low > high else 'high'}-level features are the ones that the merge changes less, "
+            f"{'as' if low > high else 'unlike what'} the paper says."
+        )
+    one, merged, *others = about.networks
+    apart = {level: table.loc[(level, one, others[0]), "median"] for level in ("low", "high")}
+    return [
+        *lines,
+        answer,
+        f"That need not come from w: the two sources' own maps correlate {apart['low']:.2f} (low) and "
+        f"{apart['high']:.2f} (high), before anything is merged.",
+    ]
