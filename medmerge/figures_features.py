@@ -52,7 +52,7 @@ def first_filters(found: Found) -> BookFigure:
     about, pictures = found.about, found.arrays["filters"].astype(np.float64)
     w = found.kernels("first")["w"].to_numpy()[about.first.shown]
     side = int(np.ceil(np.sqrt(len(w))))
-    figure = BookFigure(figsize=(8, 0.9 + 7.2 / (len(pictures) + 1)), layout="constrained")
+    figure = BookFigure(figsize=(8, 1.2 + 7.2 / (len(pictures) + 1)), layout="constrained")
     *grids, weights = figure.subplots(1, len(pictures) + 1)
     for name, kernels, axes in zip(about.networks, pictures, grids, strict=True):
         _bare(axes).imshow(_mosaic(kernels, side), interpolation="nearest", gid=f"filters/{name}")
@@ -68,7 +68,7 @@ def first_filters(found: Found) -> BookFigure:
     cosine = found.kernels("first").filter(like="cosine ").median()
     alike = "; ".join(f"{name.removeprefix('cosine ').replace(' ', ' and ')} {c:.2f}" for name, c in cosine.items())
     figure.alt = (
-        f"The {len(w)} kernels of {about.first.layer} as small colour pictures in {_listed(about.networks)}, and their w, "
+        f"The {len(w)} kernels of {about.first.layer} as small pictures in {_listed(about.networks)}, and their w, "
         f"{w.min():.2f} to {w.max():.2f}. Median cosine of a kernel between networks: {alike}."
     )
     return figure

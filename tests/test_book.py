@@ -157,6 +157,7 @@ MODULES = (
     *("cost", "costsheets", "figures_cost"),
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
     *("matching", "premise", "figures_premise"),
+    *("features", "featuresheets", "figures_features"),
 )
 
 
