@@ -112,12 +112,13 @@ def test_pictures_and_slices_have_one_scale():
 
 @pytest.mark.parametrize("name", ["densenet121", "resnet18", "vgg11", "mobilenet_v2"])
 def test_levels_are_the_first_and_the_last_convolution_to_run(name):
-    network, ran = torchvision.models.get_model(name), []
+    with torch.device("meta"):
+        network, ran = torchvision.models.get_model(name), []
     for layer, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
     with torch.no_grad():
-        network.eval()(torch.zeros(1, 3, 32, 32))
+        network.eval()(torch.zeros(1, 3, 32, 32, device="meta"))
     assert features.levels(network) == {"low": ran[0], "high": ran[-1]}
 
 
@@ -257,7 +258,7 @@ def test_the_summary_states_the_numbers_of_the_table(merged):
 def test_the_page_is_drawn_again_from_its_record_where_the_networks_are_not(merged, monkeypatch):
     monkeypatch.chdir(merged[0])
     monkeypatch.setenv("IPYTHONDIR", str(merged[0] / ".ipython"))
-    Path("features.yaml").write_text("track: demo\ntitle: Features\nnote: Drawn.\nstudies: []\n")
+    Path("features.yaml").write_text("track: demo\ntitle: Features\nnote: Drawn.\nstudies: [demo]\n")
     notebook = str(ROOT / "notebooks/features.ipynb")
     assert cli.main(["run", notebook, "features.yaml"]) == 0
     page = nbformat.read("results/demo/features.ipynb", 4)
