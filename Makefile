@@ -44,6 +44,7 @@ demo: $(STAMP) ## Run the demo: drawn images, a small backbone, a minute or two
 	$(call run,notebooks/source.ipynb,params/demo/source.yaml)
 	$(call run,notebooks/pair.ipynb,params/demo/pair.yaml)
 	$(call run,notebooks/weights.ipynb,params/demo/weights.yaml)
+	$(call run,notebooks/features.ipynb,params/demo/features.yaml)
 	$(call run,notebooks/cost.ipynb,params/demo/cost.yaml)
 
 demo-all: demo ## Run every approach and ablation on drawn images, some minutes

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
 from medmerge import backbones, data, devices, evaluation, inputs, recall, records, trials
 from medmerge.approaches import aligned, start
@@ -322,17 +323,32 @@ def trial(record: Record) -> trials.Trial:
     """What other merging weights do to a merged run's validation score: its network as the linear probe left it.
 
     Raises:
-        RecordError: the run merged nothing, what its probe learnt is not kept here, or the images here are others.
-        ParameterError, DataError, CheckpointError: its sources or images are not here.
+        RecordError, ParameterError, CheckpointError: as :func:`merged_classifier`.
+        RecordError, DataError: the images here are others, or not here.
+    """
+    merging, _ = merged_classifier(record)
+    p = parameters(record)
+    return trials.Trial(merging, inputs.load_data(p, [record]).val, _protocol(p))
+
+
+def merged_classifier(record: Record) -> tuple[backbones.Classifier, list[nn.Module]]:
+    """A merged run's classifier as its linear probe left it, rebuilt, and the sources that it merges.
+
+    Returns:
+        The classifier, whose backbone is a :class:`~medmerge.merge.KernelMerge`, and the sources as they were merged:
+        aligned where the run did so, and zeros as second where one source was merged with zeros.
+
+    Raises:
+        RecordError: the run merged nothing, what its probe learnt is not kept here, or the sources here are others.
+        ParameterError, CheckpointError: its sources are not here, or the folder of its images is not.
     """
     path, run = record.folder / MERGE, record.run
     if not path.is_file():
         raise RecordError(f"no {path}: what the linear probe learnt lies only where the run was computed")
-    p = Parameters.parse({name: value for name, value in run["parameters"].items() if name in Parameters.model_fields})
+    p = parameters(record)
     approach, names = APPROACHES[run["row"]["approach"]], run["row"]["sources"]
     if problems := inputs.missing(p, names):
         raise ParameterError("\n".join(problems))
-    dataset = inputs.load_data(p, [record])
     inputs.check_sources(p, names, [record])
     options = {name: getattr(p, name) for name in approach.settings}
     sources = [inputs.load_source(p, name, run["seed"]) for name in names]
@@ -340,10 +356,15 @@ def trial(record: Record) -> trials.Trial:
         sources = aligned(sources, p.align, p.image_size)
     else:
         sources.append(zeros_like(sources[0]))
-    merge = start(sources, **options)
-    merging = backbones.Classifier(merge, len(dataset.classes))
+    merging = backbones.Classifier(start(sources, **options), len(run["data"]["classes"]))
     trials.load(merging, path)
-    return trials.Trial(merging, dataset.val, _protocol(p))
+    return merging, sources
+
+
+def parameters(record: Record) -> Parameters:
+    """The parameters that a run was made with, its row's settings included; those that are no longer known left out."""
+    known = {name: value for name, value in record.run["parameters"].items() if name in Parameters.model_fields}
+    return Parameters.parse(known)
 
 
 def later_trials(runs: Iterable[Record]) -> dict[Path, trials.Later]:

@@ -159,6 +159,7 @@ MODULES = (
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
     *("matching", "premise", "figures_premise"),
     *("batchnorm", "controls", "serving", "ablation", "figures_controls"),
+    *("features", "featuresheets", "figures_features"),
 )
 
 

@@ -18,6 +18,7 @@ OVERRIDES = {
     "source": {"pair": "source", "approaches": ["ft"]},
     "data": {"seeds": list(range(10)), "image_size": 64},
     "weights": {"studies": ["demo"]},
+    "features": {"studies": ["demo"]},
     "ablation_batchnorm": {"approaches": ["medmerge"], "vary": {"batchnorm_free": ["both", "none"]}},
     "ablation_granularity": {
         "approaches": ["medmerge"],

@@ -1,0 +1,274 @@
+"""Kernels and feature maps of a merged run: what is shown is what the networks hold, and what is kept is checked."""
+
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+import torchvision
+from test_figures import words
+from test_study import parameters, write_weights
+from torch import nn
+
+from medmerge import KernelMerge, backbone, cli, features, featuresheets, figures_features, records, study
+from medmerge.params import ParameterError
+from medmerge.records import RecordError
+from medmerge.training import prepare
+
+ROOT = Path(__file__).parents[1]
+
+
+def pair() -> tuple[nn.Module, nn.Module, KernelMerge]:
+    torch.manual_seed(0)
+    first, second = (backbone("densenet_small", "random") for _ in range(2))
+    return first, second, KernelMerge([first, second]).eval()
+
+
+def images(count: int = 2) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """One merged run: its project's folder, its record, its networks, what is kept. Only to be read."""
+    folder = tmp_path_factory.mktemp("features")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MEDMERGE_CACHE", str(folder.parent / "cache"))
+        (folder / "_config.yml").touch()
+        write_weights(folder)
+        (record,) = study.run(parameters(approaches=["medmerge"]))
+        networks = features.networks(record)
+        return folder, record, networks, featuresheets.run(record)
+
+
+def test_networks_are_the_sources_and_what_the_probe_learnt_bit_for_bit(merged, monkeypatch):
+    monkeypatch.chdir(merged[0])
+    _, record, networks, _ = merged
+    assert list(networks) == ["objects", "merged", "lesions"]
+    merging, sources = study.merged_classifier(record)
+    with torch.no_grad():
+        assert torch.equal(networks["merged"](images()), merging.backbone.eval()(images()))
+        for name, source in zip(("objects", "lesions"), sources, strict=True):
+            assert torch.equal(networks[name](images()), source(images()))
+    assert not any(module.training for network in networks.values() for module in network.modules())
+    for layer, w in record.kernel_weights.items():
+        b, c = (networks[name].get_submodule(layer).weight.detach() for name in ("objects", "lesions"))
+        assert torch.equal(
+            networks["merged"].get_submodule(layer).weight, torch.lerp(c, b, torch.tensor(w)[:, None, None, None])
+        )
+
+
+def test_with_w_of_one_the_merged_kernels_are_the_first_sources():
+    first, second, merge = pair()
+    merge.set_kernel_weights(1.0)
+    networks = {"b": first, "merged": merge.fold(), "c": second}
+    table = features.kernels(networks, merge.kernel_weights(), "features.conv0")
+    np.testing.assert_allclose(table["cosine b merged"], 1, atol=1e-12)
+    assert (table["norm b"] == table["norm merged"]).all() and (table["w"] == 1).all()
+    assert (table["cosine b c"].abs() < 0.5).all()
+    pictures = features.filters(networks, "features.conv0")
+    assert np.array_equal(pictures["b"], pictures["merged"]) and not np.array_equal(pictures["b"], pictures["c"])
+
+
+def test_the_table_of_kernels_is_numpys(merged):
+    _, record, networks, _ = merged
+    layer = features.deeper_layer(networks["merged"])
+    table = features.kernels(networks, record.kernel_weights, layer)
+    b, m, c = (network.get_submodule(layer).weight.detach().double().numpy() for network in networks.values())
+    for j in range(len(b)):
+        assert table["norm merged"][j] == pytest.approx(np.sqrt((m[j] ** 2).sum()))
+        expected = np.vdot(b[j], c[j]) / np.linalg.norm(b[j]) / np.linalg.norm(c[j])
+        assert table["cosine objects lesions"][j] == pytest.approx(expected)
+    assert np.array_equal(table["w"], record.kernel_weights[layer])
+
+
+def test_a_source_of_zeros_has_no_cosine():
+    first, _, _ = pair()
+    zeros = backbone("densenet_small", "zeros")
+    merge = KernelMerge([first, zeros])
+    networks = {"b": first, "merged": merge.fold(), "zeros": zeros}
+    table = features.kernels(networks, merge.kernel_weights(), "features.conv0")
+    assert table["cosine b zeros"].isna().all() and (table["norm zeros"] == 0).all()
+    np.testing.assert_allclose(table["cosine b merged"], 1, atol=1e-6)
+
+
+def test_pictures_and_slices_have_one_scale():
+    first, second, merge = pair()
+    networks = {"b": first, "merged": merge.fold(), "c": second}
+    pictures = features.filters(networks, "features.conv0")
+    weight = second.features.conv0.weight.detach().double().numpy()
+    largest = max(network.features.conv0.weight.abs().max().item() for network in networks.values())
+    np.testing.assert_allclose(pictures["c"][3, 1, 2], 0.5 + weight[3, :, 1, 2] / largest / 2)
+    assert max(np.abs(one - 0.5).max() for one in pictures.values()) == 0.5
+    layer = features.deeper_layer(first)
+    assert first.get_submodule(layer).kernel_size == (3, 3)
+    parts = features.slices(networks, layer, [4, 0], 5)
+    assert parts["b"].shape == (2, 5, 3, 3) and max(np.abs(one).max() for one in parts.values()) == 1
+    with pytest.raises(ValueError, match="24 input channels"):
+        features.filters(networks, layer)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "resnet18", "vgg11", "mobilenet_v2"])
+def test_levels_are_the_first_and_the_last_convolution_to_run(name):
+    with torch.device("meta"):
+        network, ran = torchvision.models.get_model(name), []
+    for layer, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 32, 32, device="meta"))
+    assert features.levels(network) == {"low": ran[0], "high": ran[-1]}
+
+
+def test_maps_are_a_forward_by_hand_and_leave_no_trace():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Dropout(), nn.Conv2d(4, 5, 3))
+    network[2].eval(), network[3].weight.requires_grad_(False)
+    first = network[0](images()).detach()
+    found = features.maps({"a": network}, images(), ["0", "3"])["a"]
+    assert torch.equal(found["0"], first) and (first < 0).any(), "before the ReLU in place"
+    assert torch.equal(found["3"], network[3](first.relu()))
+    assert [module.training for module in network] == [True, True, False, True] and network.training
+    assert not any(module._forward_hooks for module in network.modules())
+    assert [p.requires_grad for p in network.parameters()] == [True, True, False, True]
+    assert all(p.grad is None for p in network.parameters())
+    with pytest.raises(RuntimeError):
+        features.maps({"a": network}, torch.zeros(1, 7, 8, 8), ["0"])
+    assert not network[0]._forward_hooks and network.training, "also where it fails"
+
+
+def test_extremes_come_from_both_ends():
+    assert features.extremes([0.5, 0.9, 0.1, 0.9, 0.4], 4).tolist() == [1, 3, 4, 2]
+    assert features.extremes([0.5, 0.9, 0.1], 2).tolist() == [1, 2] and len(features.extremes([0.5, 0.6], 6)) == 2
+
+
+def test_correlation_is_of_positions_within_channels():
+    maps = np.random.default_rng(0).normal(size=(2, 3, 4, 4))
+    offset = np.arange(3.0)[:, None, None] * 100
+    np.testing.assert_allclose(features.correlation(maps, 2 * maps + offset), 1)
+    np.testing.assert_allclose(features.correlation(maps, -maps), -1)
+    one, other = (values - values.mean((1, 2), keepdims=True) for values in (maps[0], maps[1]))
+    assert features.correlation(maps[:1], maps[1:])[0] == pytest.approx(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+    assert np.isnan(features.correlation(maps[..., :1, :1], maps[..., :1, :1])).all()
+
+
+def test_a_record_holds_the_first_test_image_and_its_maps(merged, monkeypatch):
+    monkeypatch.chdir(merged[0])
+    _, record, networks, found = merged
+    test = study.load_data(study.parameters(record)).test
+    pixels, _ = test.batch(torch.arange(1))
+    assert found.about.image == test.ids[0] and np.array_equal(found.arrays["image"], pixels[0].permute(1, 2, 0))
+    level, scale = found.about.low, found.arrays["scale/low"]
+    maps = features.maps(networks, prepare(pixels), [level.layer])
+    for i, name in enumerate(networks):
+        whole = maps[name][level.layer][0, level.shown].numpy()
+        np.testing.assert_allclose(found.arrays["maps/low"][i] * scale[:, None, None], whole, atol=1e-3 * scale.max())
+    w = record.kernel_weights[level.layer]
+    assert (
+        np.array_equal(found.kernels("low")["w"], w) and w[level.shown[0]] == w.max() and w[level.shown[-1]] == w.min()
+    )
+    table = featuresheets.agreement(found)
+    expected = features.correlation(*(maps[name][level.layer].numpy() for name in ("objects", "merged")))
+    assert table["correlation"][0] == pytest.approx(expected[0], abs=1e-5)
+    assert featuresheets.path(record).stat().st_size < 400_000
+
+
+def test_a_record_is_read_as_written_without_the_networks(merged, tmp_path, monkeypatch):
+    _, record, _, found = merged
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(features, "networks", None)
+    again = featuresheets.run(record)
+    assert again.about == found.about and again.arrays.keys() == found.arrays.keys()
+    assert all(
+        np.array_equal(array, again.arrays[name], equal_nan=array.dtype.kind == "f")
+        for name, array in found.arrays.items()
+    )
+
+
+def test_damaged_and_foreign_records_are_refused(merged):
+    _, record, _, found = merged
+    path = featuresheets.path(record)
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-100])
+        with pytest.raises(RecordError, match="is damaged"):
+            featuresheets.read(record)
+        path.write_bytes(content.replace(b'"low\\":{\\"layer', b'"lov\\":{\\"layer'))
+        with pytest.raises(RecordError, match="is damaged"):
+            featuresheets.read(record)
+        path.write_bytes(content)
+        for name in ("hash", "network"):
+            other = records.Record(record.folder, {**record.run, name: "f" * 64})
+            with pytest.raises(RecordError, match=rf"another run .*{name} .*remove it to measure again"):
+                featuresheets.read(other)
+    finally:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="slices is float64"):
+        featuresheets.Found(found.about, {**found.arrays, "slices": found.arrays["slices"].astype(float)})
+    with pytest.raises(ValueError, match="differ .* in more"):
+        featuresheets.Found(found.about, {**found.arrays, "more": found.arrays["slices"]})
+    with pytest.raises(ValueError, match="filters is not finite"):
+        featuresheets.Found(found.about, {**found.arrays, "filters": found.arrays["filters"] * np.float16("nan")})
+
+
+def test_it_says_what_is_not_here(merged, monkeypatch, tmp_path):
+    monkeypatch.chdir(merged[0])
+    record, path, kept = merged[1], featuresheets.path(merged[1]), tmp_path / "kept"
+    path.rename(kept)
+    checkpoint = record.folder / study.MERGE
+    checkpoint.rename(tmp_path / "merge")
+    with pytest.raises(RecordError, match="lies only where the run was computed"):
+        featuresheets.run(record)
+    with pytest.raises(RecordError, match=r"run notebooks/features\.ipynb where"):
+        featuresheets.read(record)
+    kept.rename(path), (tmp_path / "merge").rename(checkpoint)
+    with pytest.raises(ParameterError, match="shows one study"):
+        featuresheets.choose(parameters(studies=["a", "b"]))
+
+
+def test_figures_show_what_is_kept(merged):
+    found = merged[3]
+    figure = figures_features.feature_maps(found)
+    shown = {image.get_gid(): image for part in figure.subfigs for axes in part.axes for image in axes.images}
+    assert np.array_equal(shown["image"].get_array(), found.arrays["image"])
+    np.testing.assert_array_equal(shown["high/1/2"].get_array(), found.arrays["maps/high"][1, 2])
+    assert len(shown) == 1 + 3 * 6 * 2 and {image.get_clim() for key, image in shown.items() if "/" in key} == {(-1, 1)}
+    assert found.about.image in figure.alt and "low-level objects and merged" in figure.alt
+    figure = figures_features.first_filters(found)
+    (w,) = [image for axes in figure.axes for image in axes.images if image.get_gid() == "w"]
+    values = np.asarray(w.get_array().filled(np.nan)).ravel()
+    assert (np.diff(values[~np.isnan(values)]) <= 0).all() and (~np.isnan(values)).sum() == found.about.first.kernels
+    assert "Median cosine" in figure.alt
+    figure = figures_features.deeper_kernels(found)
+    row = found.kernels("deeper").loc[found.about.deeper.shown[0]]
+    assert any(f"w {row['w']:.2f}" in word and f"{row['cosine objects lesions']:.2f}" in word for word in words(figure))
+
+
+def test_the_summary_states_the_numbers_of_the_table(merged):
+    found = merged[3]
+    text, table = " ".join(featuresheets.summary(found)), featuresheets.agreement(found)
+    for row in table[(table["one"] == "merged") | (table["other"] == "merged")].itertuples():
+        assert f"{row.correlation:.2f} with {row.one if row.other == 'merged' else row.other}" in text
+    medians = table[(table["one"] == "merged") | (table["other"] == "merged")].groupby("level")["median"].mean()
+    assert ("as the paper says" in text) == (medians["low"] > medians["high"])
+
+
+@pytest.mark.slow
+def test_the_page_is_drawn_again_from_its_record_where_the_networks_are_not(merged, monkeypatch):
+    monkeypatch.chdir(merged[0])
+    monkeypatch.setenv("IPYTHONDIR", str(merged[0] / ".ipython"))
+    Path("features.yaml").write_text("track: demo\ntitle: Features\nnote: Drawn.\nstudies: [demo]\n")
+    notebook = str(ROOT / "notebooks/features.ipynb")
+    assert cli.main(["run", notebook, "features.yaml"]) == 0
+    page = nbformat.read("results/demo/features.ipynb", 4)
+    outputs = [output.get("data", {}) for cell in page.cells for output in cell.get("outputs", [])]
+    assert page.cells[0].source.startswith("# Features") and sum("image/png" in data for data in outputs) == 3
+    assert any("**High-level**" in data.get("text/markdown", "") for data in outputs)
+    monkeypatch.setenv("MEDMERGE_CACHE", str(merged[0] / "empty"))
+    Path("w").rename("moved")
+    try:
+        assert cli.main(["run", notebook, "features.yaml"]) == 0
+    finally:
+        Path("moved").rename("w")
+    assert nbformat.read("results/demo/features.ipynb", 4) == page
