@@ -104,7 +104,8 @@ def line(
         model = between(b, c, a).to(task.device)
         rows.append({"a": a, "statistics": "interpolated", **validate(model, task.val, task)})
         if measure:
-            reestimate(model, task.measured)
+            with task.autocast:
+                reestimate(model, task.measured)
             rows.append({"a": a, "statistics": "re-estimated", **validate(model, task.val, task)})
     return pd.DataFrame(rows)
 

@@ -246,7 +246,7 @@ def run_row(
     prints = {name: state_sha256(source) for name, source in zip(row.sources, sources, strict=True)}
     key = json.dumps([definition_hash(defined), dataset.fingerprint, prints])
     task = Task(
-        *(dataset.train, dataset.val, len(dataset.classes), seed, _protocol(p), where / "checkpoint", key),
+        *(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p), where / "checkpoint", key),
         sources=row.sources,
         recall=functools.partial(_recall, p, row, seed, dataset.fingerprint, prints),
     )
@@ -327,7 +327,7 @@ def trial(record: Record) -> trials.Trial:
     merge = start(sources, **options)
     merging = backbones.Classifier(merge, len(dataset.classes))
     trials.load(merging, path)
-    return trials.Trial(merging, dataset.val, _protocol(p))
+    return trials.Trial(merging, dataset.val, protocol(p))
 
 
 def later_trials(runs: Iterable[Record]) -> dict[Path, trials.Later]:
@@ -341,7 +341,8 @@ def later_trials(runs: Iterable[Record]) -> dict[Path, trials.Later]:
     }
 
 
-def _protocol(p: Parameters) -> Protocol:
+def protocol(p: Parameters) -> Protocol:
+    """How to train, as the parameters say."""
     return Protocol(**{f.name: getattr(p, f.name) for f in dataclasses.fields(Protocol)})
 
 
