@@ -12,16 +12,15 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from medmerge import backbones, devices, ingredients, inputs, matching, premise, records, study
 from medmerge.backbones import state_sha256
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
 from medmerge.records import Record, RecordError
-from medmerge.training import Task, loss
+from medmerge.training import Task
 
 log = logging.getLogger(__name__)
 
@@ -227,13 +226,18 @@ def run(p: Parameters) -> PremiseSheet:
         DataError, CheckpointError: the images or weights cannot be read.
     """
     if not check(p):
-        done, names = _finished(p), (p.base_data, p.source_data)
-        inputs.check_sources(p, names, done)
-        dataset = inputs.load_data(p, done)
-        b, c = (inputs.load_source(p, name, p.seeds[0]) for name in names)
-        task = Task(dataset.train, dataset.val, len(dataset.classes), p.seeds[0], study.protocol(p), sources=names)
-        write(path(p), measure(b, c, task, definition(p), dataset.fingerprint))
+        write(path(p), _prepared(p))
     return read(p)
+
+
+def _prepared(p: Parameters) -> PremiseSheet:
+    """:func:`measure` with the sources and images that the parameters name."""
+    done, names = _finished(p), (p.base_data, p.source_data)
+    inputs.check_sources(p, names, done)
+    dataset = inputs.load_data(p, done)
+    b, c = (inputs.load_source(p, name, p.seeds[0]) for name in names)
+    task = Task(dataset.train, dataset.val, len(dataset.classes), p.seeds[0], study.protocol(p), sources=names)
+    return measure(b, c, task, definition(p), dataset.fingerprint)
 
 
 def measure(b: nn.Module, c: nn.Module, task: Task, defined: dict, fingerprint: str) -> PremiseSheet:
@@ -266,7 +270,7 @@ def measure(b: nn.Module, c: nn.Module, task: Task, defined: dict, fingerprint: 
         aligned=prints[2],
         data=fingerprint,
         images={"train": len(task.train), "val": len(task.val)},
-        prior_loss=prior_loss(task),
+        prior_loss=premise.prior_loss(task),
         steps=STEPS,
         beyond=BEYOND,
         device=devices.describe(task.device),
@@ -278,20 +282,6 @@ def measure(b: nn.Module, c: nn.Module, task: Task, defined: dict, fingerprint: 
 
 def _probed(source: nn.Module, name: str, task: Task) -> nn.Module:
     return ingredients.probed(ingredients.reestimated(copy.deepcopy(source).to(task.device), task), name, task)
-
-
-def prior_loss(task: Task) -> float:
-    """Validation loss of answering every image with the training images' class shares: what knowing nothing costs.
-
-    One image is added to every class, so that a class that is not in the training images costs a finite loss.
-    """
-    labels: Tensor = task.train.labels.cpu()
-    if task.multilabel:
-        present, known = labels.nansum(0).double() + 1, (~labels.isnan()).sum(0).double() + 2
-        logits = torch.logit(present / known)
-    else:
-        logits = torch.log(torch.bincount(labels, minlength=task.num_classes).double() + 1)
-    return loss(logits.float().expand(len(task.val), -1), task.val.labels.cpu()).item()
 
 
 def write(where: Path, sheet: PremiseSheet) -> None:

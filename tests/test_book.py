@@ -156,7 +156,7 @@ MODULES = (
     *("params", "study", "inputs", "learn", "datasheets", "leaks"),
     *("cost", "costsheets", "figures_cost"),
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
-    *("matching", "premise", "figures_premise"),
+    *("matching", "premise", "figures_premise", "premisesheets", "premise_report"),
 )
 
 
