@@ -146,7 +146,7 @@ def _damaged(where: Path, problem: str) -> RecordError:
 
 def _table(where: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(where, float_precision="round_trip")
+        table = pd.read_csv(where)
     except (OSError, ValueError) as error:
         raise _damaged(where, str(error)) from error
     for column in table.columns:
