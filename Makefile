@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo cost book links explore test lint clean
+.PHONY: help install demo demo-all cost book links explore test lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ demo: $(STAMP) ## Run the demo: drawn images, a small backbone, a minute or two
 	$(call run,notebooks/pair.ipynb,params/demo/pair.yaml)
 	$(call run,notebooks/weights.ipynb,params/demo/weights.yaml)
 	$(call run,notebooks/cost.ipynb,params/demo/cost.yaml)
+
+demo-all: demo ## Run every approach and ablation on drawn images, some minutes
+	$(call run,notebooks/ablation_batchnorm.ipynb,params/demo/ablation-batchnorm.yaml)
+	$(call run,notebooks/ablation_zeros.ipynb,params/demo/ablation-zeros.yaml)
+	$(call run,notebooks/ablation_granularity.ipynb,params/demo/ablation-granularity.yaml)
+	$(call run,notebooks/controls.ipynb,params/demo/controls.yaml)
+	$(call run,notebooks/pair.ipynb,params/demo/rivals.yaml)
 
 cost: $(STAMP) ## Measure again, on this machine, what a step of each phase costs
 	@rm -f results/open/cost/densenet121-64px.json results/open/cost/resnet50-64px.json

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medmerge import report
-from medmerge.backbones import SMALL, has_plain_head
+from medmerge.backbones import SMALL, has_plain_head, patch_size
 from medmerge.records import Record
 
 UNSTATED = "Not stated. The licences of both sources and of the images apply."
@@ -77,15 +77,17 @@ def _header(name: str, licence: str) -> str:
 
 def _loading(p: dict, chosen: Record) -> str:
     classes = chosen.run["data"]["classes"]
-    imports = ""
+    imports, size = "", {"image_size": p["image_size"]} if patch_size(p["backbone"]) else {}
     if not has_plain_head(p["backbone"]):
         imports, build = "import medmerge\n", f'medmerge.backbone("{p["backbone"]}", "random")'
         build = f"medmerge.Classifier({build}, num_classes={len(classes)})"
     elif p["backbone"] in SMALL:
-        options = ", ".join(f"{key}={value}" for key, value in SMALL[p["backbone"]].items())
-        build = f"torchvision.models.DenseNet({options}, num_classes={len(classes)})"
+        kind, options = SMALL[p["backbone"]]
+        options = ", ".join(f"{key}={value}" for key, value in (options | size).items())
+        build = f"torchvision.models.{kind.__name__}({options}, num_classes={len(classes)})"
     else:
-        build = f'torchvision.models.get_model("{p["backbone"]}", num_classes={len(classes)})'
+        options = "".join(f", {key}={value}" for key, value in size.items())
+        build = f'torchvision.models.get_model("{p["backbone"]}"{options}, num_classes={len(classes)})'
     return _LOAD.format(
         imports=imports,
         classes=json.dumps(classes, ensure_ascii=False),
@@ -96,21 +98,22 @@ def _loading(p: dict, chosen: Record) -> str:
 
 
 def _merged(p: dict, chosen: Record) -> str:
-    first, second = chosen.run["row"]["sources"]
+    names, given = chosen.run["row"]["sources"], [p["base_weights"], p["source_weights"], *p.get("more_weights", ())]
+    first, start = names[0], f"{chosen.neutral:.3g}"
     prints = chosen.run["sources"]
     table = pd.DataFrame(
         {
-            "source": [first, second],
-            "weights": [PurePath(p[name]).name for name in ("base_weights", "source_weights")],
-            "SHA-256 of its values": [f"`{prints[name][:16]}`" for name in (first, second)],
+            "source": names,
+            "weights": [PurePath(weights).name for weights in given],
+            "SHA-256 of its values": [f"`{prints[name][:16]}`" for name in names],
         }
     )
     w = np.concatenate([values.ravel() for values in chosen.kernel_weights.values()])
     low, median, high = np.quantile(w, [0.05, 0.5, 0.95])
     return (
-        f"{_markdown(table)}\n\nw is the share of {first} in a kernel, 0.5 at the start. Over {w.size:,} kernels of "
-        f"{len(chosen.kernel_weights)} layers it ended at a median of {median:.3f} (5 to 95 %: {low:.3f} to "
-        f"{high:.3f}); {(w > 0.5).mean():.0%} of the kernels lean to {first}."
+        f"{_markdown(table)}\n\nw is the share of {first} in a kernel, {start} at the start. Over {w.size:,} kernels "
+        f"of {len(chosen.kernel_weights)} layers it ended at a median of {median:.3f} (5 to 95 %: {low:.3f} to "
+        f"{high:.3f}); {(w > chosen.neutral).mean():.0%} of the kernels lean to {first}."
     )
 
 

@@ -17,13 +17,17 @@ from torch import nn
 
 from medmerge import backbones
 from medmerge.figures import half_range
+from medmerge.kernels import split_attention
 from medmerge.merge import KernelMerge
 from medmerge.records import Record, score_column
 
 HISTORY_BYTES = 400_000
 """A page holds at most so much of all runs' histories; where they are longer, every second, third ... epoch."""
 
-_BLOCKS = {"denseblock": "dense block", "transition": "transition", "layer": "layer"}
+_MANY = (
+    "the explorer shows two sources; {} has {}: give one source's weights, {{layer: w[i] for layer, w in {}.items()}}"
+)
+_BLOCKS = {"denseblock": "dense block", "transition": "transition", "layer": "layer", "encoder_layer_": "layer"}
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,7 @@ def collect(what: object, sources: Sequence[str] | None = None, backbone: str = 
         elif item.kernel_weights:
             runs.append(_recorded(item))
     if not runs:
-        raise ValueError(
-            f"none of the {len(items)} records holds merging weights: give those of merged runs (MedMerge)"
-        )
+        raise ValueError(f"none of the {len(items)} records holds merging weights: give those of merged runs")
     names = [run.name for run in runs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} comes twice: give each run once")
@@ -120,6 +122,8 @@ def collect(what: object, sources: Sequence[str] | None = None, backbone: str = 
 
 
 def _recorded(record: Record) -> Run:
+    if record.num_merged != 2:
+        raise ValueError(_MANY.format(record.folder, record.num_merged, "record.source_weights"))
     study, backbone, row, seed = record.folder.parts[-4:]
     content, history = record.run, record.history
     probe = history[history["phase"] == "linear_probe"]
@@ -153,10 +157,7 @@ def _given(what: KernelMerge | Mapping, name: str, sources: Sequence[str] | None
     """A run without a record."""
     if isinstance(what, KernelMerge):
         if what.num_sources != 2:
-            raise ValueError(
-                f"the explorer shows the first of two sources' weight; this merge has {what.num_sources}: give one "
-                "source's, {layer: w[i] for layer, w in merge.kernel_weights().items()}"
-            )
+            raise ValueError(_MANY.format("this merge", what.num_sources, "merge.kernel_weights()"))
         weights = {key: w.reshape(len(w), -1).float().mean(1).cpu() for key, w in what.kernel_weights().items()}
     else:
         weights = what
@@ -203,7 +204,7 @@ def _modules(backbone: str) -> dict[str, tuple[nn.Module, torch.Size]]:
     if backbone not in backbones.names():
         return {}
     with torch.device("meta"):
-        model = backbones.backbone(backbone, "random")
+        model = split_attention(backbones.backbone(backbone, "random"))
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     return {name: (m, m.weight.shape) for name, m in model.named_modules() if isinstance(m, kinds)}
 
@@ -219,7 +220,7 @@ def _described(entry: tuple[nn.Module, torch.Size]) -> tuple[str, str]:
 
 
 def _block(name: str) -> str:
-    if found := re.search(r"(?:^|\.)(denseblock|transition|layer)(\d+)(?:\.|$)", name):
+    if found := re.search(r"(?:^|\.)(denseblock|transition|layer|encoder_layer_)(\d+)(?:\.|$)", name):
         return f"{_BLOCKS[found[1]]} {found[2]}"
     if found := re.match(r"features\.(\d+)\.", name):
         return f"features {found[1]}"

@@ -22,7 +22,7 @@ from medmerge.plotstyle import APPROACH_COLOURS, APPROACH_NAMES, BookFigure, app
 from medmerge.records import score_column
 
 _LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-_BLOCKS = {"denseblock": "block ", "transition": "T", "layer": "layer "}
+_BLOCKS = {"denseblock": "block ", "transition": "T", "layer": "layer ", "encoder_layer_": "layer "}
 _PHASES = {"linear_probe": 0, "fine_tune": 1}
 _MARKERS = "osD^vPX*<>"
 _SCORES = {"val_macro_f1": "macro F1", "val_macro_auroc": "macro AUROC"}
@@ -75,16 +75,19 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
 
 @book_style
-def depth_heatmap(weights: Mapping[str, Mapping[str, ArrayLike]], first: str, second: str) -> Figure:
+def depth_heatmap(
+    weights: Mapping[str, Mapping[str, ArrayLike]], first: str, second: str, neutral: float = 0.5
+) -> Figure:
     """Mean merge weight of each layer's kernels over depth, one row per run (the paper's Fig. 2 and Fig. 4).
 
-    The colour scale is [0.5 - h, 0.5 + h], where h is the largest deviation of any mean from 0.5, rounded up
-    and at least 0.01; the colour bar states it.
+    The colour scale is ``neutral`` ± h, where h is the largest deviation of any mean from it, rounded up and at least
+    0.01; the colour bar states it.
 
     Args:
         weights: {row label: {layer name: w of its kernels, shape [kernels]}}, layers in forward order and the
             same in every row. w is the first source's share; it is not bounded to [0, 1].
         first, second: names of the sources that w = 1 and w = 0 take.
+        neutral: the weight at which all sources count alike, 1/n for n of them.
 
     Raises:
         ValueError: no rows, no layers, rows whose layers differ, or weights that are not finite vectors.
@@ -99,28 +102,30 @@ def depth_heatmap(weights: Mapping[str, Mapping[str, ArrayLike]], first: str, se
             found, expected = differing[0]
             raise ValueError(f"{label!r} has layer {found}, the first row {expected}: draw backbones apart")
     means = np.array([[w.mean() for w in row.values()] for row in rows.values()])
-    half = half_range(means)
+    half = half_range(means, neutral)
+    low, high = neutral - half, neutral + half
     figure = BookFigure(figsize=(8, 1.7 + 0.3 * len(rows)), layout="constrained")
     axes, bar_axes = figure.subplots(2, 1, height_ratios=[0.3 * len(rows), 0.13])
-    image = axes.imshow(means, "PuOr", aspect="auto", interpolation="nearest", vmin=0.5 - half, vmax=0.5 + half)
+    image = axes.imshow(means, "PuOr", aspect="auto", interpolation="nearest", vmin=low, vmax=high)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.hlines(np.arange(1, len(rows)) - 0.5, -0.5, len(layers) - 0.5, color="white", linewidth=2)
     axes.tick_params(axis="y", length=0)
     mark_depth(axes, layers)
     bar = figure.colorbar(image, cax=bar_axes, orientation="horizontal", format="{x:g}")
-    bar.set_ticks(np.linspace(0.5 - half, 0.5 + half, 5).round(6))
+    bar.set_ticks(np.linspace(low, high, 5).round(6))
     ends = f"← more {second}          more {first} →"
-    bar.set_label(f"mean w of the layer's kernels (scale: 0.5 ± {half:g})\n{ends}")
+    bar.set_label(f"mean w of the layer's kernels (scale: {neutral:.4g} ± {half:g})\n{ends}")
     return figure
 
 
 @book_style
-def weight_spread(weights: Mapping[str, ArrayLike], first: str, second: str) -> Figure:
+def weight_spread(weights: Mapping[str, ArrayLike], first: str, second: str, neutral: float = 0.5) -> Figure:
     """Median and 5-95 % band of each layer's merge weights over depth, and the histogram of all kernels.
 
     Args:
         weights: {layer name: w of its kernels, shape [kernels]}, in forward order; w is the share of first.
         first, second: names of the sources that w = 1 and w = 0 take.
+        neutral: the weight at which all sources count alike, 1/n for n of them.
 
     Raises:
         ValueError: no layers, or weights that are not finite vectors.
@@ -139,7 +144,7 @@ def weight_spread(weights: Mapping[str, ArrayLike], first: str, second: str) -> 
     histogram.set(xlabel=f"of {len(kernels):,} kernels")
     histogram.xaxis.set_major_locator(MaxNLocator(2, integer=True))
     for axes in (depth, histogram):
-        axes.axhline(0.5, color=_GREY, linewidth=0.8, linestyle="--")
+        axes.axhline(neutral, color=_GREY, linewidth=0.8, linestyle="--")
     mark_depth(depth, list(vectors))
     return figure
 
@@ -301,9 +306,9 @@ def _vectors(weights: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float64]]
     return vectors
 
 
-def half_range(means: NDArray) -> float:
-    """Largest deviation from 0.5, rounded up to half a unit of its first digit, at least 0.01."""
-    deviation = max(float(np.abs(means - 0.5).max()), 0.01)
+def half_range(means: NDArray, neutral: float = 0.5) -> float:
+    """Largest deviation from ``neutral``, rounded up to half a unit of its first digit, at least 0.01."""
+    deviation = max(float(np.abs(means - neutral).max()), 0.01)
     step = 10 ** math.floor(math.log10(deviation)) / 2
     return math.ceil(round(deviation / step, 6)) * step
 
@@ -352,7 +357,7 @@ def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, dict]]) -> None:
 
 
 def mark_depth(axes: Axes, layers: Sequence[str]) -> None:
-    """Number the layers along the axes, a dozen at most, and mark a DenseNet's or ResNet's blocks above them.
+    """Number the layers along the axes, a dozen at most, and mark the blocks of a DenseNet, ResNet or ViT above them.
 
     Args:
         axes: has the layers at x = 0, 1, 2, ...
@@ -360,8 +365,8 @@ def mark_depth(axes: Axes, layers: Sequence[str]) -> None:
     """
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(layers)) if len(layers) <= 12 * step)
     axes.set_xticks(range(step - 1, len(layers), step), range(step, len(layers) + 1, step))
-    axes.set(xlabel=f"convolution in forward order ({len(layers)} in all)", xlim=(-0.5, len(layers) - 0.5))
-    found = [re.search(r"(?:^|\.)(denseblock|transition|layer)(\d+)\.", name) for name in layers]
+    axes.set(xlabel=f"merged layer in forward order ({len(layers)} in all)", xlim=(-0.5, len(layers) - 0.5))
+    found = [re.search(r"(?:^|\.)(denseblock|transition|layer|encoder_layer_)(\d+)\.", name) for name in layers]
     named = (
         f"{_BLOCKS[match[1]]}{match[2]}" if match else "end" if any(found[:i]) else "stem"
         for i, match in enumerate(found)

@@ -31,17 +31,18 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
         devices.choose_device(p.device)
     except ValueError as error:
         problems.append(str(error))
-    for name, weights in (("base", p.base_weights), ("source", p.source_weights)):
-        if getattr(p, f"{name}_data") not in sources:
+    for name, given in weights(p).items():
+        if name not in sources:
             continue
-        if backbones.is_path(weights) and not resolve(weights).is_file():
-            step = "run the source notebook first" if name == "source" else "give a path, or imagenet to download"
-            problems.append(f"{name}_weights: no file {weights} {places}; {step}")
-        elif not backbones.is_path(weights) and weights not in ("random", "zeros"):
+        parameter = {p.base_data: "base_weights", p.source_data: "source_weights"}.get(name, "more_weights")
+        if backbones.is_path(given) and not resolve(given).is_file():
+            step = "give a path, or imagenet to download" if name == p.base_data else "run the source notebook first"
+            problems.append(f"{parameter}: no file {given} {places}; {step}")
+        elif not backbones.is_path(given) and given not in ("random", "zeros"):
             try:
-                backbones.check_weights(p.backbone, weights)
+                backbones.check_weights(p.backbone, given)
             except ValueError as error:
-                problems.append(f"{name}_weights: {error}")
+                problems.append(f"{parameter}: {error}")
     for name in ("target_root", "exclude_root"):
         dataset = getattr(p, name.replace("root", "data"))
         if dataset and not dataset.startswith("synthetic:") and not getattr(p, name):
@@ -128,19 +129,19 @@ def _where(p: Parameters) -> dict:
 
 
 def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
-    """The backbone trained on ``name`` (``base_data`` or ``source_data``).
+    """The backbone trained on ``name`` (``base_data``, ``source_data`` or one of ``more_data``).
 
-    A random one depends on the seed and on which of the two it is.
+    A random one depends on the seed and on which of the sources it is.
     """
-    weights = _weights(p, name)
-    with devices.seeded(devices.choose_device("cpu"), seed, *(() if name == p.base_data else (1,))):
-        return backbone(p.backbone, resolve(weights) if backbones.is_path(weights) else weights)
+    given, number = weights(p)[name], list(weights(p)).index(name)
+    with devices.seeded(devices.choose_device("cpu"), seed, *((number,) if number else ())):
+        return backbone(p.backbone, resolve(given) if backbones.is_path(given) else given, p.image_size)
 
 
 def check_sources(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> None:
     """Load every source, so that none fails hours later, and compare it with what finished runs started from."""
     for name in sorted(sources):
-        fixed = backbones.is_path(_weights(p, name))
+        fixed = backbones.is_path(weights(p)[name])
         prints = {}
         for seed in p.seeds[:1] if fixed else p.seeds:
             prints[seed] = state_sha256(load_source(p, name, seed))
@@ -220,13 +221,13 @@ def _meets(found: Mapping) -> bool:
 
 def _seen(p: Parameters, name: str) -> pd.DataFrame | str | None:
     """The images that a source was trained on, or why they are not known, or None where it is no dataset of ours."""
-    weights, origin = _weights(p, name), ""
-    if backbones.is_path(weights):
-        path = resolve(weights)
+    given, origin = weights(p)[name], ""
+    if backbones.is_path(given):
+        path = resolve(given)
         origin = _trained_on(path)
         if images_list(path).is_file():
             return _read_list(images_list(path), origin)
-    of_source = name != p.base_data
+    of_source = name == p.source_data
     if name in data.DATASETS and name not in ("csv", "folder") and of_source and p.source_root:
         frame = data.load_table(name, resolve(p.source_root), missing="keep").frame
         return frame[["id", "group"]].assign(dataset=name, sha256="")
@@ -269,8 +270,10 @@ def learnt_from(p: Parameters, sources: Iterable[str]) -> pd.DataFrame:
     return seen[columns].drop_duplicates(ignore_index=True).assign(split="source")
 
 
-def _weights(p: Parameters, name: str) -> str:
-    return p.base_weights if name == p.base_data else p.source_weights
+def weights(p: Parameters) -> dict[str, str]:
+    """The weights of every source by its name, in order: b, then c and further ones where they are given."""
+    second = {p.source_data: p.source_weights} if p.source_data else {}
+    return {p.base_data: p.base_weights, **second, **dict(zip(p.more_data, p.more_weights, strict=True))}
 
 
 def home() -> Path:

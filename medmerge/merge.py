@@ -7,46 +7,51 @@ learnt, :meth:`KernelMerge.fold` gives an ordinary network of the sources' class
 
 import copy
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from medmerge import kernels
 
 GRANULARITIES = ("kernel", "parameter", "layer", "model")
 NORMALISATIONS = ("affine", "softmax")
 
-_KERNEL_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORM_LAYERS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+_UNPRINTED = ("num_heads", "batch_first", "window_size", "shift_size")
 
 
 class KernelMerge(nn.Module):
     """One network out of several, with learnable merging weights (paper, section 2).
 
     A kernel is an output filter of a convolution, ``weight[j]`` with its bias ``bias[j]``; in a linear layer it is an
-    output row. The merged kernels are computed in every ``forward`` from the sources' frozen ones, so the only
-    parameters of this module are the merging weights and the affine parameters of the normalisation layers.
+    output row. Of ``nn.MultiheadAttention`` the input projection is such a layer too, called ``<attention>.in_proj``:
+    its kernels are the rows of queries, keys and values. The merged kernels are computed in every ``forward`` from the
+    sources' frozen ones, so the only parameters of this module are the merging weights, the affine parameters of the
+    normalisation layers, and what else is a parameter a channel or a position (a transformer's class token and
+    position embeddings, :data:`medmerge.kernels.EMBEDDINGS`).
 
     Args:
         sources: two or more modules of the same architecture. They are copied and never changed.
         granularity: what shares one merging weight: a ``"kernel"`` (the paper), every single ``"parameter"``, a
             ``"layer"``, or the whole ``"model"``.
-        batchnorm: where normalisation layers start (affine parameters and running statistics, and per-channel
-            scales such as ConvNeXt's): ``"mean"`` over the sources (the paper), or the index of the source to take
-            them from. Integer buffers (``num_batches_tracked``) are never averaged: they are that source's, the
-            first's for ``"mean"``.
+        batchnorm: where normalisation layers start (affine parameters and running statistics, and with them
+            per-channel scales such as ConvNeXt's, class tokens and position embeddings): ``"mean"`` over the sources
+            (the paper), or the index of the source to take them from. Integer buffers (``num_batches_tracked``) are
+            never averaged: they are that source's, the first's for ``"mean"``.
         normalisation: how the weights of the sources come to sum to one. ``"affine"`` learns all but the last and
             leaves them unconstrained (the paper: w and 1 - w); ``"softmax"`` learns logits, so that weights stay
-            within 0 and 1. By default affine for two sources and softmax for more.
+            within 0 and 1. ``"auto"`` is affine for two sources and softmax for more.
 
     Every source starts with the same weight: 0.5 for two, as in the paper.
 
     Raises:
         ValueError: fewer than two sources, an unknown option, or sources that do not fit together; the message
             names the first layer that differs and both shapes.
-        TypeError: a source is not a module, or holds parameters that are neither kernels nor per-channel.
+        TypeError: a source is not a module, or holds parameters that are neither kernels, nor per-channel, nor known
+            position embeddings.
     """
 
     def __init__(
@@ -55,27 +60,28 @@ class KernelMerge(nn.Module):
         *,
         granularity: str = "kernel",
         batchnorm: str | int = "mean",
-        normalisation: str | None = None,
+        normalisation: str = "auto",
     ):
         super().__init__()
         sources = list(sources)
-        if normalisation is None:
+        if normalisation == "auto":
             normalisation = "affine" if len(sources) == 2 else "softmax"
         _check_choice("granularity", granularity, GRANULARITIES)
         _check_choice("normalisation", normalisation, NORMALISATIONS)
         _check_batchnorm(batchnorm, len(sources))
         _check_alike(sources)
+        sources = [kernels.split_attention(_shared_copy(source)) for source in sources]
+        _check_mergeable(sources[0])
         self.granularity, self.normalisation, self.batchnorm = granularity, normalisation, batchnorm
         self.num_sources = len(sources)
-        shared = _start((), self.num_sources, normalisation, sources[0]) if granularity == "model" else None
+        shared = kernels.start((), self.num_sources, normalisation, sources[0]) if granularity == "model" else None
 
         def merge_layer(name: str, module: nn.Module) -> nn.Module | None:
-            if not _is_kernel_layer(module):
+            if not kernels.is_kernel_layer(module):
                 return None
-            layers = [source.get_submodule(name) for source in sources]
-            return _MergedLayer(layers, granularity, normalisation, shared)
+            return kernels.MergedLayer([s.get_submodule(name) for s in sources], granularity, normalisation, shared)
 
-        self.merged = _replace(_with_merged_norms(sources, batchnorm), merge_layer)
+        self.merged = kernels.replace(_with_merged_norms(sources, batchnorm), merge_layer)
         if not any(True for _ in self.layers()):
             raise TypeError("the sources hold no convolution and no linear layer: there is no kernel to merge")
 
@@ -91,7 +97,7 @@ class KernelMerge(nn.Module):
     def layers(self) -> Iterator[tuple[str, nn.Module]]:
         """Names of the merged layers (as in the sources) with their modules, in the sources' order."""
         for name, module in self.merged.named_modules():
-            if isinstance(module, _MergedLayer):
+            if isinstance(module, kernels.MergedLayer):
                 yield name, module
 
     def merging_parameters(self) -> list[nn.Parameter]:
@@ -110,11 +116,11 @@ class KernelMerge(nn.Module):
         """
         weights = {}
         for name, layer in self.layers():
-            for suffix, w, kernels in layer.mixtures():
-                share = _shares(w, self.normalisation)
+            for suffix, w, count in layer.mixtures():
+                share = kernels.shares(w, self.normalisation)
                 share = share if self.num_sources > 2 else share[0]
                 if self.granularity in ("layer", "model"):
-                    share = share[..., None].expand(*share.shape, kernels)
+                    share = share[..., None].expand(*share.shape, count)
                 weights[name + suffix] = share.detach().clone()
         return weights
 
@@ -132,9 +138,7 @@ class KernelMerge(nn.Module):
             ValueError: a shape that does not fit; weights that do not sum to one; with ``"softmax"``, weights
                 outside 0 and 1; different weights where the granularity allows one.
         """
-        slots = {
-            name + suffix: (w, kernels) for name, layer in self.layers() for suffix, w, kernels in layer.mixtures()
-        }
+        slots = {name + suffix: (w, count) for name, layer in self.layers() for suffix, w, count in layer.mixtures()}
         if not isinstance(weights, Mapping):
             weights = dict.fromkeys(slots, weights)
         if unknown := [name for name in weights if name not in slots]:
@@ -142,15 +146,15 @@ class KernelMerge(nn.Module):
             raise KeyError(f"no merged layer {unknown[0]!r}; the nearest of {len(slots)} is {near[0]!r}")
         new: dict[int, Tensor] = {}
         for name, value in weights.items():
-            w, kernels = slots[name]
-            stored = self._stored(name, value, w, kernels)
+            w, count = slots[name]
+            stored = self._stored(name, value, w, count)
             if not torch.equal(new.setdefault(id(w), stored), stored):
                 raise ValueError(f"all layers share one weight (granularity 'model'), but {name} is given another")
         for w, _ in slots.values():
             if id(w) in new:
                 w.copy_(new[id(w)])
 
-    def _stored(self, name: str, value: Tensor | float, w: Tensor, kernels: int) -> Tensor:
+    def _stored(self, name: str, value: Tensor | float, w: Tensor, count: int) -> Tensor:
         """``value`` in the form in which ``w`` holds it."""
         n, shape = self.num_sources, w.shape[1:]
         value = torch.as_tensor(value, dtype=w.dtype, device=w.device)
@@ -158,7 +162,7 @@ class KernelMerge(nn.Module):
             share = torch.cat([value.expand(1), ((1 - value) / (n - 1)).expand(n - 1)])
             share = share.view(n, *[1] * len(shape)).expand(n, *shape)
         else:
-            full = shape if self.granularity in ("kernel", "parameter") else torch.Size([kernels])
+            full = shape if self.granularity in ("kernel", "parameter") else torch.Size([count])
             wanted = full if n == 2 else (n, *full)
             if value.shape != torch.Size(wanted):
                 raise ValueError(f"weights of {name} have shape {list(value.shape)}, not {list(wanted)}")
@@ -183,115 +187,33 @@ class KernelMerge(nn.Module):
 
         Its output is this module's, bit for bit. All parameters of the copy are trainable; ``self`` is not changed.
         """
-        plain = _replace(copy.deepcopy(self.merged), lambda _, m: m.fold() if isinstance(m, _MergedLayer) else None)
-        return plain.requires_grad_(True)
+        plain = copy.deepcopy(self.merged)
+        plain = kernels.replace(plain, lambda _, m: m.fold() if isinstance(m, kernels.MergedLayer) else None)
+        return kernels.join_attention(plain).requires_grad_(True)
 
     def extra_repr(self) -> str:
         options = ("granularity", "batchnorm", "normalisation")
         return ", ".join([f"sources={self.num_sources}", *(f"{name}={getattr(self, name)!r}" for name in options)])
 
 
-class _MergedLayer(nn.Module):
-    """A convolution or linear layer whose kernels are a weighted mean of frozen ones.
-
-    Args:
-        layers: the layer in every source.
-        granularity, normalisation: as for :class:`KernelMerge`.
-        shared: the weight to use where one serves the whole model.
-    """
-
-    def __init__(self, layers: Sequence[nn.Module], granularity: str, normalisation: str, shared: nn.Parameter | None):
-        super().__init__()
-        first = layers[0]
-        self.normalisation, self.num_sources = normalisation, len(layers)
-        self.layer = copy.deepcopy(first)
-        self.layer.weight = self.layer.bias = None
-        for i, layer in enumerate(layers):
-            self.register_buffer(f"weight_{i}", layer.weight.detach().clone())
-            self.register_buffer(f"bias_{i}", None if layer.bias is None else layer.bias.detach().clone())
-        shape = {"kernel": first.weight.shape[:1], "parameter": first.weight.shape}.get(granularity, ())
-        self.w = shared if shared is not None else _start(shape, len(layers), normalisation, first)
-        by_parameter = granularity == "parameter" and first.bias is not None
-        self.w_bias = _start(first.bias.shape, len(layers), normalisation, first) if by_parameter else None
-
-    def mixtures(self) -> Iterator[tuple[str, nn.Parameter, int]]:
-        """Name suffix, stored weights ``[rows, ...]`` and number of kernels of each set of merging weights."""
-        yield "", self.w, len(self.weight_0)
-        if self.w_bias is not None:
-            yield ".bias", self.w_bias, len(self.weight_0)
-
-    def kernels(self) -> tuple[Tensor, Tensor | None]:
-        """The merged weight and bias, shaped as in the sources."""
-        weights = [getattr(self, f"weight_{i}") for i in range(self.num_sources)]
-        biases = [getattr(self, f"bias_{i}") for i in range(self.num_sources)]
-        weight = _mix(self.w, weights, self.normalisation)
-        if biases[0] is None:
-            return weight, None
-        return weight, _mix(self.w if self.w_bias is None else self.w_bias, biases, self.normalisation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.kernels()
-        if isinstance(self.layer, nn.Linear):
-            return F.linear(x, weight, bias)
-        return self.layer._conv_forward(x, weight, bias)
-
-    def fold(self) -> nn.Module:
-        """The ordinary layer with the merged kernels."""
-        layer = copy.deepcopy(self.layer)
-        weight, bias = self.kernels()
-        layer.weight = nn.Parameter(weight.detach().clone())
-        layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
-        return layer
-
-
 @torch.no_grad()
 def zeros_like(source: nn.Module) -> nn.Module:
     """A copy of ``source`` whose kernels are all zero: the paper's "combining with zeros" (section 4).
 
-    Kernels and biases of convolutions and linear layers become zero. Normalisation layers stay as they are, so that
-    merging with the copy weighs the source's kernels against nothing and leaves the rest alone.
+    Kernels and biases of convolutions and linear layers become zero, those in attention too. Normalisation layers and
+    position embeddings stay as they are, so that merging with the copy weighs the source's kernels against nothing and
+    leaves the rest alone.
     """
-    zeros = copy.deepcopy(source)
-    for module in zeros.modules():
-        if _is_kernel_layer(module):
-            for parameter in module.parameters(recurse=False):
-                parameter.zero_()
-    return zeros
+    zeros = kernels.split_attention(copy.deepcopy(source))
+    for module in filter(kernels.is_kernel_layer, zeros.modules()):
+        for parameter in module.parameters(recurse=False):
+            parameter.zero_()
+    return kernels.join_attention(zeros)
 
 
-def _mix(w: Tensor, sources: Sequence[Tensor], normalisation: str) -> Tensor:
-    """Weighted mean of ``sources``, each ``[kernels, ...]``, under stored weights ``w`` ``[rows, ...]``.
-
-    Two sources go through ``lerp``, which is exact at both ends and where the sources are equal, for any ``w``.
-    """
-    dims = sources[0].dim()
-    if len(sources) == 2:
-        first = w[0] if normalisation == "affine" else w.softmax(0)[0]
-        return torch.lerp(sources[1], sources[0], _align(first, dims))
-    shares = _shares(w, normalisation)
-    return sum(_align(share, dims) * source for share, source in zip(shares, sources, strict=True))
-
-
-def _shares(w: Tensor, normalisation: str) -> Tensor:
-    """Weights of all n sources ``[n, ...]`` from the stored ones: n - 1 rows (affine) or n rows of logits (softmax)."""
-    return w.softmax(0) if normalisation == "softmax" else torch.cat([w, 1 - w.sum(0, keepdim=True)])
-
-
-def _align(w: Tensor, dims: int) -> Tensor:
-    return w.reshape(w.shape + (1,) * (dims - w.dim()))
-
-
-def _start(shape: Sequence[int], n: int, normalisation: str, like: nn.Module) -> nn.Parameter:
-    """Stored weights that give every one of ``n`` sources the same share."""
-    reference = next(like.parameters())
-    if normalisation == "affine":
-        return nn.Parameter(torch.full((n - 1, *shape), 1 / n, dtype=reference.dtype, device=reference.device))
-    return nn.Parameter(torch.zeros((n, *shape), dtype=reference.dtype, device=reference.device))
-
-
-def _is_kernel_layer(module: nn.Module) -> bool:
-    """Whether the module's own forward is that of a plain convolution or linear layer."""
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KERNEL_LAYERS)
+def _shared_copy(source: nn.Module) -> nn.Module:
+    """A copy of ``source`` that shares its tensors."""
+    return copy.deepcopy(source, {id(tensor): tensor for tensor in (*source.parameters(), *source.buffers())})
 
 
 @torch.no_grad()
@@ -299,10 +221,9 @@ def _with_merged_norms(sources: Sequence[nn.Module], batchnorm: str | int) -> nn
     """A copy of the first source in which everything but the kernel layers is merged by the ``batchnorm`` policy."""
     base = copy.deepcopy(sources[0])
     for module, *twins in zip(base.modules(), *(source.modules() for source in sources), strict=True):
-        if _is_kernel_layer(module):
+        if kernels.is_kernel_layer(module):
             continue
-        own = {**module._parameters, **module._buffers}
-        for name, tensor in own.items():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None:
                 continue
             values = [getattr(twin, name) for twin in twins]
@@ -310,28 +231,9 @@ def _with_merged_norms(sources: Sequence[nn.Module], batchnorm: str | int) -> nn
                 tensor.copy_(values[batchnorm])
             elif tensor.is_floating_point():
                 tensor.copy_(torch.stack(values).mean(0))
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                parameter.requires_grad_(True)
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(True)
     return base
-
-
-def _replace(root: nn.Module, new: Callable[[str, nn.Module], nn.Module | None]) -> nn.Module:
-    """``root`` with every module ``m`` that has a ``new(name, m)`` replaced by it, in place.
-
-    A module that is used in several places gives way to one replacement in all of them.
-    """
-    done: dict[int, nn.Module] = {}
-    for name, module in list(root.named_modules(remove_duplicate=False)):
-        if id(module) not in done:
-            replacement = new(name, module)
-            if replacement is None:
-                continue
-            done[id(module)] = replacement.train(module.training)
-        if not name:
-            return done[id(module)]
-        root.set_submodule(name, done[id(module)])
-    return root
 
 
 def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
@@ -363,14 +265,19 @@ def _check_alike(sources: Sequence[nn.Module]) -> None:
         for a, b in zip_longest(_options(first), _options(other)):
             if a != b:
                 raise ValueError(f"source {i} does not fit source 0: {a} in source 0 is {b} in source {i}")
-    for name, module in first.named_modules():
-        if _is_kernel_layer(module) or isinstance(module, _NORM_LAYERS):
+
+
+def _check_mergeable(source: nn.Module) -> None:
+    """Raise if a parameter with several dimensions is neither a kernel nor a position embedding."""
+    for name, module in source.named_modules():
+        if kernels.is_kernel_layer(module) or isinstance(module, _NORM_LAYERS):
             continue
         for own, parameter in module.named_parameters(recurse=False):
-            if sum(size > 1 for size in parameter.shape) > 1:
+            if sum(size > 1 for size in parameter.shape) > 1 and not kernels.is_embedding(module, own):
                 raise TypeError(
                     f"{f'{name}.{own}'.lstrip('.')} {list(parameter.shape)} of a {type(module).__name__} is neither a "
-                    "kernel of a convolution or linear layer nor a per-channel parameter: it cannot be merged by kernel"
+                    "kernel of a convolution or linear layer, nor a per-channel parameter, nor a known position "
+                    "embedding: it cannot be merged by kernel"
                 )
 
 
@@ -381,7 +288,8 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...], torch.dt
 
 def _options(module: nn.Module) -> Iterator[str]:
     for name, child in module.named_modules():
-        yield f"{name} {type(child).__name__}({child.extra_repr()})".lstrip()
+        unprinted = [f"{option}={getattr(child, option)}" for option in _UNPRINTED if hasattr(child, option)]
+        yield f"{name} {type(child).__name__}({', '.join(filter(None, [child.extra_repr(), *unprinted]))})".lstrip()
 
 
 def _described(entry: tuple[str, tuple[int, ...], torch.dtype, torch.device] | None) -> str:

@@ -43,6 +43,10 @@ class Parameters(BaseModel):
         "", description="what source c was trained on; empty where there is no source c"
     )
     source_weights: str = Field("", description="source c: a file as the source notebook writes it, or as above")
+    more_data: list[Name] = Field(
+        [], description="what further sources d, e, ... were trained on, to merge with b and c"
+    )
+    more_weights: list[str] = Field([], description="sources d, e, ...: one entry each, as source_weights")
     source_root: str = Field(
         "", description="its dataset's folder, to look for images that the target shares, where the weights list none"
     )
@@ -86,7 +90,9 @@ class Parameters(BaseModel):
         description="shares of training, validation and test images",
     )
     split_seed: Seed = Field(0, description="draws the split; one split for all seeds pairs their tests")
-    backbone: str = Field("densenet121", description="a torchvision CNN by its name; the paper's first choice")
+    backbone: str = Field(
+        "densenet121", description="a torchvision CNN, ViT or Swin by its name; the paper's first choice"
+    )
     image_size: int = Field(224, ge=16, le=1024, description="side in pixels; the paper's")
     batch_size: int = Field(32, ge=2, description="images a step; the paper is silent")
     seeds: list[Seed] = Field([0], min_length=1, description="one run each: head's initial values, order of images")
@@ -114,14 +120,15 @@ class Parameters(BaseModel):
     granularity: Literal["kernel", "parameter", "layer", "model"] = Field(
         "kernel", description="what shares one merging weight; the paper's"
     )
-    batchnorm: Literal["mean", "reestimated", "repair"] | Annotated[int, Field(ge=0, le=1)] = Field(
+    batchnorm: Literal["mean", "reestimated", "repair"] | Annotated[int, Field(ge=0)] = Field(
         "mean", description="where merged batch norms start: mean (the paper), source 0 or 1, reestimated, repair"
     )
     batchnorm_free: Literal["both", "affine", "statistics", "none"] = Field(
         "both", description="what of them changes in the linear probe: the paper's unfrozen is both"
     )
-    normalisation: Literal["affine", "softmax"] = Field(
-        "affine", description="affine learns w and 1 - w, unbounded (the paper); softmax keeps them in 0 to 1"
+    normalisation: Literal["auto", "affine", "softmax"] = Field(
+        "auto",
+        description="affine: w and 1 - w (the paper); softmax: 0 to 1; auto: affine of two, softmax of more",
     )
     w_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         None, description="learning rate of the merging weights; empty for the linear probe's (the paper)"
@@ -133,9 +140,7 @@ class Parameters(BaseModel):
         "none", description="permute each further source's channels to match the first's before they are merged"
     )
     score_controls: bool = Field(True, description="score a merge on validation images with its weights replaced, too")
-    vary: dict[str, list] = Field(
-        {}, description="settings to compare, values by parameter: a row for each combination"
-    )
+    vary: dict[str, list] = Field({}, description="settings to compare, values by parameter")
     fisher_images: Count = Field(256, description="training images that the approach fisher estimates its weights on")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -157,6 +162,7 @@ class Parameters(BaseModel):
             problems.append("source_data and source_weights: give both, or neither")
         if self.source_data and self.source_data == self.base_data:
             problems.append(f"source_data: {self.source_data!r} is base_data too; two sources need two names")
+        problems += self._more_sources()
         if self.target_data == "csv" and not self.target_labels:
             problems.append("target_labels: the dataset csv needs the path of its labels file")
         if self.target_labels and self.target_data != "csv":
@@ -173,6 +179,21 @@ class Parameters(BaseModel):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _more_sources(self) -> list[str]:
+        """A line for each thing that is wrong with ``more_data``, ``more_weights`` and what counts sources."""
+        problems, names = [], [self.base_data, *([self.source_data] if self.source_data else []), *self.more_data]
+        if len(self.more_data) != len(self.more_weights):
+            problems.append(
+                f"more_data and more_weights: {len(self.more_data)} and {len(self.more_weights)} entries; give one each"
+            )
+        if self.more_data and not self.source_data:
+            problems.append("more_data: these come after source c; give source_data and source_weights first")
+        if twice := [name for i, name in enumerate(names) if name in names[:i] and name in self.more_data]:
+            problems.append(f"more_data: {twice[0]!r} is named twice; every source needs a name of its own")
+        if isinstance(self.batchnorm, int) and self.batchnorm > max(1, len(names) - 1):
+            problems.append(f"batchnorm: {self.batchnorm} is no source; they count from 0 to {max(1, len(names) - 1)}")
+        return problems
 
     def _varied(self) -> list[str]:
         """A line for each thing that is wrong with ``vary``."""

@@ -64,5 +64,5 @@ def _features(p: Parameters, table: Table, pixels: np.ndarray) -> np.ndarray:
     task = Task(samples, samples, len(table.classes), protocol=Protocol(device=p.device, precision=p.precision))
     with devices.seeded(devices.choose_device("cpu"), 0):
         weights = resolve(p.base_weights) if backbones.is_path(p.base_weights) else p.base_weights
-        network = backbones.backbone(p.backbone, weights).to(task.device)
+        network = backbones.backbone(p.backbone, weights, p.image_size).to(task.device)
     return features(network, samples, task).inputs.numpy()

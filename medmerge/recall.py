@@ -33,7 +33,7 @@ def network(
         found = run["hash"], run["data"]["fingerprint"], run["sources"]
         if found != (definition, images, dict(sources)):
             return None
-        classifier = load_classifier(folder / model, backbone)
+        classifier = load_classifier(folder / model, backbone, run["parameters"]["image_size"])
     except (FileNotFoundError, RecordError):
         return None
     except CheckpointError as error:

@@ -107,12 +107,31 @@ class Record:
 
     @functools.cached_property
     def kernel_weights(self) -> dict[str, np.ndarray]:
-        """The first source's learnt weight w by layer, in forward order; empty for a run that merged nothing."""
+        """The first source's learnt weight w by layer, ``[kernels]``, in forward order; empty where nothing was merged.
+
+        Of more than two sources those of the others are in :attr:`source_weights`.
+        """
+        return {name: w[0] for name, w in self.source_weights.items()}
+
+    @functools.cached_property
+    def source_weights(self) -> dict[str, np.ndarray]:
+        """The learnt weights of all n sources by layer, ``[n, kernels]``, which sum to one; else as above."""
         path = self.folder / "kernel_weights.safetensors"
         if not path.exists():
             return {}
         weights = safetensors.numpy.load_file(path)
-        return {name: weights[name] for name in self.run["layers"]}
+        two = self.num_merged == 2
+        return {n: np.stack([weights[n], 1 - weights[n]]) if two else weights[n] for n in self.run["layers"]}
+
+    @property
+    def num_merged(self) -> int:
+        """How many networks a merged run merges; two where one source is merged with zeros."""
+        return max(2, len(self.run["row"]["sources"]))
+
+    @property
+    def neutral(self) -> float:
+        """The merging weight at which all of them count alike: 0.5 for two."""
+        return 1 / self.num_merged
 
     @functools.cached_property
     def batchnorm(self) -> pd.DataFrame:
@@ -130,7 +149,7 @@ class Record:
 
     @functools.cached_property
     def kernel_history(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Epochs ``[E]`` of the linear probe (from 1), and w after each by layer, float32 ``[E, kernels]``.
+        """Epochs ``[E]`` of the linear probe (from 1), and the first source's w after each, float32 ``[E, kernels]``.
 
         Both empty where none is stored: runs that merged nothing, and records from before it was kept.
         """
@@ -138,7 +157,9 @@ class Record:
         if not path.exists():
             return np.empty(0, np.int64), {}
         stored = safetensors.numpy.load_file(path)
-        return stored["epochs"], {name: stored[f"w/{name}"].astype(np.float32) + 0.5 for name in self.run["layers"]}
+        moved = {name: stored[f"w/{name}"].astype(np.float32) for name in self.run["layers"]}
+        first = {name: w if w.ndim == 2 else w[:, 0] for name, w in moved.items()}
+        return stored["epochs"], {name: w + np.float32(self.neutral) for name, w in first.items()}
 
 
 def prediction_frame(
@@ -182,9 +203,11 @@ def write(
     """Write a finished run. Each file appears whole, ``run.json`` last.
 
     Args:
-        kernel_weights: arrays by layer, in forward order; with a weight a parameter, the mean of each kernel's is kept.
-        kernel_history: w - 0.5 after every epoch of the linear probe by layer, float16 ``[epochs, kernels]``. The
-            last epoch is always kept, the others as far as :data:`HISTORY_BYTES` allow.
+        kernel_weights: arrays by layer, in forward order: of two sources the first one's ``[kernels, ...]``, of n > 2
+            all ``[n, kernels, ...]``; with a weight a parameter, the mean of each kernel's is kept.
+        kernel_history: w - 1/n after every epoch of the linear probe by layer, float16 ``[epochs, kernels]``, of n > 2
+            sources ``[epochs, n, kernels]``. The last epoch is always kept, the others as far as :data:`HISTORY_BYTES`
+            allow.
         tables: further tables, each written to ``<name>.csv``.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,13 +216,19 @@ def write(
     for name, table in (tables or {}).items():
         _write(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g").encode())
     if kernel_weights:
-        kept = {name: w.reshape(len(w), -1).mean(1) if w.ndim > 1 else w for name, w in kernel_weights.items()}
-        _write(folder / "kernel_weights.safetensors", safetensors.numpy.save(kept))
+        dims = 2 if len(run["row"]["sources"]) > 2 else 1
+        kept = {name: w.mean(tuple(range(dims, w.ndim))) if w.ndim > dims else w for name, w in kernel_weights.items()}
+        _write(folder / "kernel_weights.safetensors", _packed(kept))
     if kernel_history:
-        _write(folder / KERNEL_HISTORY, safetensors.numpy.save(_thinned(kernel_history)))
+        _write(folder / KERNEL_HISTORY, _packed(_thinned(kernel_history)))
     run = {**run, "layers": list(kernel_weights)}
     _write(folder / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
     return Record(folder, run)
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The arrays as safetensors, which writes memory as it lies: a transposed array would come back wrong."""
+    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
 def _thinned(history: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

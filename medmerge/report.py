@@ -219,10 +219,11 @@ def _intervals(table: pd.DataFrame, form: str) -> list[str]:
 
 
 def displacement(record: Record) -> dict[str, float]:
-    """How far the merging weights went from 0.5, beside how far AdamW's steps could have carried them.
+    """How far the merging weights of the first source went from their start, 0.5 or of n sources 1/n, beside how far
+    AdamW's steps could have carried them.
 
     Returns:
-        ``mean`` and ``largest`` absolute deviation over kernels, ``share_first`` of kernels with w > 0.5, ``steps``
+        ``mean`` and ``largest`` absolute deviation over kernels, ``share_first`` of kernels with w above it, ``steps``
         up to the kept epoch, and ``budget`` = w's learning rate x steps: Adam moves a weight by about its learning
         rate a step.
     """
@@ -234,9 +235,9 @@ def displacement(record: Record) -> dict[str, float]:
     whole, rest = divmod(record.images["train"], p["batch_size"])
     steps = kept * (whole + (rest > 1 or not whole))
     return {
-        "mean": float(np.abs(w - 0.5).mean()),
-        "largest": float(np.abs(w - 0.5).max()),
-        "share_first": float((w > 0.5).mean()),
+        "mean": float(np.abs(w - record.neutral).mean()),
+        "largest": float(np.abs(w - record.neutral).max()),
+        "share_first": float((w > record.neutral).mean()),
         "kernels": len(w),
         "kept_epoch": int(kept),
         "steps": int(steps),

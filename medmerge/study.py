@@ -83,7 +83,7 @@ def rows(p: Parameters) -> list[Row]:
     With ``vary`` each of them once for every combination of the settings that it reads; where a setting has the
     study's own value the row is the study's own.
     """
-    sources = [p.base_data, *([p.source_data] if p.source_data else [])]
+    sources = list(inputs.weights(p))
     return [
         Row(name, names, settings)
         for name in p.approaches
@@ -118,7 +118,10 @@ def split_path(p: Parameters) -> Path:
 def definition(p: Parameters, row: Row, seed: int) -> dict:
     """The parameters that a run's numbers depend on; paths and devices are not among them."""
     p, read = row.parameters(p), [name for name in Parameters.model_fields if name in reads(row.approach)]
-    return {"approach": row.approach, "sources": list(row.sources), "seed": seed} | {n: getattr(p, n) for n in read}
+    values = {n: getattr(p, n) for n in read}
+    if values.get("normalisation") == ("softmax" if len(row.sources) > 2 else "affine"):
+        values["normalisation"] = "auto"  # the same under another name
+    return {"approach": row.approach, "sources": list(row.sources), "seed": seed} | values
 
 
 def definition_hash(values: dict) -> str:
@@ -157,8 +160,7 @@ def check(p: Parameters) -> list[tuple[Row, int]]:
         ParameterError: with a line for each thing that is wrong or missing.
     """
     problems = [_unknown("approaches", name, list(APPROACHES)) for name in p.approaches if name not in APPROACHES]
-    if p.backbone not in backbones.names():
-        problems.append(_unknown("backbone", p.backbone, backbones.names()))
+    problems += _architecture(p)
     for name in ("target_data", "exclude_data") if p.exclude_data else ("target_data",):
         if getattr(p, name) not in data.DATASETS:
             problems.append(_unknown(name, getattr(p, name), list(data.DATASETS)))
@@ -175,6 +177,20 @@ def check(p: Parameters) -> list[tuple[Row, int]]:
     if problems:
         raise ParameterError("\n".join(problems))
     return todo
+
+
+def _architecture(p: Parameters) -> list[str]:
+    """A line if the backbone is not known, or does not take images of this size."""
+    checks = {
+        "backbone": lambda: backbones.check_name(p.backbone),
+        "image_size": lambda: backbones.check_image_size(p.backbone, p.image_size),
+    }
+    for parameter, check in checks.items():
+        try:
+            check()
+        except ValueError as error:
+            return [f"{parameter}: {error}"]
+    return []
 
 
 def _unvaried(p: Parameters) -> list[str]:

@@ -101,7 +101,7 @@ class Task:
         key: names what is being computed; a checkpoint with another key is not used.
         history: a row an epoch, filled by :func:`fit`.
         kernel_history: the merging weights after every epoch of a merge's linear probe, by layer, float16
-            ``[epochs, kernels]`` of w - 0.5 (see :func:`kernel_shares`); filled by :func:`fit`.
+            ``[epochs, kernels]`` of w - 0.5 for two sources (see :func:`kernel_shares`); filled by :func:`fit`.
         cost: by phase seconds, images a second and peak memory in MiB, filled by :func:`fit`.
         sources: what the approach's sources were trained on; names them where it chooses between networks.
         recall: gives the finished network of another approach from one source, both by name, and its cost; or None
@@ -262,12 +262,15 @@ def fit(
 
 
 def kernel_shares(merge: KernelMerge) -> dict[str, Tensor]:
-    """The merging weights of two sources as a history keeps them: w - 0.5 of every kernel, float16, on the CPU.
+    """The merging weights as a history keeps them: w - 1/n of every kernel, float16, on the CPU.
 
-    What is learnt lies close to 0.5, and float16 is finest around 0. With a weight a parameter, a kernel's mean.
+    Of two sources the first one's, ``[kernels]``; of n > 2 all, ``[n, kernels]``. What is learnt lies close to 1/n, and
+    float16 is finest around 0. With a weight a parameter, a kernel's mean.
     """
-    weights = merge.kernel_weights()
-    return {name: (w.reshape(len(w), -1).float().mean(1) - 0.5).half().cpu() for name, w in weights.items()}
+    n = merge.num_sources
+    dims = 2 if n > 2 else 1
+    means = {name: w.reshape(*w.shape[:dims], -1).float().mean(-1) for name, w in merge.kernel_weights().items()}
+    return {name: (w - 1 / n).half().cpu() for name, w in means.items()}
 
 
 def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task, where: str) -> float:
@@ -357,9 +360,11 @@ def parameter_groups(model: nn.Module, protocol: Protocol) -> list[dict]:
     weights have a rate (``w_lr``) and a decay (``w_decay``) of their own; everything else does not decay.
     """
     kernels = {
-        id(module.weight)
+        id(parameter)
         for module in model.modules()
-        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and module.weight is not None
+        for name, parameter in module.named_parameters(recurse=False)
+        if (isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and name == "weight")
+        or (isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight")
     }
     merges = [module for module in model.modules() if isinstance(module, KernelMerge)]
     merging = {id(w) for merge in merges for w in merge.merging_parameters()}

@@ -93,11 +93,13 @@ def test_features_are_the_full_networks_up_to_its_head(name, tmp_path, narrow_vg
     assert torch.equal(linear(features), full(x))
 
 
-def test_names_are_convolutional_and_sorted():
+def test_names_are_sorted_and_all_but_maxvit():
     known = names()
     assert known == sorted(set(known)) and len(known) > 60
     assert {*ARCHITECTURES, "inception_v3", "resnext50_32x4d", "mnasnet0_5"} <= set(known)
-    assert not [name for name in known if "vit" in name or "swin" in name]
+    assert {"vit_b_16", "swin_t", "swin_v2_t", "vit_mini", "swin_mini"} <= set(known)
+    assert set(torchvision.models.list_models(module=torchvision.models)) - set(known) == {"maxvit_t"}
+    assert set(known) - set(torchvision.models.list_models(module=torchvision.models)) == set(backbones.SMALL)
 
 
 def test_random_depends_on_the_global_state_alone():
@@ -148,7 +150,7 @@ def test_saved_classifier_is_torchvisions_own_network(name, tmp_path, narrow_vgg
     model = Classifier(backbone(name, "random"), 5).eval()
     save_classifier(model, path, name, trained_on="x")
     if name == SMALL:
-        plain = torchvision.models.DenseNet(**backbones.SMALL[name], num_classes=5)
+        plain = torchvision.models.DenseNet(**backbones.SMALL[name][1], num_classes=5)
     elif has_plain_head(name):
         plain = torchvision.models.get_model(name, num_classes=5)
     else:
@@ -306,8 +308,10 @@ def test_missing_file_and_unknown_names(tmp_path):
         backbone(SMALL, tmp_path / "nowhere.pt")
     with pytest.raises(ValueError, match="unknown backbone 'densnet121'; did you mean densenet121"):
         backbone("densnet121", "random")
-    with pytest.raises(ValueError, match="unknown backbone 'vit_b_16'"):
-        backbone("vit_b_16", "random")
+    with pytest.raises(ValueError, match="unknown backbone 'vit_b_61'; did you mean vit_b_16"):
+        backbone("vit_b_61", "random")
+    with pytest.raises(ValueError, match="'maxvit_t' is not supported: .* one image size"):
+        backbone("maxvit_t", "random")
     for weights in ("imagnet", "IMAGENET1K_V7", "", "DenseNet169_Weights.IMAGENET1K_V1"):
         with pytest.raises(ValueError, match=r"unknown weights .* for densenet121; allowed: imagenet, IMAGENET1K_V1"):
             backbone("densenet121", weights)

@@ -153,10 +153,12 @@ def test_the_chapter_on_approaches_lists_the_registry():
 MODULES = (
     *("rivals", "ingredients", "recall"),
     *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
+    *("kernels", "statefiles"),
     *("params", "study", "inputs", "learn", "datasheets", "leaks"),
     *("cost", "costsheets", "figures_cost"),
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
     *("matching", "premise", "figures_premise", "premisesheets", "premise_report"),
+    *("batchnorm", "controls", "serving", "ablation", "figures_controls"),
 )
 
 

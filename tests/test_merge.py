@@ -367,8 +367,8 @@ def test_other_dtype_is_refused(small):
 
 
 def test_unmergeable_parameters_are_named():
-    attention = nn.MultiheadAttention(8, 2)
-    with pytest.raises(TypeError, match=r"in_proj_weight \[24, 8\]"):
+    attention = nn.MultiheadAttention(8, 2, kdim=4)
+    with pytest.raises(TypeError, match=r"q_proj_weight \[8, 8\] of a MultiheadAttention"):
         KernelMerge([attention, copy.deepcopy(attention)])
     with pytest.raises(TypeError, match="weight"):
         KernelMerge([nn.ConvTranspose2d(3, 4, 2), nn.ConvTranspose2d(3, 4, 2)])

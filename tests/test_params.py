@@ -47,7 +47,7 @@ def test_defaults_are_the_papers():
     p = Parameters.parse({})
     assert (p.backbone, p.image_size, p.lp_epochs, p.ft_epochs) == ("densenet121", 224, 50, 50)
     assert (p.lp_lr, p.ft_lr, p.weight_decay, p.batch_size) == (1e-4, 1e-5, 0.01, 32)
-    assert p.approaches == ["ft", "lp_ft", "medmerge"] and p.normalisation == "affine"
+    assert p.approaches == ["ft", "lp_ft", "medmerge"] and p.normalisation == "auto"
     with pytest.raises(ValueError, match="frozen"):
         p.ft_lr = 1.0
 

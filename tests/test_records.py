@@ -76,6 +76,29 @@ def test_a_weight_a_parameter_is_kept_as_each_kernels_mean(tmp_path):
     assert np.array_equal(kept["conv.bias"], weights["conv.bias"])
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2, 5)])
+def test_weights_of_three_sources_are_kept_source_by_source(tmp_path, shape):
+    run = RUN | {"row": RUN["row"] | {"sources": ["b", "c", "d"]}}
+    w = np.random.default_rng(0).dirichlet([1, 1, 1], shape[1:]).astype(np.float32)
+    w = np.moveaxis(w, -1, 0)
+    away = (w.reshape(3, 4, -1).mean(2)[None] - 1 / 3).astype(np.float16)
+    records.write(tmp_path / WHERE, run, HISTORY, predictions(), {"conv": w}, {"conv": away})
+    record = records.read(tmp_path / WHERE)
+    assert (record.num_merged, record.neutral) == (3, 1 / 3)
+    np.testing.assert_allclose(record.source_weights["conv"], w.reshape(3, 4, -1).mean(2), rtol=1e-6)
+    assert np.array_equal(record.kernel_weights["conv"], record.source_weights["conv"][0])
+    epochs, history = record.kernel_history
+    assert epochs.tolist() == [1] and history["conv"].shape == (1, 4)
+    np.testing.assert_allclose(history["conv"][0], record.kernel_weights["conv"], atol=1e-3)
+
+
+def test_weights_of_two_sources_sum_to_one(tmp_path):
+    record = write(tmp_path / WHERE)
+    assert (record.num_merged, record.neutral) == (2, 0.5)
+    for name, w in WEIGHTS.items():
+        assert np.array_equal(record.source_weights[name], np.stack([w, 1 - w]))
+
+
 MULTILABEL = RUN | {"data": {"classes": RUN["data"]["classes"], "multilabel": True}}
 FINDINGS = np.array([[1, 0, np.nan], [0, 0, np.nan], [np.nan, 1, np.nan], [1, 1, np.nan], [0, 0, np.nan]])
 IDS = ["007", "1e3", "NA", "x/ü.jpg", ""]

@@ -123,7 +123,7 @@ def test_every_setting_of_an_approach_is_in_its_definition():
         ({"target_data": "synthetic:mole"}, "target_data: unknown 'synthetic:mole'; did you mean synthetic:moles"),
         ({"target_data": ""}, "target_data: unknown ''"),
         ({"exclude_data": "ham1k"}, "exclude_data: unknown 'ham1k'; did you mean ham10k"),
-        ({"backbone": "resnet5"}, "backbone: unknown 'resnet5'; did you mean .*resnet50"),
+        ({"backbone": "resnet5"}, "backbone: unknown backbone 'resnet5'; did you mean .*resnet50"),
         ({"approaches": ["ft", "medmerg"]}, "approaches: unknown 'medmerg'; did you mean medmerge"),
         ({"source_data": "", "source_weights": ""}, "medmerge merges two sources; give source_data and source_weights"),
         ({"base_weights": "w/none.pt"}, r"base_weights: no file w/none\.pt .*give a path, or imagenet"),
