@@ -14,7 +14,7 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
-from medmerge import cli_data, costsheets, datasheets, learn, records, report, study
+from medmerge import cli_data, costsheets, datasheets, learn, premisesheets, records, report, study
 from medmerge.backbones import CheckpointError
 from medmerge.data import DataError
 from medmerge.params import ParameterError, Parameters, assigned_values, load_yaml
@@ -78,6 +78,7 @@ def _check(options: argparse.Namespace) -> int:
             if p.cost_repeats:
                 print(f"{path}: {p.backbone} at {p.image_size} px, {'' if costsheets.check(p) else 'not yet '}measured")
                 continue
+            unmeasured = p.premise and not premisesheets.check(p)
             todo, all_rows = _to_run(p), [(row, seed) for row in study.rows(p) for seed in p.seeds]
         except EXPECTED as error:
             print(f"medmerge: {path}: {error}", file=sys.stderr)
@@ -86,6 +87,8 @@ def _check(options: argparse.Namespace) -> int:
         print(f"{path}: {len(all_rows)} runs, {len(all_rows) - len(todo)} finished")
         for row, seed in todo:
             print(f"  to run: {row.label}, seed {seed}")
+        if unmeasured:
+            print("  to measure: what lies between the sources")
     return status
 
 
@@ -125,6 +128,8 @@ def _learn(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     p = _parameters(options.params, _notebook_defaults(options.notebook))
+    if p.premise:
+        premisesheets.check(p)
     pages = ((p.datasets, datasheets.check), (p.studies, _merged), (p.cost_repeats, costsheets.check))
     next((check for asked, check in pages if asked), _to_run)(p)
     home = study.home()

@@ -71,6 +71,9 @@ class Parameters(BaseModel):
     cost_repeats: int = Field(
         0, ge=0, description="rounds in which a page of their own times a step of each phase; 0 on all other pages"
     )
+    premise: bool = Field(
+        False, description="measure, on a page of its own, how far apart the sources are and what lies between them"
+    )
     exclude_data: str = Field("", description="leave out target images that this dataset holds too")
     exclude_root: str = Field("", description="that dataset's folder")
     split: Literal["grouped", "random", "official", "file"] = Field(

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from medmerge.backbones import Classifier
 from medmerge.batchnorm import layers, reestimate
-from medmerge.training import Task, validate
+from medmerge.training import Task, loss, validate
 
 
 @torch.no_grad()
@@ -104,7 +104,8 @@ def line(
         model = between(b, c, a).to(task.device)
         rows.append({"a": a, "statistics": "interpolated", **validate(model, task.val, task)})
         if measure:
-            reestimate(model, task.measured)
+            with task.autocast:
+                reestimate(model, task.measured)
             rows.append({"a": a, "statistics": "re-estimated", **validate(model, task.val, task)})
     return pd.DataFrame(rows)
 
@@ -142,3 +143,17 @@ def barrier(table: pd.DataFrame, column: str = "val_loss") -> pd.Series:
     inside = table[table["a"].between(0, 1)]
     grouped = inside.sort_values("a").groupby("statistics", sort=False)[column]
     return grouped.agg(lambda loss: loss.max() - (loss.iloc[0] + loss.iloc[-1]) / 2)
+
+
+def prior_loss(task: Task) -> float:
+    """Validation loss of answering every image with the training images' class shares: what knowing nothing costs.
+
+    One image is added to every class, so that a class that is not in the training images costs a finite loss.
+    """
+    labels = task.train.labels.cpu()
+    if task.multilabel:
+        present, known = labels.nansum(0).double() + 1, (~labels.isnan()).sum(0).double() + 2
+        logits = torch.logit(present / known)
+    else:
+        logits = torch.log(torch.bincount(labels, minlength=task.num_classes).double() + 1)
+    return loss(logits.float().expand(len(task.val), -1), task.val.labels.cpu()).item()

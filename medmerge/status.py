@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medmerge import costsheets, datasheets, records, study
+from medmerge import costsheets, datasheets, premisesheets, records, study
 from medmerge.inputs import home
 from medmerge.params import Parameters, load_yaml
 from medmerge.records import Record, RecordError
@@ -40,8 +40,8 @@ def parameter_files(params: Path) -> pd.DataFrame:
     """A row for each ``<track>/<name>.yaml`` below ``params``: what it asks for and how much of that is recorded.
 
     Columns: file (relative to ``params``), track, title, asked and recorded (runs; of a page on datasets these, of one
-    on weights the merged runs that it shows, of one on costs its measurement), folders (of the records that are there),
-    page (the executed notebook, or None).
+    on weights the merged runs that it shows, of one on costs its measurement, of one on the premise that and runs),
+    folders (of the records that are there), page (the executed notebook, or None).
 
     Raises:
         ParameterError: a file that no run could start from.
@@ -89,7 +89,7 @@ def _state(p: Parameters) -> Mapping[str, Path | None]:
         return {where.stem: where.parent if costsheets.read(p) else None}
     if p.studies:
         return {name: folder for study in p.studies for name, folder in _merged(p, study).items()}
-    state = {}
+    state = {"premise": premisesheets.path(p) if premisesheets.read(p) else None} if p.premise else {}
     for row in study.rows(p):
         for seed in p.seeds:
             record = study.finished(p, row, seed)

@@ -263,7 +263,7 @@ def run_row(
     prints = {name: state_sha256(source) for name, source in zip(row.sources, sources, strict=True)}
     key = json.dumps([definition_hash(defined), dataset.fingerprint, prints])
     task = Task(
-        *(dataset.train, dataset.val, len(dataset.classes), seed, _protocol(p), where / "checkpoint", key),
+        *(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p), where / "checkpoint", key),
         sources=row.sources,
         recall=functools.partial(_recall, p, row, seed, dataset.fingerprint, prints),
     )
@@ -328,7 +328,7 @@ def trial(record: Record) -> trials.Trial:
     """
     merging, _ = merged_classifier(record)
     p = parameters(record)
-    return trials.Trial(merging, inputs.load_data(p, [record]).val, _protocol(p))
+    return trials.Trial(merging, inputs.load_data(p, [record]).val, protocol(p))
 
 
 def merged_classifier(record: Record) -> tuple[backbones.Classifier, list[nn.Module]]:
@@ -378,7 +378,8 @@ def later_trials(runs: Iterable[Record]) -> dict[Path, trials.Later]:
     }
 
 
-def _protocol(p: Parameters) -> Protocol:
+def protocol(p: Parameters) -> Protocol:
+    """How to train, as the parameters say."""
     return Protocol(**{f.name: getattr(p, f.name) for f in dataclasses.fields(Protocol)})
 
 

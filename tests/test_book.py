@@ -157,7 +157,7 @@ MODULES = (
     *("params", "study", "inputs", "learn", "datasheets", "leaks"),
     *("cost", "costsheets", "figures_cost"),
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
-    *("matching", "premise", "figures_premise"),
+    *("matching", "premise", "figures_premise", "premisesheets", "premise_report"),
     *("batchnorm", "controls", "serving", "ablation", "figures_controls"),
     *("features", "featuresheets", "figures_features"),
 )

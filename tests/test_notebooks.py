@@ -1,5 +1,6 @@
 """The notebooks beyond the demo: several labels an image, a source that has seen the target, the page on datasets."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -148,3 +149,46 @@ def test_the_page_on_costs_is_drawn_again_from_its_record(project, capsys):
     again = nbformat.read("results/own/cost.ipynb", 4)
     (logged,) = [k for k, cell in enumerate(first.cells) if "costsheets.run" in cell.source]
     assert all(one == other for k, (one, other) in enumerate(zip(first.cells, again.cells, strict=True)) if k != logged)
+
+
+@pytest.mark.slow
+def test_the_page_on_the_premise_is_drawn_again_from_its_records(project, capsys):
+    """Sources of unrelated random weights, merged as they are and aligned."""
+    Path("premise.yaml").write_text(
+        "track: own\ntitle: My premise\nnote: Random sources.\npair: mine\nbase_data: objects\n"
+        "base_weights: w/objects.safetensors\nsource_data: lesions\nsource_weights: w/lesions.safetensors\n"
+        "premise: true\nbackbone: densenet_small\nimage_size: 32\nfractions: [0.2, 0.2, 0.6]\nlp_epochs: 1\n"
+        "lp_lr: 0.03\nft_epochs: 0\nscore_controls: false\ndevice: cpu\nprecision: fp32\napproaches: [medmerge]\n"
+        "vary: {align: [none, weights]}\n"
+    )
+    notebook = str(ROOT / "notebooks/premise.ipynb")
+    assert cli.main(["check", "premise.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("premise.yaml: 2 runs, 0 finished") and out.endswith(
+        "to measure: what lies between the sources\n"
+    )
+    assert cli.main(["run", notebook, "premise.yaml"]) == 0
+    first = nbformat.read("results/own/premise.ipynb", 4)
+    text = shown(first)
+    assert first.cells[0].source.startswith("# My premise") and "Random sources." in text
+    assert "have nothing in common" in text and "Alignment of lesions to objects changes" in text
+    assert text.count("image/png") == 3 and "align weights" in text
+    folder = Path("results/own/mine/premise")
+    kept = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert sorted(kept) == ["distances.csv", "line.csv", "premise.json"]
+    capsys.readouterr()
+    assert cli.main(["check", "premise.yaml"]) == 0
+    assert capsys.readouterr().out == "premise.yaml: 2 runs, 2 finished\n"
+    shutil.rmtree(project / "w")
+    assert cli.main(["run", notebook, "premise.yaml"]) == 0
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == kept
+    again = nbformat.read("results/own/premise.ipynb", 4)
+    logged = [k for k, cell in enumerate(first.cells) if ".run(p)" in cell.source]
+    assert all(
+        one == other for k, (one, other) in enumerate(zip(first.cells, again.cells, strict=True)) if k not in logged
+    )
+    content = (folder / "premise.json").read_text()
+    digest = json.loads(content)["sources"]["lesions"]
+    (folder / "premise.json").write_text(content.replace(digest, "0" * 64))
+    assert cli.main(["check", "premise.yaml"]) == 2
+    assert "measured on other weights or images (lesions) than" in capsys.readouterr().err

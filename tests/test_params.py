@@ -30,6 +30,7 @@ OVERRIDES = {
         "vary": {"w_lr": [None, 1e-3, 1e-2, 5e-2]},
     },
     "cost": {"cost_repeats": 20},
+    "premise": {"premise": True, "approaches": ["medmerge"], "vary": {"align": ["none", "weights"]}},
 }
 FILES = sorted((ROOT / "params").rglob("*.yaml"))
 
@@ -239,7 +240,7 @@ def test_notebooks_state_the_schemas_defaults_and_reasons(name):
     defaults = {n: OVERRIDES[name].get(n, Parameters.model_fields[n].default) for n in names}
     assert assigned_values(source) == defaults
     if name == "pair":
-        others = {"save_weights", "datasets", "digests", "studies", "cost_repeats"}
+        others = {"save_weights", "datasets", "digests", "studies", "cost_repeats", "premise"}
         assert set(names) == set(Parameters.model_fields) - others
 
 

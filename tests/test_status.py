@@ -115,6 +115,16 @@ def test_a_page_on_costs_asks_for_its_measurement(project):
         status.parameter_files(project / "params")
 
 
+def test_a_page_on_the_premise_asks_for_its_measurement_and_its_runs(project):
+    text = (project / "params/open/skin.yaml").read_text().replace("precision: bf16", "precision: bf16\npremise: true")
+    (project / "params/open/premise.yaml").write_text(f"{text}\napproaches: [medmerge]\n")
+    row = status.parameter_files(project / "params").set_index("file").loc["open/premise.yaml"]
+    assert (row.asked, row.recorded, row.page) == (2, 1, None), "the merge is recorded, the measurement is not"
+    (project / "results/open/premise.ipynb").write_text("{}")
+    with pytest.raises(RecordError, match="premise.ipynb shows runs whose records are missing: premise"):
+        status.parameter_files(project / "params")
+
+
 def test_a_page_of_weights_asks_for_the_merged_runs_that_it_shows(project):
     (project / "params/open/weights.yaml").write_text("track: open\nstudies: [skin]\n")
     page = project / "results/open/weights.ipynb"

@@ -1,0 +1,256 @@
+"""The record of the paper's premise: it comes back, damage is named, and its sentences follow its numbers."""
+
+import copy
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medmerge import backbone, matching, premise, premise_report, premisesheets
+from medmerge.backbones import state_sha256
+from medmerge.data import Samples
+from medmerge.params import ParameterError, Parameters
+from medmerge.premisesheets import ORDERS, STATISTICS, PremiseSheet
+from medmerge.records import RecordError
+from medmerge.training import Protocol, Task
+
+NAMES = ("objects", "lesions")
+
+
+def source(seed: int) -> torch.nn.Module:
+    """Random weights, with statistics as after some training."""
+    torch.manual_seed(seed)
+    network = backbone("densenet_small", "random").train()
+    with torch.no_grad():
+        network(torch.randn(16, 3, 32, 32))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """Images whose brightness tells the class."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(48) % 3
+    pixels = torch.randint(0, 90, (48, 3, 32, 32), dtype=torch.uint8, generator=draw)
+    pixels += (80 * labels).to(torch.uint8)[:, None, None, None]
+    parts = [Samples(pixels, rows, labels[rows], tuple(map(str, rows.tolist()))) for rows in torch.arange(48).split(24)]
+    protocol = Protocol(batch_size=8, device="cpu", precision="fp32", lp_epochs=4, lp_lr=0.03)
+    return Task(*parts, 3, protocol=protocol, sources=NAMES)
+
+
+def parameters(**changes) -> Parameters:
+    values = {"track": "own", "pair": "mine", "backbone": "densenet_small", "image_size": 32, "precision": "fp32"}
+    values |= {"base_data": "objects", "base_weights": "b.safetensors", "batch_size": 8, "premise": True}
+    values |= {"source_data": "lesions", "source_weights": "c.safetensors", "lp_epochs": 4, "lp_lr": 0.03}
+    return Parameters(**values | changes)
+
+
+def measured(task: Task, b: torch.nn.Module, c: torch.nn.Module) -> PremiseSheet:
+    return premisesheets.measure(b, c, task, premisesheets.definition(parameters()), "the images")
+
+
+@pytest.fixture(scope="module")
+def permuted(task) -> PremiseSheet:
+    """b, and b with its channels in another order: the same function."""
+    b = source(0)
+    groups = matching.permutation_groups(b, image_size=32)
+    torch.manual_seed(1)
+    order = {name: torch.randperm(group.size) for name, group in groups.items()}
+    return measured(task, b, matching.permute(b, order, image_size=32))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "_config.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- the measurement
+
+
+def test_a_source_that_is_the_base_is_nowhere_else(task):
+    b = source(0)
+    kept = copy.deepcopy(b)
+    sheet = measured(task, b, copy.deepcopy(b))
+    assert (sheet.distances["distance"] == 0).all() and sheet.distances["cosine"].to_numpy() == pytest.approx(1)
+    assert not sheet.moved and len(set(sheet.line["val_loss"])) == 1, "one classifier all along, to the bit"
+    assert (premise_report.barriers(sheet)[["barrier", "rise"]].abs() < 1e-12).all(axis=None)
+    sentences = premise_report.summary(sheet)
+    assert sentences[0].startswith("**One basin**: the straight line from lesions to objects has no barrier")
+    assert "share a start" in sentences[1] and "leaves every channel of lesions in its place" in sentences[3]
+    assert list(sheet.by_pair(sheet.line)) == ["objects and lesions"]
+    assert state_sha256(b) == state_sha256(kept), "the source is not changed"
+
+
+def test_alignment_finds_a_network_whose_channels_are_in_another_order(permuted):
+    assert permuted.moved and permuted.content.aligned == permuted.content.sources["objects"]
+    apart, aligned = (permuted.distances[permuted.distances["order"] == order] for order in ORDERS)
+    assert (aligned["distance"] == 0).all() and apart["distance"].median() > 1
+    near = premise_report.closeness(permuted).set_index("order")
+    assert near.loc["aligned", "cosine"] == pytest.approx(1) and near.loc["as trained", "cosine"] < 0.6
+    rise = premise_report.barriers(permuted).set_index(["order", "statistics"])["rise"]
+    assert (rise["aligned"] == 0).all() and rise["as trained", "interpolated"] > 0
+    assert list(permuted.by_pair(permuted.line)) == ["objects and lesions", "objects and lesions, aligned"]
+
+
+def test_both_kinds_of_statistics_have_the_same_ends(permuted):
+    for order in ORDERS:
+        ends = permuted.line[(permuted.line["order"] == order) & permuted.line["a"].isin([0, 1])]
+        interpolated, again = (ends[ends["statistics"] == s].drop(columns="statistics") for s in STATISTICS)
+        assert interpolated.to_numpy().tolist() == again.to_numpy().tolist()
+        middle = permuted.line[(permuted.line["order"] == "as trained") & (permuted.line["a"] == 0.5)]
+        assert middle["val_loss"].nunique() == 2
+
+
+def test_what_knowing_nothing_costs(task):
+    def part(labels):
+        images = torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8)
+        return Samples(images, torch.arange(len(labels)), torch.tensor(labels), tuple(map(str, range(len(labels)))))
+
+    found = premise.prior_loss(Task(part([0, 0, 0, 1]), part([0, 1, 2]), 3))
+    assert found == pytest.approx(-(math.log(4 / 7) + math.log(2 / 7) + math.log(1 / 7)) / 3)
+    several = Task(part([[1.0, 0.0], [1.0, math.nan]]), part([[1.0, 1.0], [math.nan, 0.0]]), 2)
+    assert premise.prior_loss(several) == pytest.approx(-(math.log(3 / 4) + math.log(1 / 3) + math.log(2 / 3)) / 3)
+
+
+# ---------------------------------------------------------------- the record
+
+
+def test_a_record_comes_back(permuted, project):
+    p = parameters()
+    assert premisesheets.read(p) is None
+    premisesheets.write(premisesheets.path(p), permuted)
+    found = premisesheets.read(p)
+    assert premisesheets.path(p) == project / "results/own/mine/premise" and found.content == permuted.content
+    for one, other in ((found.distances, permuted.distances), (found.line, permuted.line)):
+        pd.testing.assert_frame_equal(one, other.reset_index(drop=True), rtol=1e-7)
+    files = {file: file.read_bytes() for file in premisesheets.path(p).iterdir()}
+    premisesheets.write(premisesheets.path(p), found)
+    assert {file: file.read_bytes() for file in files} == files
+    assert sum(map(len, files.values())) < 50_000 and premisesheets.check(p)
+
+
+def test_it_is_measured_once(permuted, project, monkeypatch):
+    monkeypatch.setattr(premisesheets, "check", lambda p: premisesheets.path(p).is_dir())
+    monkeypatch.setattr(premisesheets.inputs, "check_sources", lambda *args: None)
+    monkeypatch.setattr(premisesheets, "_prepared", lambda *args: asked.append(args) or permuted, raising=True)
+    asked = []
+    assert premisesheets.run(parameters()).content == permuted.content
+    assert premisesheets.run(parameters()).content == permuted.content and len(asked) == 1
+
+
+def test_a_damaged_record_is_named_with_what_is_wrong(permuted, project):
+    p = parameters()
+    where = premisesheets.path(p)
+    premisesheets.write(where, permuted)
+    texts = {name: (where / name).read_text() for name in ("premise.json", "distances.csv", "line.csv")}
+
+    def refused(name, text) -> str:
+        (where / name).write_text(text)
+        with pytest.raises(RecordError, match=f"{name} is damaged .*remove its folder to measure again") as raised:
+            premisesheets.read(p)
+        (where / name).write_text(texts[name])
+        return str(raised.value)
+
+    def changed(**values) -> str:
+        return json.dumps(json.loads(texts["premise.json"]) | values)
+
+    assert "Invalid JSON" in refused("premise.json", texts["premise.json"][:-20])
+    assert "aligned: String should match" in refused("premise.json", changed(aligned="abc"))
+    assert "surprise: Extra inputs" in refused("premise.json", changed(surprise=1))
+    assert "sources: Dictionary should have at least 2" in refused("premise.json", changed(sources={"b": "0" * 64}))
+    for name in ("distances.csv", "line.csv"):
+        lines = texts[name].splitlines(keepends=True)
+        refused(name, "".join(lines[:-1]))
+        refused(name, "".join([*lines, lines[-1]]))
+        refused(name, texts[name].replace("aligned", "tilted"))
+        refused(name, "")
+    assert "no column cosine" in refused("distances.csv", texts["distances.csv"].replace(",cosine,", ",sine,"))
+    first = texts["line.csv"].splitlines()[1]
+    loss = first.split(",")[3]
+    assert "a loss is no number" in refused("line.csv", texts["line.csv"].replace(loss, "", 1))
+    assert "val_loss holds what is no number" in refused("line.csv", texts["line.csv"].replace(loss, "low", 1))
+    (where / "line.csv").unlink()
+    with pytest.raises(RecordError, match="line.csv is damaged .*No such file"):
+        premisesheets.read(p)
+
+
+def test_a_record_of_other_parameters_is_refused(permuted, project):
+    premisesheets.write(premisesheets.path(parameters()), permuted)
+    for change, words in (
+        ({"lp_epochs": 5}, "with lp_epochs 4, not 5"),
+        ({"seeds": [3]}, "with seed 0, not 3"),
+        ({"base_data": "things"}, "with sources ['objects', 'lesions'], not ['things', 'lesions']"),
+        ({"precision": "bf16"}, "with precision fp32, not bf16"),
+    ):
+        with pytest.raises(RecordError) as raised:
+            premisesheets.read(parameters(**change))
+        assert words in str(raised.value)
+    for other in ({"ft_epochs": 3}, {"device": "cpu"}, {"w_lr": 0.1}, {"base_weights": "moved.safetensors"}):
+        assert premisesheets.read(parameters(**other)), f"no number depends on {other}"
+
+
+def test_what_cannot_be_measured_is_refused(project):
+    with pytest.raises(ParameterError, match="premise: is about two sources"):
+        premisesheets.check(parameters(source_data="", source_weights=""))
+    with pytest.raises(ParameterError, match="base_weights: no file b.safetensors"):
+        premisesheets.check(parameters())
+    with pytest.raises(ParameterError, match="backbone: unknown 'resnet5'"):
+        premisesheets.check(parameters(backbone="resnet5"))
+
+
+# ---------------------------------------------------------------- sentences, of made-up numbers
+
+
+def made(sheet, *, cosine=0.9, ends=(0.6, 0.8), prior=1.1, middle=(0.7, 0.7), aligned=(0.7, 0.7)) -> PremiseSheet:
+    """A sheet with these cosines, losses of c and b, and losses half way: interpolated and re-estimated."""
+    distances = sheet.distances.assign(cosine=cosine, kernel_cosine=cosine, distance=1.0)
+    line = sheet.line.reset_index(drop=True)
+    line["val_loss"] = np.interp(line["a"], [0, 1], ends)
+    for order, pair in zip(ORDERS, (middle, aligned), strict=True):
+        for statistics, loss in zip(STATISTICS, pair, strict=True):
+            line.loc[(line["order"] == order) & (line["statistics"] == statistics) & (line["a"] == 0.5), "val_loss"] = (
+                loss
+            )
+    line.loc[~line["a"].between(0, 1), "val_loss"] = 99.0
+    content = sheet.content.model_copy(update={"prior_loss": prior})
+    return dataclasses.replace(sheet, content=content, distances=distances, line=line)
+
+
+def test_barriers_of_a_line_made_by_hand(permuted):
+    table = premise_report.barriers(made(permuted, middle=(1.5, 0.7))).set_index(["order", "statistics"])
+    high, flat = table.loc["as trained", "interpolated"], table.loc["as trained", "re-estimated"]
+    assert (high["c"], high["b"], high["at"]) == (0.6, 0.8, 0.5)
+    assert high["rise"] == pytest.approx(0.8) and high["barrier"] == pytest.approx(0.8)
+    assert high["share"] == pytest.approx(0.8 / 0.4)
+    assert flat["rise"] == pytest.approx(0, abs=1e-12) and flat["barrier"] == pytest.approx(0.1), "b is worse than c"
+
+
+def test_the_verdict_follows_the_numbers(permuted):
+    def told(**values) -> str:
+        return premise_report.verdict(made(permuted, **values))
+
+    assert told().startswith("**One basin**: the straight line from lesions to objects has no barrier")
+    assert told(middle=(0.71, 0.71)).startswith("**One basin**: "), "2.5 % of the gain"
+    assert told(middle=(0.75, 0.7)).startswith("**One basin, but for batch norm**")
+    assert told(middle=(0.9, 0.75)).startswith("**Two basins**")
+    assert told(prior=0.7, middle=(0.9, 0.9)).startswith("**This cannot be told**")
+
+
+def test_the_sentences_follow_the_numbers(permuted):
+    apart = premise_report.summary(made(permuted, cosine=0.02, middle=(1.5, 0.9), aligned=(1.0, 0.8)))
+    assert "have nothing in common" in apart[1] and "cosine between their weights is 0.020" in apart[1]
+    assert "0.600 at lesions and 0.800 at objects (1.100 for the class shares)" in apart[2]
+    assert "by up to 0.800 (at a = 0.5, 200% of what the ends gained over the class shares) with interp" in apart[2]
+    assert "from 0.800 to 0.300 with interpolated and from 0.200 to 0.100 with re-estimated running" in apart[3]
+    near = premise_report.summary(made(permuted, cosine=0.97))
+    assert "share a start" in near[1] and "a scaled task vector" in near[1] and "nowhere with interpolated" in near[2]
+    assert "partly alike" in premise_report.summary(made(permuted, cosine=0.3))[1]
+    assert "24 training images" in premise_report.circumstances(permuted)
+    assert len(premise_report.closeness_table(permuted)) == 2 and len(premise_report.barrier_table(permuted)) == 4
