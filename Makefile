@@ -53,6 +53,13 @@ demo-all: demo ## Run every approach and ablation on drawn images, some minutes
 	$(call run,notebooks/ablation_granularity.ipynb,params/demo/ablation-granularity.yaml)
 	$(call run,notebooks/controls.ipynb,params/demo/controls.yaml)
 	$(call run,notebooks/pair.ipynb,params/demo/rivals.yaml)
+	$(call run,notebooks/premise.ipynb,params/demo/premise.yaml)
+	$(call run,notebooks/source.ipynb,params/demo/source-scratch.yaml)
+	$(call run,notebooks/premise.ipynb,params/demo/premise-elsewhere.yaml)
+	$(call run,notebooks/pair.ipynb,params/demo/three.yaml)
+	$(call run,notebooks/source.ipynb,params/demo/transformer-source.yaml)
+	$(call run,notebooks/source.ipynb,params/demo/transformer-source-lesions.yaml)
+	$(call run,notebooks/pair.ipynb,params/demo/transformer.yaml)
 
 cost: $(STAMP) ## Measure again, on this machine, what a step of each phase costs
 	@rm -f results/open/cost/densenet121-64px.json results/open/cost/resnet50-64px.json
