@@ -97,7 +97,7 @@ def differences(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def cells(records: Sequence[Record]) -> pd.DataFrame:
-    """:func:`scores` as the figures of :mod:`medmerge.figures_ablation` take it: one factor, or two.
+    """:func:`scores` as the figures of `medmerge.figures_ablation` take it: one factor, or two.
 
     Columns: ``factor_a``, with two factors ``factor_b``, ``measure``, mean, low and high; levels are text. Where rows
     differ in their sources or approach too, these are part of ``factor_a``.

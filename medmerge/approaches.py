@@ -109,9 +109,9 @@ def medmerge(
             (:func:`medmerge.matching.align`); ``"none"`` merges them as they are.
         batchnorm: where batch norms start: as for :class:`~medmerge.merge.KernelMerge`, or at the mean with statistics
             measured on training images, ``"reestimated"``, with scale and shift set to the sources' spread too,
-            ``"repair"`` (:mod:`medmerge.batchnorm`).
+            ``"repair"`` (`medmerge.batchnorm`).
         learn: whether the merging weights learn.
-        score_controls: whether to score replacements of the learnt weights (:mod:`medmerge.controls`).
+        score_controls: whether to score replacements of the learnt weights (`medmerge.controls`).
         settings: further options of :class:`~medmerge.merge.KernelMerge`.
     """
     sources = aligned(sources, align, task.train.inputs.shape[-1])
@@ -205,4 +205,4 @@ CORE = {
     ),
     "fixed_w": Approach("MedMerge, w fixed", fixed_w, **_MERGED | {"reads": _MERGED["reads"] - {"w_lr", "w_decay"}}),
 }
-"""These approaches by their names in parameter files; :mod:`medmerge.registry` has all."""
+"""These approaches by their names in parameter files; `medmerge.registry` has all."""

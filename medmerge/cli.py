@@ -214,7 +214,7 @@ def _publish(partial: Path, output: Path, params: Path, title: str) -> None:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata.tags.append("hide-input")
         if figure := cell.metadata.get("mystnb", {}).get("figure"):
-            figure["name"] += f"-{output.stem}"
+            figure["name"] += f"-{output.parent.name}-{output.stem}"  # the book has a page a track and file
         for shown in cell.get("outputs", []):
             _settle(shown.get("data", {}), number)
     source = {"parameters": params.name, "sha256": hashlib.sha256(params.read_bytes()).hexdigest()}

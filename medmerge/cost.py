@@ -1,6 +1,6 @@
 """What a step of each phase costs: seconds, numbers that learn, arithmetic and memory, measured here and now.
 
-A step is that of :mod:`medmerge.training`, on one batch of random images: what is measured does not depend on their
+A step is that of `medmerge.training`, on one batch of random images: what is measured does not depend on their
 values. Nothing is scored, so no data and no trained weights are needed.
 """
 

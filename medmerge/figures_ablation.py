@@ -25,7 +25,7 @@ def bn_figure(report: pd.DataFrame) -> BookFigure:
         report: a row a batch norm (in forward order) and moment, as :attr:`medmerge.records.Record.batchnorm` has it:
             columns layer; ``variance_ratio``, median over channels of actual / running variance, with quartiles
             ``low`` and ``high`` (at least 0; 0, of channels that are dead, is drawn at the foot of the log axis);
-            ``mean_shift``, mean over channels of |actual mean - running mean| in running deviations (at least 0);
+            ``mean_shift``, mean over channels of ``|actual mean - running mean|`` in running deviations (at least 0);
             and ``when``, a key of :data:`MOMENTS`.
 
     Raises:

@@ -155,7 +155,7 @@ def agreement_of_seeds(runs: Mapping[object, Mapping[str, ArrayLike]]) -> BookFi
 
 @book_style
 def displacement_by_rate(table: pd.DataFrame) -> BookFigure:
-    """|w - 0.5| against w's learning rate, on log axes, beside what AdamW could do.
+    """``|w - 0.5|`` against w's learning rate, on log axes, beside what AdamW could do.
 
     Args:
         table: as :func:`~medmerge.kernelstats.displacements` gives it: columns w_lr, mean, largest, budget, reach.

@@ -223,7 +223,7 @@ def displacements(records: Sequence[Record]) -> pd.DataFrame:
 
     Returns:
         Columns study (``pair/backbone``), run, seed, ``w_lr`` (learning rate of w), steps up to the kept epoch;
-        ``mean`` and ``largest`` |w - 0.5|; ``budget``, by steady gradients (w_lr x steps), and ``reach``, by any
+        ``mean`` and ``largest`` of ``|w - 0.5|``; ``budget``, by steady gradients (w_lr x steps), and ``reach``, by any
         gradients (:func:`adam_reach`), both of w itself where softmax learns logits, and both without decay of w;
         ``share``, largest / budget, NaN where w did not learn.
 

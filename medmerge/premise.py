@@ -75,7 +75,7 @@ def line(
     """Loss and scores on the validation images along the straight line c + a (b - c) between two classifiers.
 
     Parameters and running statistics lie on the line; beyond its ends a variance that would be negative is 0. The mean
-    of two networks' statistics is not what the network between them needs (:mod:`medmerge.batchnorm`), so they may
+    of two networks' statistics is not what the network between them needs (`medmerge.batchnorm`), so they may
     be measured anew as well, on training images. Test images are never read.
 
     Args:

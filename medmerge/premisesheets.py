@@ -1,6 +1,6 @@
 """How far apart a study's two sources are and what lies between them: measured once, kept, and put into sentences.
 
-``results/<track>/<pair>/premise/`` holds what :mod:`medmerge.premise` found for source b and source c, c as it was
+``results/<track>/<pair>/premise/`` holds what `medmerge.premise` found for source b and source c, c as it was
 trained and c aligned to b: ``premise.json``, ``distances.csv`` and ``line.csv``. Test images are never read.
 """
 
@@ -25,7 +25,7 @@ from medmerge.training import Task
 log = logging.getLogger(__name__)
 
 ORDERS = ("as trained", "aligned")
-"""The channels of source c: in their own order, and in the one that is nearest to source b's."""
+"""Orders of source c's channels, its own and the one that is nearest to source b's."""
 
 STATISTICS = ("interpolated", "re-estimated")
 """Batch norm's running statistics along a line, as :func:`medmerge.premise.line` has them."""

@@ -130,7 +130,7 @@ class Record:
 
     @property
     def neutral(self) -> float:
-        """The merging weight at which all of them count alike: 0.5 for two."""
+        """The merging weight at which all of them count alike, 0.5 for two."""
         return 1 / self.num_merged
 
     @functools.cached_property

@@ -105,7 +105,7 @@ class Task:
         cost: by phase seconds, images a second and peak memory in MiB, filled by :func:`fit`.
         sources: what the approach's sources were trained on; names them where it chooses between networks.
         recall: gives the finished network of another approach from one source, both by name, and its cost; or None
-            where the study does not have it. See :mod:`medmerge.ingredients`.
+            where the study does not have it. See `medmerge.ingredients`.
     """
 
     train: Samples
