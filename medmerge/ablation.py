@@ -184,3 +184,19 @@ def verdict(records: Sequence[Record]) -> str:
             f"{far['reference']}."
         )
     return " ".join(sentences)
+
+
+def numbers(records: Sequence[Record]) -> dict[str, str]:
+    """Every row minus its reference by name, formatted, for prose elsewhere in the book.
+
+    A name is the row's settings and the stage: ``"none-probe"`` (with ``-interval`` and ``-p``, adjusted) is the row
+    ``batchnorm_free`` none after the probe, ``"none-end"`` the same after fine-tuning.
+    """
+    settings = {record.label: "-".join(map(str, record.settings.values())) for record in records}
+    found = {}
+    for row in differences(records).itertuples():
+        name = f"{settings[row.label]}-{'probe' if row.stage == PROBE else 'end'}"
+        found[name] = f"{row.difference:+.3f}"
+        found[f"{name}-interval"] = f"{row.low:+.3f} to {row.high:+.3f}"
+        found[f"{name}-p"] = f"{row.p_holm:.2g}"
+    return found

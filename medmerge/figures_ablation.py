@@ -6,6 +6,7 @@ Each figure's ``alt`` says what it shows, with its main numbers.
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from medmerge.figures import mark_depth
 from medmerge.plotstyle import BookFigure, book_style
@@ -62,6 +63,8 @@ def bn_figure(report: pd.DataFrame) -> BookFigure:
         )
     variance.axhline(1, color=_GREY, linewidth=0.8, linestyle="--", gid="one")
     variance.set(yscale="log", ylabel="actual / running\nvariance")
+    variance.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
+    variance.yaxis.set_minor_formatter(NullFormatter())
     variance.set_title("line: median over channels, band: quartiles", pad=26)
     mean.set(ylabel="|actual − running mean|\nin running deviations", ylim=(0, None))
     mark_depth(variance, layers)

@@ -146,3 +146,13 @@ def test_the_figure_of_controls_has_a_dot_for_every_score():
         figures_controls.replaced_weights(CONTROLS[1:])
     with pytest.raises(ValueError, match="no column reestimated"):
         figures_controls.replaced_weights(CONTROLS.drop(columns="reestimated"))
+
+
+def test_prose_takes_its_numbers_by_setting_and_stage(pair):
+    table = ablation.differences(pair).set_index("stage")
+    found = ablation.numbers(pair)
+    assert found["none-probe"] == f"{macro_f1(40) - macro_f1(10):+.3f}"
+    assert found["none-end"] == f"{macro_f1(25) - macro_f1(5):+.3f}" != found["none-probe"]
+    low, high = table.loc[ablation.END, ["low", "high"]]
+    assert found["none-end-interval"] == f"{low:+.3f} to {high:+.3f}"
+    assert found["none-end-p"] == f"{table.loc[ablation.END, 'p_holm']:.2g}" and len(found) == 6
