@@ -21,7 +21,7 @@ from medmerge.kernels import split_attention
 from medmerge.merge import KernelMerge
 from medmerge.records import Record, score_column
 
-HISTORY_BYTES = 400_000
+HISTORY_BYTES = 250_000
 """A page holds at most so much of all runs' histories; where they are longer, every second, third ... epoch."""
 
 _MANY = (
@@ -141,7 +141,7 @@ def _recorded(record: Record) -> Run:
     return Run(
         f"{study}/{backbone}/{row}/{seed}",
         _vectors(record.kernel_weights, str(record.folder)),
-        _two(content["row"]["sources"]),
+        record.ends,
         study,
         backbone,
         record.label,

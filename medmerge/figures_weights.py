@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medmerge.agreement import layer_agreement, seed_agreement
 from medmerge.figures import depth_heatmap, half_range, mark_depth
-from medmerge.kernelstats import alternation, ends, layer_kinds, mean_weights, merged_rows
+from medmerge.kernelstats import alternation, layer_kinds, mean_weights, merged_rows
 from medmerge.plotstyle import APPROACH_COLOURS, BookFigure, book_style
 from medmerge.records import Record
 
@@ -41,7 +41,7 @@ def target_heatmap(records: Sequence[Record]) -> BookFigure:
         names = ["/".join((folder.parts[-3], folder.parts[-1])) for folder, _ in rows]
     labels = [_seeded(name, len(runs)) for name, (_, runs) in zip(names, rows, strict=True)]
     weights = {label: mean_weights(runs) for label, (_, runs) in zip(labels, rows, strict=True)}
-    sources = [ends(runs[0]) for _, runs in rows]
+    sources = [runs[0].ends for _, runs in rows]
     one_pair = len(set(sources)) == 1
     figure = depth_heatmap.__wrapped__(
         weights, *(sources[0] if one_pair else ("the row's source 1", "the row's source 0"))

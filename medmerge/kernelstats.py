@@ -43,12 +43,6 @@ def merged_rows(records: Sequence[Record]) -> dict[Path, list[Record]]:
     return rows
 
 
-def ends(record: Record) -> tuple[str, str]:
-    """Names of what w = 1 and w = 0 take in a merged run: its two sources, or its one source and ``"zeros"``."""
-    first, second = (*record.run["row"]["sources"], "zeros")[:2]
-    return first, second
-
-
 def mean_weights(runs: Sequence[Record]) -> dict[str, NDArray[np.float64]]:
     """w of every kernel averaged over a row's seeds, by layer, ``[kernels]``."""
     return {

@@ -91,7 +91,7 @@ def permutation_groups(network: nn.Module, *, permute_features: bool = True, ima
     try:
         with torch.no_grad(), watch:
             output = twin(torch.empty(2, 3, image_size, image_size, dtype=dtype, device="meta"))
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:  # torch._assert
         raise ValueError(
             f"{type(network).__name__} cannot be run on the meta device for images of {image_size} px ({error}); its "
             "forward must take one batch of images and decide nothing by their values"

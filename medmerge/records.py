@@ -129,6 +129,12 @@ class Record:
         return max(2, len(self.run["row"]["sources"]))
 
     @property
+    def ends(self) -> tuple[str, str]:
+        """Names of what w = 1 and w = 0 take in a merged run: its first two sources, or its one source and zeros."""
+        first, second = (*self.run["row"]["sources"], "zeros")[:2]
+        return first, second
+
+    @property
     def neutral(self) -> float:
         """The merging weight at which all of them count alike, 0.5 for two."""
         return 1 / self.num_merged

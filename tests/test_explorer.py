@@ -41,6 +41,14 @@ def record(folder, seed: int = 0, study: str = "moles", epochs: int = 4, weights
     return records.write(where, run, pd.concat([probe, HISTORY]), predictions(), weights, history)
 
 
+def zeros(folder):
+    """A finished run of one source merged with zeros."""
+    merged = record(folder)
+    run = {**merged.run, "row": {"approach": "medmerge_zeros", "title": "MedMerge with zeros", "sources": ["skin"]}}
+    where = merged.folder.parents[1] / "medmerge_zeros-skin" / "seed0"
+    return records.write(where, run, merged.history, merged.predictions, merged.kernel_weights)
+
+
 @pytest.fixture
 def runs(tmp_path):
     return [record(tmp_path, 0), record(tmp_path, 1)]
@@ -302,3 +310,8 @@ def test_merged_runs_of_studies(tmp_path):
 def test_the_scripts_are_in_the_package():
     assert all(name in explorer.script() for name in ("function mount(", "class Explorer", "function drawMap("))
     assert "data-theme" in explorer.style()
+
+
+def test_a_source_merged_with_zeros_says_so_at_its_other_end(tmp_path):
+    shown = explorer_data.collect([record(tmp_path), zeros(tmp_path)])
+    assert [run.sources for run in shown] == [("imagenet", "skin"), ("skin", "zeros")]

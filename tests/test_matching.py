@@ -14,23 +14,23 @@ from medmerge.matching import align, match, permutation_groups, permute
 
 SMALLEST = """alexnet convnext_tiny densenet_small densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3
     mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d
-    shufflenet_v2_x0_5 squeezenet1_1 vgg11 vgg11_bn wide_resnet50_2""".split()
+    shufflenet_v2_x0_5 squeezenet1_1 swin_mini vgg11 vgg11_bn vit_mini wide_resnet50_2""".split()
 """One or two networks of each family."""
 
 LARGE = set("alexnet convnext_tiny densenet121 efficientnet_v2_s resnet50 vgg11 vgg11_bn wide_resnet50_2".split())
 
-PARTLY = {"regnet_x_400mf", "regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x0_5"}
-"""Those in which grouped convolutions or channel shuffles hold some channels in place."""
+PARTLY = {"regnet_x_400mf", "regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x0_5", "swin_mini", "vit_mini"}
+"""Those in which grouped convolutions, channel shuffles or attention hold some channels in place."""
 
 
 def random_network(name, seed=0, spread=True):
     """Random weights; with ``spread`` also of the norms, the biases and ConvNeXt's scales, so that all is at stake."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        model = backbone(name, "random")
+        model = backbone(name, "random", 64)
         for module in model.modules() if spread else ():
             for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-                if tensor.dim() == 1 or key == "layer_scale":
+                if tensor.is_floating_point() and (tensor.dim() == 1 or key == "layer_scale"):
                     tensor.uniform_(0.5, 1.5)
     return model
 
@@ -66,9 +66,9 @@ def test_every_family_is_among_the_smallest():
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in SMALLEST])
 def test_a_permuted_network_computes_the_same_function(name):
     model = random_network(name).double()
-    groups = permutation_groups(model)
-    permuted = permute(model, random_permutations(groups))
     size = 96 if name in ("alexnet", "inception_v3") else 64
+    groups = permutation_groups(model, image_size=size)
+    permuted = permute(model, random_permutations(groups), image_size=size)
     images = torch.randn(2, 3, size, size, dtype=torch.float64)
     assert feature_order(model, permuted, images) < 1e-9
     for network in (model, permuted):
@@ -286,5 +286,7 @@ def test_what_cannot_be_aligned_is_refused():
     head = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 8 * 8, 2))
     with pytest.raises(ValueError, match="cannot be run on the meta device for images of 224 px"):
         permutation_groups(head)
+    with pytest.raises(ValueError, match="VisionTransformer cannot be run .* for images of 224 px .*Expected 64"):
+        permutation_groups(random_network("vit_mini"))
     assert list(permutation_groups(head, image_size=8)) == ["0", "2"]
     assert same(align(head, permute(head, {"0": torch.tensor([2, 0, 3, 1])}, image_size=8), image_size=8), head)
