@@ -58,6 +58,7 @@ class Approach:
         merges: whether it takes all sources at once; otherwise it is run from each source alone.
         settings: the merging options that ``run`` takes by keyword.
         reads: parameters that its numbers depend on, beyond those that all approaches share.
+        combines: approaches whose finished networks, from each of its sources alone, it takes.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Approach:
     merges: bool = False
     settings: tuple[str, ...] = ()
     reads: frozenset[str] = frozenset()
+    combines: tuple[str, ...] = ()
 
 
 def ft(source: nn.Module, task: Task) -> Outcome:

@@ -1,7 +1,6 @@
-"""The command line: ``medmerge check``, ``run``, ``data`` and ``learn``."""
+"""The command line: ``medmerge check``, ``run``, ``plan``, ``train``, ``data`` and ``learn``."""
 
 import argparse
-import hashlib
 import logging
 import os
 import re
@@ -14,10 +13,10 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
-from medmerge import cli_data, costsheets, datasheets, learn, premisesheets, records, report, study
+from medmerge import cli_data, cli_plan, costsheets, datasheets, learn, pages, premisesheets, records, report, study
 from medmerge.backbones import CheckpointError
 from medmerge.data import DataError
-from medmerge.params import ParameterError, Parameters, assigned_values, load_yaml
+from medmerge.params import ParameterError, Parameters, load_yaml
 from medmerge.records import RecordError
 from medmerge.training import TrainingError
 
@@ -49,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("params", type=Path, metavar="PARAMS.yaml")
     run.add_argument("--output", type=Path, help="the executed notebook (results/TRACK/PARAMS.ipynb)")
     run.set_defaults(command=_run)
+    cli_plan.add(commands)
     cli_data.add(commands)
     own = commands.add_parser("learn", help="merge two checkpoints for your own images, without a notebook")
     own.add_argument(
@@ -68,7 +68,7 @@ def _check(options: argparse.Namespace) -> int:
     status = 0
     for path in options.params:
         try:
-            p = _parameters(path)
+            p = pages.parameters(path)
             if p.datasets:
                 _print_datasets(path, p)
                 continue
@@ -127,13 +127,12 @@ def _learn(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    p = _parameters(options.params, _notebook_defaults(options.notebook))
+    p = pages.parameters(options.params, options.notebook)
     if p.premise:
         premisesheets.check(p)
-    pages = ((p.datasets, datasheets.check), (p.studies, _merged), (p.cost_repeats, costsheets.check))
-    next((check for asked, check in pages if asked), _to_run)(p)
-    home = study.home()
-    output = options.output or home / p.results / p.track / f"{options.params.stem}.ipynb"
+    checks = ((p.datasets, datasheets.check), (p.studies, _merged), (p.cost_repeats, costsheets.check))
+    next((check for asked, check in checks if asked), _to_run)(p)
+    output = options.output or pages.output(p, options.params)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     failed = output.with_name(f"{output.stem}.failed.ipynb")
@@ -144,7 +143,7 @@ def _run(options: argparse.Namespace) -> int:
             load_yaml(options.params),
             kernel_name="python3",
             language="python",
-            cwd=str(home),
+            cwd=str(study.home()),
             log_output=False,
             progress_bar=False,
             stdout_file=sys.stdout,
@@ -158,7 +157,7 @@ def _run(options: argparse.Namespace) -> int:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _publish(partial, output, options.params, p.title)
+    _publish(partial, output, pages.origin(options.params, options.notebook, p), p.title)
     failed.unlink(missing_ok=True)
     print(output)
     return 0
@@ -172,31 +171,7 @@ def _to_run(p: Parameters) -> list[tuple[study.Row, int]]:
     return todo
 
 
-def _parameters(path: Path, defaults: dict[str, object] | None = None) -> Parameters:
-    """The parameters in a file, over the defaults of the notebook that takes them."""
-    return Parameters.parse({**(defaults or {}), **load_yaml(path)}, str(path), defaults)
-
-
-def _notebook_defaults(path: Path) -> dict[str, object]:
-    """The names that a notebook's parameters cell sets, and their values."""
-    if not path.is_file():
-        raise ParameterError(
-            f"no notebook at {path}; there are {', '.join(map(str, Path().glob('notebooks/*.ipynb')))}"
-        )
-    try:
-        cells = nbformat.read(path, 4).cells
-    except Exception as error:  # nbformat raises several kinds
-        raise ParameterError(f"{path} is not a notebook: {error}") from error
-    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
-    if len(tagged) != 1:
-        raise ParameterError(f"{path} has {len(tagged)} cells tagged `parameters`; papermill needs exactly one")
-    try:
-        return assigned_values(tagged[0].source)
-    except (ValueError, SyntaxError) as error:
-        raise ParameterError(f"{path}: the cell tagged `parameters` must hold `name = value` lines: {error}") from error
-
-
-def _publish(partial: Path, output: Path, params: Path, title: str) -> None:
+def _publish(partial: Path, output: Path, origin: dict[str, str], title: str) -> None:
     """Move the executed notebook into place under its title, without times and durations; note what it came from."""
     notebook = nbformat.read(partial, 4)
     del notebook.metadata["papermill"]
@@ -217,8 +192,7 @@ def _publish(partial: Path, output: Path, params: Path, title: str) -> None:
             figure["name"] += f"-{output.parent.name}-{output.stem}"  # the book has a page a track and file
         for shown in cell.get("outputs", []):
             _settle(shown.get("data", {}), number)
-    source = {"parameters": params.name, "sha256": hashlib.sha256(params.read_bytes()).hexdigest()}
-    notebook.metadata["medmerge"] = {**source, "commit": records.provenance()["commit"]}
+    notebook.metadata["medmerge"] = origin
     nbformat.write(notebook, partial)
     partial.replace(output)
 

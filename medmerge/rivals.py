@@ -216,9 +216,9 @@ RIVALS = {
         settings=("batchnorm", "fisher_images"),
         reads=_LP_FT | {"batchnorm", "fisher_images"},
     ),
-    "interpolation": Approach("Interpolation of FT", interpolation, merges=True, reads=_FT),
-    "wise_ft": Approach("WiSE-FT", wise_ft, reads=_LP_FT),
-    "soup": Approach("Greedy soup", soup, merges=True, reads=_FT | _LP_FT),
-    "ensemble": Approach("Ensemble of FT", ensemble, merges=True, reads=_FT),
+    "interpolation": Approach("Interpolation of FT", interpolation, merges=True, reads=_FT, combines=("ft",)),
+    "wise_ft": Approach("WiSE-FT", wise_ft, reads=_LP_FT, combines=("lp_ft",)),
+    "soup": Approach("Greedy soup", soup, merges=True, reads=_FT | _LP_FT, combines=("ft", "lp_ft")),
+    "ensemble": Approach("Ensemble of FT", ensemble, merges=True, reads=_FT, combines=("ft",)),
 }
 """The rivals by their names in parameter files."""

@@ -8,7 +8,7 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,12 +154,29 @@ def finished(p: Parameters, row: Row, seed: int) -> Record | None:
     return record
 
 
-def check(p: Parameters) -> list[tuple[Row, int]]:
+def check(
+    p: Parameters, only: Collection[tuple[Row, int]] | None = None, coming: Collection[str] = ()
+) -> list[tuple[Row, int]]:
     """What is left to run, after a check that it can: names are known, files are there, so is the device.
+
+    Args:
+        only: rows and seeds to look at; all by default.
+        coming: names of sources whose weights need not be there yet.
 
     Raises:
         ParameterError: with a line for each thing that is wrong or missing.
     """
+    if problems := impossible(p):
+        raise ParameterError("\n".join(problems))
+    asked = [(row, seed) for seed in p.seeds for row in rows(p)]
+    todo = [one for one in asked if (only is None or one in only) and not finished(p, *one)]
+    if todo and (problems := inputs.missing(p, needed(todo).difference(coming))):
+        raise ParameterError("\n".join(problems))
+    return todo
+
+
+def impossible(p: Parameters) -> list[str]:
+    """A line for each thing for which no run could start, wherever it is tried: unknown names, rows that cannot be."""
     problems = [_unknown("approaches", name, list(APPROACHES)) for name in p.approaches if name not in APPROACHES]
     problems += _architecture(p)
     for name in ("target_data", "exclude_data") if p.exclude_data else ("target_data",):
@@ -171,13 +188,7 @@ def check(p: Parameters) -> list[tuple[Row, int]]:
     tuned = [name for name in p.approaches if name in FINE_TUNED]
     if tuned and 0 in (p.ft_epochs, *p.vary.get("ft_epochs", [])):
         problems.append(f"ft_epochs: 0 leaves nothing of the approach {tuned[0]}; take it out of approaches")
-    problems += [] if problems else _unvaried(p)
-    todo = [] if problems else [(row, seed) for seed in p.seeds for row in rows(p) if not finished(p, row, seed)]
-    if todo:
-        problems = inputs.missing(p, needed(todo))
-    if problems:
-        raise ParameterError("\n".join(problems))
-    return todo
+    return problems or _unvaried(p)
 
 
 def _architecture(p: Parameters) -> list[str]:
@@ -220,16 +231,19 @@ def load_data(p: Parameters) -> data.Dataset:
     return inputs.load_data(p, _done(p))
 
 
-def run(p: Parameters) -> list[Record]:
+def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[Record]:
     """Run what is not finished, and return the records of all rows and seeds that ``p`` asks for, in that order.
 
     With everything finished neither images nor weights are needed.
+
+    Args:
+        only: rows and seeds to run and to return; all by default.
 
     Raises:
         ParameterError, DataError, CheckpointError: before any training starts.
         RecordError: finished runs of this study were computed from other images or weights.
     """
-    todo = check(p)
+    todo = check(p, only)
     if todo:
         dataset = load_data(p)
         inputs.check_sources(p, needed(todo), _done(p))
@@ -242,7 +256,8 @@ def run(p: Parameters) -> list[Record]:
             run_row(p, row, seed, dataset, {name: overlap[name] for name in row.sources if name in overlap})
     if p.save_weights:
         _share(p, replace=bool(todo))
-    return [finished(p, row, seed) for row in rows(p) for seed in p.seeds]
+    asked = [(row, seed) for row in rows(p) for seed in p.seeds]
+    return [finished(p, *one) for one in asked if only is None or one in only]
 
 
 def _done(p: Parameters) -> list[Record]:
@@ -313,10 +328,18 @@ def _recall(
     p: Parameters, row: Row, seed: int, images: str, prints: Mapping[str, str], approach: str, source: str
 ) -> tuple[backbones.Classifier, dict] | None:
     """The finished network of ``approach`` from ``source`` under ``row``'s settings, and its cost, if it is here."""
-    settings = tuple((name, value) for name, value in row.settings if name in reads(approach))
-    other = Row(approach, (source,), settings)
+    other = _part(row, approach, source)
     defined = definition_hash(definition(p, other, seed))
     return recall.network(folder(p, other, seed), MODEL, p.backbone, defined, images, {source: prints[source]})
+
+
+def parts(row: Row) -> list[Row]:
+    """The rows whose finished networks a row combines; each that is not here is trained on the way."""
+    return [_part(row, one, source) for one in APPROACHES[row.approach].combines for source in row.sources]
+
+
+def _part(row: Row, approach: str, source: str) -> Row:
+    return Row(approach, (source,), tuple((name, value) for name, value in row.settings if name in reads(approach)))
 
 
 def trial(record: Record) -> trials.Trial:

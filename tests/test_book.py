@@ -154,7 +154,7 @@ MODULES = (
     *("rivals", "ingredients", "recall"),
     *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
     *("kernels", "statefiles"),
-    *("params", "study", "inputs", "learn", "datasheets", "leaks"),
+    *("params", "study", "inputs", "learn", "datasheets", "leaks", "plan", "pages"),
     *("cost", "costsheets", "figures_cost"),
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
     *("matching", "premise", "figures_premise", "premisesheets", "premise_report"),
@@ -163,8 +163,8 @@ MODULES = (
     "plotstyle",
 )
 ELSEWHERE = (
-    *("card", "channels", "checkpoints", "cli", "cli_data", "devices", "explorer", "explorer_data", "figures_data"),
-    *("probes", "registry", "resampling", "trials"),
+    *("card", "channels", "checkpoints", "cli", "cli_data", "cli_plan", "devices", "explorer", "explorer_data"),
+    *("figures_data", "probes", "registry", "resampling", "trials"),
 )
 """Modules whose names the reference holds in part, under those that use them, or not at all."""
 

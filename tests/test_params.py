@@ -8,7 +8,7 @@ import pytest
 import yaml
 from papermill.inspection import inspect_notebook
 
-from medmerge import params
+from medmerge import pages, params
 from medmerge.params import ParameterError, Parameters, assigned_names, assigned_values, load_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -214,10 +214,9 @@ def test_assignments():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_parameter_files_parse_and_fit_their_notebook(path):
-    text, values = path.read_text(), load_yaml(path)
-    command = rf"medmerge run notebooks/(\w+)\.ipynb +params/{path.parent.name}/{re.escape(path.name)}"
-    (kind,) = set(re.findall(command, text))
+    values, kind = load_yaml(path), pages.notebook(path).stem
     p = Parameters.parse(values, str(path), allowed=assigned_names(parameters_cell(kind)))
+    assert re.search(rf"{kind}\.ipynb +params/{path.parent.name}/{re.escape(path.name)}", path.read_text())
     assert p.track == path.parent.name
     assert not [name for name, value in values.items() if isinstance(value, str) and value.startswith(("/", "~"))]
 

@@ -1,0 +1,123 @@
+"""The page of a parameter file: which notebook makes it, with which parameters, where it goes, whether it is current.
+
+A parameter file names its notebook in the comment above its parameters, as the command that runs it::
+
+    #   medmerge run notebooks/pair.ipynb params/demo/pair.yaml
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import nbformat
+
+from medmerge import costsheets, premisesheets, records, study
+from medmerge.inputs import home
+from medmerge.params import ParameterError, Parameters, assigned_values, load_yaml
+
+_COMMAND = re.compile(r"^#\s+medmerge run (\S+\.ipynb)\s+(\S+\.yaml)", re.M)
+
+
+def notebook(params: Path) -> Path | None:
+    """The notebook that the comment in a parameter file names for it; None where it names none.
+
+    Raises:
+        ParameterError: it names two.
+    """
+    try:
+        commands = _COMMAND.findall(params.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):  # whoever reads its parameters says what is wrong
+        return None
+    named = sorted({given for given, file in commands if Path(file).name == params.name})
+    if len(named) > 1:
+        raise ParameterError(f"{params}: its comment names {' and '.join(named)}; a file is for one notebook")
+    return home() / named[0] if named else None
+
+
+def defaults(notebook: Path) -> dict[str, object]:
+    """The names that a notebook's parameters cell sets, and their values.
+
+    Raises:
+        ParameterError: no such notebook, or none that takes parameters.
+    """
+    if not notebook.is_file():
+        there = ", ".join(map(str, Path().glob("notebooks/*.ipynb")))
+        raise ParameterError(f"no notebook at {notebook}; there are {there}")
+    try:
+        cells = nbformat.read(notebook, 4).cells
+    except Exception as error:  # nbformat raises several kinds
+        raise ParameterError(f"{notebook} is not a notebook: {error}") from error
+    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ParameterError(f"{notebook} has {len(tagged)} cells tagged `parameters`; papermill needs exactly one")
+    try:
+        return assigned_values(tagged[0].source)
+    except (ValueError, SyntaxError) as error:
+        raise ParameterError(
+            f"{notebook}: the cell tagged `parameters` must hold `name = value` lines: {error}"
+        ) from error
+
+
+def parameters(params: Path, notebook: Path | None = None) -> Parameters:
+    """The parameters in a file, over the defaults of the notebook that takes them.
+
+    Raises:
+        ParameterError: with a line for each problem.
+    """
+    known = defaults(notebook) if notebook else None
+    return Parameters.parse({**(known or {}), **load_yaml(params)}, str(params), known)
+
+
+def output(p: Parameters, params: Path) -> Path:
+    """Where the page goes: ``results/<track>/<name of the file>.ipynb``."""
+    return home() / p.results / p.track / f"{params.stem}.ipynb"
+
+
+def shown(p: Parameters) -> list[Path]:
+    """The files of records that a page is drawn from, as far as they are there."""
+    track = home() / p.results / p.track
+    if p.datasets:
+        return sorted((track / "data").glob("*.json"))
+    if p.cost_repeats:
+        found = [costsheets.path(p)]
+    elif p.studies:
+        depth = {one: "*/seed*" if "/" in one else "*/*/seed*" for one in p.studies}
+        found = [path for one in p.studies for path in sorted((track / one).glob(f"{depth[one]}/run.json"))]
+    else:
+        found = [study.folder(p, row, seed) / "run.json" for row in study.rows(p) for seed in p.seeds]
+        found += [premisesheets.path(p) / "premise.json"] if p.premise else []
+    return [path for path in found if path.is_file()]
+
+
+def origin(params: Path, notebook: Path, p: Parameters) -> dict[str, str]:
+    """What a page notes of where it comes from: parameter file, its SHA-256, commit, SHA-256 of all that it shows."""
+    return {
+        "parameters": params.name,
+        "sha256": hashlib.sha256(params.read_bytes()).hexdigest(),
+        "commit": records.provenance()["commit"],
+        "inputs": _digest(notebook, p),
+    }
+
+
+def current(params: Path, notebook: Path, p: Parameters) -> bool:
+    """Whether the page is there and was drawn from this very file, notebook and records.
+
+    Of a page from before it noted its inputs, only the parameter file counts.
+    """
+    try:
+        noted = json.loads(output(p, params).read_bytes())["metadata"]["medmerge"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if noted.get("sha256") != hashlib.sha256(params.read_bytes()).hexdigest():
+        return False
+    return noted.get("inputs") in (None, _digest(notebook, p))
+
+
+def _digest(notebook: Path, p: Parameters) -> str:
+    """SHA-256 over a notebook's cells, whatever their ids, and the bytes of the records that it shows."""
+    cells = [[cell.cell_type, cell.source, cell.metadata] for cell in nbformat.read(notebook, 4).cells]
+    total = hashlib.sha256(json.dumps(cells, sort_keys=True).encode())
+    for path in shown(p):
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()

@@ -1,0 +1,313 @@
+"""The graph of runs and pages: what comes before what, what is finished, what is refused, and a single run of it."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_study import TINY, write_weights
+
+from medmerge import cli, pages, plan, recall, records, study
+from medmerge.params import ParameterError
+from medmerge.registry import APPROACHES
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {**TINY, "track": "own", "fractions": [0.1, 0.1, 0.8], "lp_epochs": 1, "ft_epochs": 1}
+SOURCE = {name: value for name, value in SMALL.items() if not name.startswith(("source_", "lp_"))} | {
+    "approaches": ["ft"]
+}
+SAVES = {"base": "w/objects.safetensors", "source": "w/lesions.safetensors"}
+CIRCUMSTANCES = ("cost", "provenance")
+
+
+def write(name: str, notebook: str = "pair", **values) -> Path:
+    """A parameter file of the project, with the comment that names its notebook."""
+    path = Path("params/own") / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    comment = f"#   medmerge run {ROOT}/notebooks/{notebook}.ipynb {path}\n" if notebook else ""
+    path.write_text(comment + json.dumps(values))
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Two sources, the second from the first, their pair, and a page of its weights; nothing has run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    (tmp_path / "_config.yml").touch()
+    scratch = {"base_data": "scratch", "base_weights": "random", "target_data": "synthetic:objects"}
+    write("base", "source", **SOURCE | scratch, pair="base", save_weights=SAVES["base"])
+    write("source", "source", **SOURCE, pair="source", target_data="synthetic:lesions", save_weights=SAVES["source"])
+    write("pair", **SMALL, pair="p")
+    write("weights", "weights", track="own", studies=["p"])
+    return tmp_path
+
+
+def before(found: plan.Plan) -> dict[str, set[str]]:
+    """By row and seed, what must be finished before: rows of the same study, or names of other files."""
+    named = {folder: f"{run.file.stem}:{run.row.name}/{run.seed}" for folder, run in found.runs.items()}
+    return {named[folder]: {named[one] for one in run.needs} for folder, run in found.runs.items()}
+
+
+def test_weights_come_before_the_runs_that_start_from_them(project):
+    base, source = "base:ft-scratch/0", "source:ft-objects/0"
+    found = plan.load()
+    assert before(found) == {
+        **{base: set(), source: {base}, "pair:ft-objects/0": {base}, "pair:lp_ft-objects/0": {base}},
+        **{"pair:ft-lesions/0": {source}, "pair:lp_ft-lesions/0": {source}},
+        "pair:medmerge-objects-lesions/0": {base, source},
+    }
+    assert list(found.files) == [Path(f"params/own/{n}.yaml") for n in ("base", "source", "pair", "weights")]
+    places = {page.path.stem: len(page.needs) for page in found.pages.values()}
+    assert places == {"base": 1, "source": 1, "pair": 5, "weights": 5}
+
+
+def test_rows_that_combine_networks_come_after_those(project):
+    write("pair", **SMALL, pair="p", approaches=["soup", "wise_ft", "ft", "lp_ft", "medmerge"])
+    found = before(plan.load())
+    assert {"pair:ft-objects/0", "pair:ft-lesions/0", "pair:lp_ft-objects/0", "pair:lp_ft-lesions/0"} < found[
+        "pair:soup-objects-lesions/0"
+    ]
+    assert found["pair:wise_ft-lesions/0"] == {"source:ft-objects/0", "pair:lp_ft-lesions/0"}
+    order = [run.row.name for run in plan.load().runs.values()]
+    assert order.index("lp_ft-lesions") < order.index("wise_ft-lesions")
+
+
+@pytest.mark.parametrize("name", [name for name, approach in APPROACHES.items() if approach.combines])
+def test_what_a_row_combines_is_what_it_asks_for(project, monkeypatch, name):
+    write_weights(project)
+    asked = []
+    monkeypatch.setattr(recall, "network", lambda folder, *_: asked.append(folder))
+    p = pages.parameters(write("pair", **SMALL, pair="p", approaches=[name]))
+    study.run(p, only=[(row, 0) for row in study.rows(p)])
+    assert asked == [study.folder(p, part, 0) for row in study.rows(p) for part in study.parts(row)]
+
+
+def test_a_page_of_studies_needs_all_of_their_runs(project):
+    write("more", **SMALL, pair="p", approaches=["medmerge"], vary={"granularity": ["kernel", "layer"]})
+    write("other", **SMALL, pair="q", approaches=["medmerge"])
+    write("one", "weights", track="own", studies=["p/densenet_small", "q"])
+    found = plan.load()
+    runs = {page.path.stem: {found.runs[one].file.stem for one in page.needs} for page in found.pages.values()}
+    assert runs["weights"] == {"pair", "more"} and runs["one"] == {"pair", "more", "other"}
+    shared = [run.file.stem for run in found.runs.values() if run.row.name == "medmerge-objects-lesions"]
+    assert sorted(shared) == ["other", "pair"], (
+        "a run that two files ask for is there once, with the one that varies not"
+    )
+
+
+def test_the_part_that_a_file_asks_for(project):
+    write("other", **SMALL, pair="q", approaches=["medmerge"])
+    found = plan.load().of([Path("params/own/source.yaml")])
+    assert set(before(found)) == {"base:ft-scratch/0", "source:ft-objects/0"}
+    assert [path.name for path in found.pages] == ["source.ipynb"] and len(found.files) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: write("pair", **SMALL, pair="p", lp_epoch=1), "lp_epoch: unknown parameter; did you mean lp_epochs?"),
+        (lambda: write("pair", **SMALL, approaches=["medmerg"]), "unknown 'medmerg'; did you mean medmerge"),
+        (lambda: write("pair", "pear", **SMALL), "no notebook at "),
+        (lambda: Path("params/own/pair.yaml").write_text("a: ["), "is not valid YAML"),
+    ],
+)
+def test_a_bad_file_is_an_error_where_it_is_asked_for_and_a_note_elsewhere(project, change, message):
+    change()
+    found = plan.load()
+    assert (
+        list(found.unread) == [Path("params/own/pair.yaml")] and message in found.unread[Path("params/own/pair.yaml")]
+    )
+    assert len(found.runs) == 2
+    with pytest.raises(ParameterError, match="pair") as raised:
+        plan.load([Path("params/own/pair.yaml")])
+    assert message in str(raised.value)
+
+
+def test_a_misspelt_file(project):
+    with pytest.raises(
+        ParameterError, match=r"no parameter file at params/own/piar\.yaml; is it params/own/pair\.yaml\?"
+    ):
+        plan.load([Path("params/own/piar.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda: write("twin", "source", **SOURCE, pair="twin", save_weights=SAVES["source"]),
+            r"(source|twin)\.yaml and .*(source|twin)\.yaml both save w/lesions\.safetensors",
+        ),
+        (
+            lambda: write("base", "source", **SOURCE | {"base_weights": SAVES["source"]}, save_weights=SAVES["base"]),
+            r"each needs the weights of the next: .*base\.yaml",
+        ),
+        (
+            lambda: write("other", **SMALL | {"ft_lr": 0.5}, pair="p", approaches=["medmerge"]),
+            r"other\.yaml and params/own/pair\.yaml ask for different runs in .*: ft_lr is 0\.5 and 0\.002",
+        ),
+    ],
+)
+def test_files_that_do_not_go_together(project, change, message):
+    change()
+    with pytest.raises(ParameterError, match=message):
+        plan.load()
+
+
+def test_a_file_for_two_notebooks(project):
+    path = write("pair", **SMALL)
+    path.write_text(f"#  medmerge run notebooks/other.ipynb {path}\n{path.read_text()}")
+    with pytest.raises(ParameterError, match=r"names .*notebooks/other\.ipynb and|and notebooks/other\.ipynb"):
+        pages.notebook(path)
+
+
+def test_what_is_missing_and_will_not_be_made(project):
+    found = plan.load()
+    assert all(found.missing(file) == [] for file in found.files)
+    write("pair", **SMALL | {"base_weights": "w/none.safetensors", "target_data": "ham10k", "target_root": "nowhere"})
+    lines = plan.load().missing(Path("params/own/pair.yaml"))
+    assert len(lines) == 2 and "no file w/none.safetensors" in lines[0] and "target_root: no nowhere" in lines[1]
+
+
+def commands(capsys) -> list[list[str]]:
+    """The words of what `medmerge plan --ready` prints for the page's file, without the program."""
+    assert cli.main(["plan", "--ready", "params/own/pair.yaml"]) == 0
+    return [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_runs_one_by_one_as_the_plan_lists_them(project, capsys):
+    """The loop of the book's chapter: what can start is started until nothing is left; its records are a study's."""
+    assert cli.main(["plan", "params/own/pair.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert "params/own/pair.yaml, after params/own/base.yaml, params/own/source.yaml" in shown
+    assert "to run    MedMerge objects + lesions, seed 0" in shown and shown.endswith(
+        "7 runs, 0 finished; 1 pages, 0 current\n"
+    )
+    rounds = []
+    while ready := commands(capsys):
+        rounds.append([words[1].split("/")[-1] + " " + words[3] for words in ready])
+        for words in ready:
+            assert cli.main(words) == 0
+        capsys.readouterr()
+    assert [len(each) for each in rounds] == [1, 3, 3] and rounds[0] == ["base.yaml ft-scratch"]
+    assert cli.main(["plan", "--json", "params/own/pair.yaml"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert len(content["runs"]) == 7 and all(run["finished"] for run in content["runs"].values())
+    (page,) = content["pages"].values()
+    assert page["current"] is False and page["needs"][0] in content["runs"] and content["missing"] == {}
+    p = pages.parameters(Path("params/own/pair.yaml"), pages.notebook(Path("params/own/pair.yaml")))
+    alone = {record.folder: record_files(record) for record in study.run(p)}
+    again = study.run(p.model_copy(update={"results": "again"}))
+    assert [record_files(record) for record in again] == list(alone.values()), "the same as in one go"
+    Path(SAVES["source"]).unlink()
+    (project / "results/own/p/densenet_small/ft-lesions/seed0/run.json").unlink()
+    (line,) = plan.load().missing(Path("params/own/pair.yaml"))
+    assert "no w/lesions.safetensors, although params/own/source.yaml is finished: `medmerge train params" in line
+    assert cli.main(["train", "params/own/source.yaml"]) == 0 and Path(SAVES["source"]).is_file()
+    assert plan.load().missing(Path("params/own/pair.yaml")) == []
+
+
+def record_files(record: records.Record) -> dict[str, object]:
+    """What a run's folder holds, without where and how long it was computed."""
+    found = {
+        path.name: path.read_bytes() for path in record.folder.iterdir() if path.is_file() and path.name != "run.json"
+    }
+    run = {name: value for name, value in record.run.items() if name not in CIRCUMSTANCES}
+    return found | {"run.json": run | {"parameters": {**run["parameters"], "results": ""}}}
+
+
+def test_train_runs_what_it_is_asked_for_alone(project, capsys):
+    write_weights(project)
+    path = write("pair", **SMALL, pair="p", seeds=[3, 5], approaches=["ft"])
+    assert cli.main(["train", str(path), "--row", "ft-lesions", "--seed", "5"]) == 0
+    assert capsys.readouterr().out.endswith("results/own/p/densenet_small/ft-lesions/seed5\n")
+    assert [str(p.parent.relative_to(project)) for p in project.rglob("run.json")] == [
+        "results/own/p/densenet_small/ft-lesions/seed5"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pair", "--row", "ft-lesion"], "--row ft-lesion: did you mean ft-lesions?"),
+        (["pair", "--row", "x"], "--row x: rows: ft-objects, ft-lesions, lp_ft-objects"),
+        (["pair", "--seed", "4"], "--seed 4: the file's seeds are 0; add it there"),
+        (["weights"], "params/own/weights.yaml asks for a page, not for runs: medmerge run"),
+        (["pair"], "base_weights: no file w/objects.safetensors"),
+        (["piar"], "no parameter file at params/own/piar.yaml; is it params/own/pair.yaml?"),
+    ],
+)
+def test_train_refuses(project, capsys, words, message):
+    name, *options = words
+    assert cli.main(["train", f"params/own/{name}.yaml", *options]) == 2
+    assert message in capsys.readouterr().err and not Path("results").exists()
+
+
+def test_a_page_is_current_as_long_as_what_it_was_drawn_from(project):
+    write_weights(project)
+    path = write("pair", "pair", **SMALL, pair="p", approaches=["medmerge", "ft"])
+    notebook = Path("mine.ipynb")
+    nbformat.write(nbformat.read(ROOT / "notebooks/pair.ipynb", 4), notebook)
+    p = pages.parameters(path)
+    (record, *_) = study.run(p)
+    page = nbformat.v4.new_notebook(metadata={"medmerge": pages.origin(path, notebook, p)})
+    assert not pages.current(path, notebook, p)
+    nbformat.write(page, pages.output(p, path))
+    assert pages.current(path, notebook, p)
+    edited = nbformat.read(notebook, 4)
+    edited.cells[0].source += " More."
+    kept = {place: place.read_bytes() for place in (path, notebook, record.folder / "run.json")}
+    for changed, content in zip(kept, (b"\n# more", nbformat.writes(edited).encode(), b"\n"), strict=True):
+        changed.write_bytes(content if changed == notebook else kept[changed] + content)
+        assert not pages.current(path, notebook, p), changed
+        changed.write_bytes(kept[changed])
+    assert pages.current(path, notebook, p)
+    del page.metadata["medmerge"]["inputs"]  # as in pages from before it was noted
+    nbformat.write(page, pages.output(p, path))
+    nbformat.write(edited, notebook)
+    assert pages.current(path, notebook, p)
+
+
+# ---------------------------------------------------------------- the repository's own files
+
+
+@pytest.fixture
+def repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return plan.load()
+
+
+def test_every_file_of_the_repository_is_in_the_graph(repository):
+    paths = sorted(ROOT.glob("params/*/*.yaml"))
+    assert not repository.unread and {path.resolve() for path in repository.files} == set(paths)
+    assert {page.file.resolve() for page in repository.pages.values()} == set(paths), "each names its notebook"
+    order = list(repository.runs)
+    assert all(order.index(one) < order.index(folder) for folder, run in repository.runs.items() for one in run.needs)
+
+
+@pytest.mark.parametrize(
+    ("track", "pair", "sources"),
+    [
+        ("demo", "pair", {"base", "source"}),
+        ("demo", "grid", {"base", "source"}),
+        ("demo", "source", {"base"}),
+        ("demo", "three", {"base", "source", "source-scratch"}),
+        ("demo", "rivals", {"base", "source", "pair"}),
+        ("demo", "transformer", {"transformer-source", "transformer-source-lesions"}),
+        ("open", "skin", {"source-ham10k"}),
+        ("open", "premise-elsewhere", {"source-ham10k-scratch"}),
+        ("paper", "isic2019-clean", {"source-ham10k"}),
+        ("paper", "rsna", {"source-chexpert"}),
+    ],
+)
+def test_the_repositorys_sources_come_before_its_pairs(repository, track, pair, sources):
+    path = Path(f"params/{track}/{pair}.yaml")
+    assert set(repository.of([path]).files) == {path, *(Path(f"params/{track}/{one}.yaml") for one in sources)}
+
+
+def test_make_names_the_notebooks_that_the_files_do():
+    calls = re.findall(r"\$\(call run,(\S+),(\S+)\)", (ROOT / "Makefile").read_text())
+    assert len(calls) > 10
+    assert not [file for notebook, file in calls if pages.notebook(ROOT / file).name != Path(notebook).name]
