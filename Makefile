@@ -88,6 +88,6 @@ test: $(STAMP) ## Run the tests; after `make book` also over every page of it
 lint: $(STAMP) ## Check the code's style
 	@$(BIN)/ruff check .
 
-clean: ## Delete the built book, the demo's results and caches; .venv stays
-	@rm -rf _build results/demo .pytest_cache .ruff_cache .hypothesis
+clean: ## Delete the built book, the demo's results, logs and caches; .venv stays
+	@rm -rf _build results/demo logs .snakemake .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,187 @@
+"""The Snakefile: its graph is the parameter files', nothing finished is redone, a kill or failure costs what it hit."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from test_plan import SMALL, SOURCE, record_files, write
+
+from medmerge import plan, study
+
+ROOT = Path(__file__).resolve().parents[1]
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+PROFILE = ["--workflow-profile", str(ROOT / "profiles" / "default")]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project; the working folder is in it, and processes started from here are not this machine's special."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    (tmp_path / "_config.yml").touch()
+    return tmp_path
+
+
+def start(*words: str) -> subprocess.Popen:
+    """Snakemake in the working folder, as the leader of a group of processes."""
+    command = [*SNAKEMAKE, *PROFILE, *words]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def snakemake(*words: str) -> tuple[int, str]:
+    """Exit status of Snakemake, and all that it printed."""
+    process = start(*words)
+    printed, _ = process.communicate(timeout=600)
+    return process.returncode, printed
+
+
+def jobs(printed: str) -> dict[str, set[str]]:
+    """Each run and page that Snakemake has a job for, and the runs that its job waits for."""
+    found = {}
+    for job, reason in re.findall(r"Job \d+: (?:train|draw) (\S+)\n(?:Reason: (.*))?", printed):
+        _, _, waits = reason.partition("Input files updated by another job: ")
+        found[job] = {one.removesuffix("/run.json") for one in waits.split(", ") if one}
+    return found
+
+
+def test_the_graph_is_what_the_parameter_files_say(project):
+    """All tracks at once, from a checkout without data: what is recorded in results/open is left alone."""
+    for name in ("params", "notebooks", "results/open"):
+        shutil.copytree(ROOT / name, project / name)
+    status, printed = snakemake("--dry-run", "demo", "open", "paper")
+    assert status == 0, printed[-3000:]
+    found = plan.load()
+
+    def name(path: Path) -> str:
+        return str(path.relative_to(project))
+
+    todo = {folder: run for folder, run in found.runs.items() if not run.finished}
+    expected = {name(folder): {name(one) for one in run.needs if one in todo} for folder, run in todo.items()}
+    for path, page in found.pages.items():
+        if not page.current or set(page.needs) & set(todo):
+            expected[name(path)] = {name(one) for one in page.needs if one in todo}
+    assert jobs(printed) == expected and len(expected) > 150
+    done = ("results/open/skin/densenet121/medmerge-tinyimagenet-ham10k/seed0", "results/open/skin.ipynb")
+    assert not [one for one in done if one in expected] and (project / done[0] / "run.json").is_file()
+    assert "params/paper/rsna.yaml cannot run here: target_root: no rsna-pneumonia" in printed
+    pair = "results/demo/grid/densenet_small/medmerge-objects-lesions/seed5"
+    assert expected[pair] == {
+        *(
+            "results/demo/base/densenet_small/ft-scratch/seed0",
+            "results/demo/source-lesions/densenet_small/ft-objects/seed0",
+        )
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "messages"),
+    [
+        (
+            "results/own/piar.ipynb",
+            ["asks for the page results/own/piar; is it results/own/pair?", "did you mean lp_epo"],
+        ),
+        (
+            "results/own/pair.ipynb",
+            ["params/own/pair.yaml cannot run here: base_weights: no file w/objects.safetensors"],
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(project, target, messages):
+    write("pair", **SMALL, pair="p", approaches=["ft", "medmerge"])
+    write("typo", **SMALL, lp_epoch=1)
+    status, printed = snakemake("--cores", "1", target)
+    assert status == 1 and all(message in printed for message in messages) and not (project / "results").exists()
+
+
+def wait_for(process: subprocess.Popen, there) -> None:
+    """Wait until something is there, while the process still runs."""
+    while not there():
+        if process.poll() is not None:
+            pytest.fail(process.communicate()[0][-3000:])
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_killed_failed_stopped_and_finished(project):
+    """A grid that is killed in the middle of a run, goes on beside one that fails, is mended, stopped and finished."""
+    write("grid", "source", **SOURCE | {"base_weights": "random", "ft_epochs": 20, "seeds": [0, 1]}, pair="g")
+    grid, page = project / "results/own/g/densenet_small/ft-objects", "results/own/grid.ipynb"
+
+    process = start("--cores", "1", page)
+    wait_for(process, lambda: list(grid.glob("seed*/checkpoint/*.pt")))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (begun,) = (path.parent.parent for path in grid.glob("seed*/checkpoint/*.pt"))
+    assert not (begun / "run.json").exists()
+
+    other = grid / ("seed1" if begun.name == "seed0" else "seed0")
+    other.write_text("not a folder: this run will fail")
+    assert snakemake("--unlock")[0] == 0, "the killed process left its lock"
+    status, printed = snakemake("--cores", "1", "--keep-going", page)
+    assert status == 1 and (begun / "run.json").is_file() and not (project / page).exists()
+    log = project / "logs" / f"{other.relative_to(project)}.log"
+    assert str(log.relative_to(project)) in printed and "Error" in log.read_text()
+
+    other.unlink()
+    record = (begun / "run.json").read_bytes()
+    process = start("--cores", "1", page)
+    wait_for(process, lambda: list(other.glob("checkpoint/*.pt")))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
+    assert (other / "run.json").is_file(), "a polite stop waits for the run that has begun"
+
+    status, printed = snakemake("--cores", "1", page)
+    assert status == 0 and set(jobs(printed)) <= {page} and (project / page).is_file(), printed[-3000:]
+    assert (begun / "run.json").read_bytes() == record
+    p = plan.load().files[Path("params/own/grid.yaml")]
+    which = [(study.rows(p)[0], int(begun.name[-1]))]
+    (whole,) = study.run(p.model_copy(update={"results": "again"}), which)
+    assert record_files(study.finished(p, *which[0])) == record_files(whole), "as if it had never been killed"
+
+
+def test_profiles_hold_what_snakemake_knows():
+    """Snakemake refuses an unknown key of a profile only when it is started; and resuming is the same in both."""
+    profiles = {
+        name: yaml.safe_load((ROOT / f"profiles/{name}/config.yaml").read_text()) for name in ("default", "slurm")
+    }
+    options = subprocess.run([*SNAKEMAKE, "--help"], capture_output=True, text=True, check=True).stdout
+    for content in profiles.values():
+        assert not [key for key in content if f"--{key}" not in options]
+        assert content["rerun-incomplete"] is True and content["rerun-triggers"] == ["mtime"]
+    assert profiles["slurm"]["executor"] == "slurm" and profiles["slurm"]["config"] == ["gpu=1"]
+
+
+def test_the_chapter_quotes_what_was_measured():
+    script = runpy.run_path(str(ROOT / "benchmarks" / "cluster.py"))
+    found = json.loads((ROOT / "benchmarks" / "cluster.json").read_text())
+    table = "\n".join(script["markdown"](found))
+    assert table in (ROOT / "book" / "cluster.md").read_text(encoding="utf-8")
+    assert found["local"]["redone"] == found["local"]["jobs of a third call"] == 0
+    assert found["local"]["finished in the end"] == found["slurm"]["finished"] == found["runs"] >= 24
+    assert not found["slurm"]["different"]
+
+
+def test_the_commands_of_the_chapter_are_those_that_were_tried():
+    """Every command of the chapter is run here or by benchmarks/cluster.py, or is one of these with another target."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "cluster.py"))
+    page = (ROOT / "book" / "cluster.md").read_text(encoding="utf-8")
+    assert script["ARRAY"] in page.replace("```bash\n", "\n")
+    assert f".venv/bin/snakemake --cores 2 {script['PAGE']}" in page
+    assert "--workflow-profile profiles/slurm" in page and "--workflow-profile profiles/slurm" in " ".join(
+        script["SLURM"]
+    )
