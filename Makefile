@@ -1,12 +1,15 @@
 # medmerge: `make help` lists what there is. Needs Python 3.11 or newer and GNU make.
 #   make test PYTHON=python3.12     another interpreter for .venv
 #   make book OMP_NUM_THREADS=8     more threads; the numbers may differ in the last digits
+#   make test JOBS=4                files of tests side by side, as many as there are cores by default, 8 at most
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 HTML   := _build/html
+
+JOBS   ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 
 # One thread: on a shared or small machine torch's threads wait for each other,
 # and a fixed count makes a CPU run the same wherever it runs.
@@ -83,7 +86,7 @@ links: demo ## Follow the book's links to other people's pages; needs a network
 	@echo "All links lead somewhere"
 
 test: $(STAMP) ## Run the tests; after `make book` also over every page of it
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check the code's style
 	@$(BIN)/ruff check .

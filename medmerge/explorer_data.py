@@ -260,7 +260,8 @@ def payload(runs: Sequence[Run], merges: Mapping[str, KernelMerge] | None = None
 def agreement(runs: Sequence[Run]) -> pd.DataFrame:
     """Each two runs with the same layers: how alike their learnt weights are, over kernels and over layers' means.
 
-    Runs are called by the parts of their names that differ among them.
+    Runs are called by the parts of their names that differ among them. Weights that are all the same, such as those
+    held at 0.5, correlate with nothing: NaN.
     """
     parts = [run.name.split("/") for run in runs]
     varied = [len(set(column)) > 1 for column in itertools.zip_longest(*parts)]
@@ -276,12 +277,16 @@ def agreement(runs: Sequence[Run]) -> pd.DataFrame:
                 "run": called[one.name],
                 "other": called[other.name],
                 "kernels": len(a),
-                "correlation": np.corrcoef(a, b)[0, 1],
+                "correlation": _correlation(a, b),
             }
-            | {"of layers' means": np.corrcoef(means)[0, 1], "mean |difference|": np.abs(a - b).mean()}
+            | {"of layers' means": _correlation(*means), "mean |difference|": np.abs(a - b).mean()}
             | {"same side of 0.5": ((a > 0.5) == (b > 0.5)).mean()}
         )
     return pd.DataFrame(rows)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else float("nan")
 
 
 def scale(runs: Sequence[Run]) -> float:

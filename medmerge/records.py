@@ -130,7 +130,7 @@ class Record:
 
     @property
     def ends(self) -> tuple[str, str]:
-        """Names of what w = 1 and w = 0 take in a merged run: its first two sources, or its one source and zeros."""
+        """What w = 1 and w = 0 take in a merged run, by name; the names of two sources, or of one and ``zeros``."""
         first, second = (*self.run["row"]["sources"], "zeros")[:2]
         return first, second
 

@@ -295,6 +295,13 @@ def test_agreement_of_runs(tmp_path):
     assert row["mean |difference|"] == pytest.approx(np.abs(2 * weights - 1).mean(), abs=1e-6)
 
 
+def test_weights_that_are_all_the_same_correlate_with_nothing(tmp_path):
+    base = drawn(0)
+    runs = [record(tmp_path, 0, weights=base), record(tmp_path, 1, weights={k: w * 0 + 0.5 for k, w in base.items()})]
+    row = explorer_data.agreement(explorer_data.collect(runs)).iloc[0]
+    assert np.isnan(row["correlation"]) and np.isnan(row["of layers' means"]) and row["mean |difference|"] > 0
+
+
 def test_merged_runs_of_studies(tmp_path):
     made = [record(tmp_path, 0), record(tmp_path, 1), record(tmp_path, 0, study="eyes")]
     found = records.merged(tmp_path / "open", ["eyes", "moles/densenet_small"])
