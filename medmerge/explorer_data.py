@@ -260,12 +260,12 @@ def payload(runs: Sequence[Run], merges: Mapping[str, KernelMerge] | None = None
 def agreement(runs: Sequence[Run]) -> pd.DataFrame:
     """Each two runs with the same layers: how alike their learnt weights are, over kernels and over layers' means.
 
-    Runs are called by the parts of their names that differ among them. Weights that are all the same, such as those
+    Runs are called by what differs among them: study, backbone, row, seed. Weights that are all the same, such as those
     held at 0.5, correlate with nothing: NaN.
     """
-    parts = [run.name.split("/") for run in runs]
-    varied = [len(set(column)) > 1 for column in itertools.zip_longest(*parts)]
-    called = {run.name: "/".join(itertools.compress(p, varied)) for run, p in zip(runs, parts, strict=True)}
+    parts = [(run.study, run.backbone, run.label, run.seed and f"seed {run.seed}") for run in runs]
+    varied = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
+    called = {run.name: ", ".join(itertools.compress(p, varied)) for run, p in zip(runs, parts, strict=True)}
     rows = []
     for one, other in itertools.combinations(runs, 2):
         if [(name, len(w)) for name, w in one.weights.items()] != [(name, len(w)) for name, w in other.weights.items()]:

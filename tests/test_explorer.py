@@ -289,7 +289,7 @@ def test_agreement_of_runs(tmp_path):
     table = explorer_data.agreement(explorer_data.collect(runs))
     assert len(table) == 1
     row = table.iloc[0]
-    assert (row["run"], row["other"], row["kernels"]) == ("densenet_small/seed0", "densenet_small/seed1", 15)
+    assert (row["run"], row["other"], row["kernels"]) == ("densenet_small, seed 0", "densenet_small, seed 1", 15)
     assert row["correlation"] == pytest.approx(-1, abs=1e-5) and row["same side of 0.5"] == 0
     weights = np.concatenate(list(base.values()))
     assert row["mean |difference|"] == pytest.approx(np.abs(2 * weights - 1).mean(), abs=1e-6)
