@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from snakemake.exceptions import WorkflowError
 
-from medmerge import plan
+from medmerge import cli_plan, plan
 from medmerge.inputs import home
 from medmerge.params import ParameterError
 from medmerge.records import RecordError
@@ -67,11 +67,6 @@ def startable(file):
 def records(job):
     """The records that a job waits for. They may be of any age: a checkout gives all files the time of the day."""
     return [ancient(name(folder / "run.json")) for folder in job.needs]
-
-
-def words(run):
-    """A run as `medmerge train` takes it."""
-    return shlex.join([str(run.file), "--row", run.row.name, "--seed", str(run.seed)])
 
 
 def before_run(wildcards):
@@ -124,11 +119,11 @@ rule train:
     log:
         "logs/{run}.log",
     params:
-        words=lambda wildcards: words(RUNS[wildcards.run]),
+        words=lambda wildcards: shlex.join(cli_plan.command(RUNS[wildcards.run])[1:]),
     resources:
         gpu=lambda wildcards: GPU * (RUNS[wildcards.run].p.device != "cpu"),
     shell:
-        "{MEDMERGE} train {params.words} > {log:q} 2>&1"
+        "{MEDMERGE} {params.words} > {log:q} 2>&1"
 
 
 rule page:

@@ -30,7 +30,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     p = pages.parameters(options.params, pages.notebook(options.params))
-    if p.datasets or p.studies or p.cost_repeats:
+    if not plan.has_runs(p):
         raise ParameterError(f"{options.params} asks for a page, not for runs: medmerge run NOTEBOOK.ipynb PARAMS.yaml")
     chosen = _chosen(p, options.row, options.seed)
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)

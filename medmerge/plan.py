@@ -171,7 +171,7 @@ def load(more: Sequence[Path] = ()) -> Plan:
         try:
             notebook = pages.notebook(path)
             p = pages.parameters(path, notebook)
-            if _has_runs(p) and (problems := study.impossible(p)):
+            if has_runs(p) and (problems := study.impossible(p)):
                 raise ParameterError(f"{path}: " + "\n".join(problems))
             read[path] = p, notebook
         except ParameterError as error:
@@ -193,13 +193,14 @@ def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _has_runs(p: Parameters) -> bool:
+def has_runs(p: Parameters) -> bool:
+    """Whether a parameter file asks for runs; others ask for a page alone, on datasets, studies or costs."""
     return not any(getattr(p, name) for name in _PAGES_ALONE)
 
 
 def _folders(p: Parameters) -> list[Path]:
     """Where the runs of a file lie."""
-    return [study.folder(p, row, seed) for row in study.rows(p) for seed in p.seeds] if _has_runs(p) else []
+    return [study.folder(p, row, seed) for row in study.rows(p) for seed in p.seeds] if has_runs(p) else []
 
 
 def _place(weights: str) -> Path | None:
@@ -213,7 +214,7 @@ def _makers(files: Mapping[Path, Parameters]) -> dict[Path, Path]:
     """The file whose run saves each weights."""
     makers: dict[Path, Path] = {}
     for path, p in files.items():
-        place = _place(p.save_weights) if p.save_weights and _has_runs(p) else None
+        place = _place(p.save_weights) if p.save_weights and has_runs(p) else None
         if place and makers.setdefault(place, path) != path:
             raise ParameterError(f"save_weights: {makers[place]} and {path} both save {p.save_weights}; name another")
     return makers
@@ -235,7 +236,7 @@ def _sorted(files: Mapping[Path, Parameters]) -> dict[Path, Parameters]:
 def _studied(p: Parameters, files: Mapping[Path, Parameters]) -> list[Path]:
     """The files whose runs belong to the studies that a page shows."""
     wanted = [(p.results, p.track, *one.split("/")) for one in p.studies]
-    ids = {path: (q.results, q.track, q.pair, q.backbone) for path, q in files.items() if _has_runs(q)}
+    ids = {path: (q.results, q.track, q.pair, q.backbone) for path, q in files.items() if has_runs(q)}
     return [path for path, one in ids.items() if any(one[: len(study)] == study for study in wanted)]
 
 
@@ -243,7 +244,7 @@ def _runs(files: Mapping[Path, Parameters]) -> dict[Path, Run]:
     """Every run once, each after those that it needs."""
     makers, runs = _makers(files), {}
     for path, p in files.items():
-        for row, seed in ((row, seed) for row in study.rows(p) for seed in p.seeds) if _has_runs(p) else ():
+        for row, seed in ((row, seed) for row in study.rows(p) for seed in p.seeds) if has_runs(p) else ():
             first = runs.setdefault(study.folder(p, row, seed), Run(path, p, row, seed))
             _same(first, Run(path, p, row, seed))
     ordered: dict[Path, Run] = {}
