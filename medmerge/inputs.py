@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
     """A line for each thing that the parameters name and that is not there: device, weights, folders, files."""
-    problems, places = [], f"here or under $MEDMERGE_DATA ({os.environ.get('MEDMERGE_DATA')})"
+    problems, places = [], f"here or under $MEDMERGE_DATA ({os.environ.get('MEDMERGE_DATA', 'not set')})"
     try:
         devices.choose_device(p.device)
     except ValueError as error:
