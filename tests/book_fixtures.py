@@ -53,7 +53,7 @@ def stale(html: Path = HTML) -> str:
     index = html / "book" / "index.html"
     if not index.is_file():
         return "the book is not built: make book"
-    patterns = ["_*.yml", "book/**/*", "medmerge/**/*.py", "params/**/*.yaml", "results/open/**/*.json"]
+    patterns = ["_*.yml", "book/**/*", "medmerge/**/*.py", "params/**/*.yaml", "results/**/*.json"]
     patterns += [f"{entry}.ipynb" for entry in toc_files()]
     sources = [path for pattern in patterns for path in ROOT.glob(pattern) if path.suffix != ".pyc" and path.is_file()]
     newest = max(sources, key=lambda path: path.stat().st_mtime)
