@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from medmerge import pages, plan, study
+from medmerge import gpus, pages, plan, study
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
 
@@ -34,8 +34,9 @@ def _train(options: argparse.Namespace) -> int:
         raise ParameterError(f"{options.params} asks for a page, not for runs: medmerge run NOTEBOOK.ipynb PARAMS.yaml")
     chosen = _chosen(p, options.row, options.seed)
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
-    for record in study.run(p, chosen):
-        print(record.folder)
+    with gpus.claimed(p.device):
+        for record in study.run(p, chosen):
+            print(record.folder)
     return 0
 
 

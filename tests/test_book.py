@@ -154,7 +154,7 @@ MODULES = (
     *("rivals", "ingredients", "recall"),
     *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
     *("kernels", "statefiles"),
-    *("params", "study", "inputs", "learn", "datasheets", "leaks", "plan", "pages"),
+    *("params", "study", "inputs", "learn", "datasheets", "leaks", "plan", "pages", "gpus"),
     *("cost", "costsheets", "figures_cost"),
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
     *("matching", "premise", "figures_premise", "premisesheets", "premise_report"),
