@@ -1,6 +1,13 @@
-"""The state of an interrupted phase of training, on disk."""
+"""The state of an interrupted phase of training, on disk.
+
+A file is sealed: the SHA-256 of the rest, in hex, stands before an archive of :func:`torch.save`, whose own checksums
+PyTorch does not verify. A file of which a byte is missing or another is never used. No file can run code: what is not
+tensors and plain values is refused.
+"""
 
 import copy
+import hashlib
+import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -8,17 +15,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from medmerge import files
+
 log = logging.getLogger(__name__)
+
+
+SEAL = 64
+"""Bytes of the seal."""
 
 
 class Progress:
     """How far a phase has come, on disk after every epoch: the next epoch can always start from it.
 
+    Kept are the weights, the optimiser's state, the history, what is watched, and the weights of the best epoch. A
+    random state is not: every epoch draws its own from seed, phase and epoch, and nothing else is random.
+
     Args:
         model, optimizer: what is trained; set to the checkpoint's state where there is one with the same key.
         phase: the phase's name, noted in every row of history.
         key: names what is being computed; a checkpoint with another key is not used.
-        path: the checkpoint file, or None to keep none. It is written beside and moved, so it is always whole.
+        path: the checkpoint file, or None to keep none. The one before stays until the next is whole and on the disk.
         score: the column of an epoch's scores that says which epoch is best; higher is better.
         watch: tensors to keep of every epoch, by name, or None; a resumed phase has those of all its epochs, or none.
 
@@ -71,24 +87,21 @@ class Progress:
             self._save()
 
     def _save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
         state = {"key": self.key, "history": self.history, "best": self.best, "seconds": self.seconds}
         state |= {"peak_memory": self.peak_memory, "watched": self.watched, "model": self.model.state_dict()}
-        torch.save({**state, "optimizer": self.optimizer.state_dict()}, partial)
-        partial.replace(self.path)
+        write({**state, "optimizer": self.optimizer.state_dict()}, self.path)
 
     def _resume(self) -> None:
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            state = read(self.path)
             if state["key"] != self.key:
                 log.info("%s belongs to a run with other parameters: starting over", self.path)
                 return
             model, optimizer = copy.deepcopy(self.model), self.optimizer
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # a damaged file may raise anything
-            log.warning("%s cannot be read (%s): starting the phase over", self.path, error)
+        except Exception as error:  # tensors of another network may raise nearly anything
+            log.warning("%s cannot be used (%s): starting the phase over", self.path, error)
             return
         self.model.load_state_dict(state["model"])
         self.history, self.best = state["history"], state["best"]
@@ -96,3 +109,50 @@ class Progress:
         if len(self.watched) < self.epoch:  # begun before it was kept: rather no such history than a part of it
             self.watch, self.watched = None, []
         self.seconds, self.peak_memory = state["seconds"], state["peak_memory"]
+
+
+def write(state: dict, path: Path) -> None:
+    """Write a checkpoint of tensors and plain values, sealed, in one atomic step.
+
+    Raises:
+        medmerge.files.DiskError: the disk is full or cannot be written.
+    """
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(bytes(SEAL))
+        sealing = _Sealing(file)
+        try:
+            torch.save(state, sealing)
+        except RuntimeError as error:  # PyTorch's word for what went wrong in `write`
+            raise sealing.error or error from error
+        file.seek(0)
+        file.write(sealing.digest.hexdigest().encode())
+
+
+def read(path: Path) -> dict:
+    """What :func:`write` wrote, on the CPU.
+
+    Raises:
+        ValueError: the file is damaged, or was not written by :func:`write`.
+    """
+    content = path.read_bytes()
+    if hashlib.sha256(content[SEAL:]).hexdigest().encode() != content[:SEAL]:
+        raise ValueError("it is damaged, or not a checkpoint of an interrupted phase")
+    return torch.load(io.BytesIO(content[SEAL:]), map_location="cpu", weights_only=True)
+
+
+class _Sealing:
+    """A file to write to, which keeps the digest of what was written and the first error."""
+
+    def __init__(self, file: io.BufferedIOBase):
+        self.file, self.digest, self.error = file, hashlib.sha256(), None
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from medmerge import backbones, cost
+from medmerge import backbones, cost, files
 from medmerge.cost import VARIANTS
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
@@ -158,10 +158,7 @@ def run(p: Parameters) -> CostSheet:
 
 def write(where: Path, sheet: CostSheet) -> None:
     """Write a record, in one atomic step."""
-    where.parent.mkdir(parents=True, exist_ok=True)
-    partial = where.with_name(f".{where.name}.partial")
-    partial.write_text(sheet.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    partial.replace(where)
+    files.write(where, sheet.model_dump_json(indent=1) + "\n")
 
 
 def steps(sheet: CostSheet) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge import backbones, data, probes, records
+from medmerge import backbones, data, files, probes, records
 from medmerge.data import splits
 from medmerge.data.audit import audit, leakage, shared
 from medmerge.data.base import Table, read_rows
@@ -115,12 +115,8 @@ def _listed(values: list[str]) -> dict[str, str]:
 
 
 def _write(p: Parameters, name: str, content: Mapping) -> None:
-    path = _path(p, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     sheet = {"definition": _definition(p, name), **content, "provenance": records.provenance()}
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(sheet, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    files.write(_path(p, name), json.dumps(sheet, indent=1, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True, eq=False)

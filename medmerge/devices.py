@@ -56,6 +56,14 @@ def describe(device: torch.device) -> str:
     return ", ".join(word for word in words if word)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, the device's or the machine's."""
+    words = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start :func:`peak_memory` anew, where the system can."""
     if device.type == "cuda":

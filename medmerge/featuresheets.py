@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
-from medmerge import features, records, study
+from medmerge import features, files, records, study
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
 from medmerge.records import Record, RecordError
@@ -244,11 +244,8 @@ def _kept(level: str, maps: np.ndarray) -> dict[str, np.ndarray]:
 
 def write(where: Path, found: Found) -> None:
     """Write a record, in one atomic step."""
-    where.parent.mkdir(parents=True, exist_ok=True)
-    partial = where.with_name(f".{where.name}.partial")
     arrays = {name: np.ascontiguousarray(array) for name, array in found.arrays.items()}
-    partial.write_bytes(safetensors.numpy.save(arrays, {"about": found.about.model_dump_json()}))
-    partial.replace(where)
+    files.write(where, safetensors.numpy.save(arrays, {"about": found.about.model_dump_json()}))
 
 
 def read(record: Record) -> Found:

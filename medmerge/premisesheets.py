@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from medmerge import backbones, devices, ingredients, inputs, matching, premise, records, study
+from medmerge import backbones, devices, files, ingredients, inputs, matching, premise, records, study
 from medmerge.backbones import state_sha256
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
@@ -286,10 +286,7 @@ def _probed(source: nn.Module, name: str, task: Task) -> nn.Module:
 
 def write(where: Path, sheet: PremiseSheet) -> None:
     """Write a record. Each file appears whole, ``premise.json`` last."""
-    where.mkdir(parents=True, exist_ok=True)
     texts = {"distances.csv": sheet.distances, "line.csv": sheet.line}
     texts = {name: table.to_csv(index=False, float_format="%.9g") for name, table in texts.items()}
     for name, text in (texts | {"premise.json": sheet.content.model_dump_json(indent=1) + "\n"}).items():
-        partial = where / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(where / name)
+        files.write(where / name, text)

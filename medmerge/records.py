@@ -20,6 +20,8 @@ import pandas as pd
 import safetensors.numpy
 from numpy.typing import ArrayLike
 
+from medmerge import files
+
 KERNEL_HISTORY = "kernel_weights_history.safetensors"
 HISTORY_BYTES = 800_000
 """A longer history of merging weights keeps every second, third ... epoch, so that it can be committed."""
@@ -216,19 +218,18 @@ def write(
             allow.
         tables: further tables, each written to ``<name>.csv``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "history.csv", history.to_csv(index=False).encode())
-    _write(folder / "predictions.csv", predictions.to_csv(index=False, float_format="%.9g").encode())
+    files.write(folder / "history.csv", history.to_csv(index=False).encode())
+    files.write(folder / "predictions.csv", predictions.to_csv(index=False, float_format="%.9g").encode())
     for name, table in (tables or {}).items():
-        _write(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g").encode())
+        files.write(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g").encode())
     if kernel_weights:
         dims = 2 if len(run["row"]["sources"]) > 2 else 1
         kept = {name: w.mean(tuple(range(dims, w.ndim))) if w.ndim > dims else w for name, w in kernel_weights.items()}
-        _write(folder / "kernel_weights.safetensors", _packed(kept))
+        files.write(folder / "kernel_weights.safetensors", _packed(kept))
     if kernel_history:
-        _write(folder / KERNEL_HISTORY, _packed(_thinned(kernel_history)))
+        files.write(folder / KERNEL_HISTORY, _packed(_thinned(kernel_history)))
     run = {**run, "layers": list(kernel_weights)}
-    _write(folder / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
+    files.write(folder / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
     return Record(folder, run)
 
 
@@ -348,8 +349,3 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

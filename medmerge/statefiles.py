@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from medmerge import files
+
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -32,11 +34,8 @@ class CheckpointError(ValueError):
 
 def write(state: Mapping[str, Tensor], path: Path, name: str, metadata: Mapping[str, str]) -> None:
     """Write a state dict as safetensors, the architecture's ``name`` and ``metadata`` in its header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    safetensors.torch.save_file(tensors, partial, metadata={"format": "pt", "medmerge.backbone": name, **metadata})
-    partial.replace(path)
+    files.write(path, safetensors.torch.save(tensors, {"format": "pt", "medmerge.backbone": name, **metadata}))
 
 
 def state_sha256(model: nn.Module) -> str:

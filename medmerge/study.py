@@ -1,5 +1,6 @@
 """From parameters to records: what is to run, what has run, and one run from its images to its folder."""
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -8,14 +9,14 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from torch import nn
 
-from medmerge import backbones, data, devices, evaluation, inputs, recall, records, trials
+from medmerge import backbones, data, devices, evaluation, files, inputs, recall, records, trials
 from medmerge.approaches import aligned, start
 from medmerge.backbones import save_classifier, state_sha256
 from medmerge.data import split_files
@@ -26,7 +27,7 @@ from medmerge.merge import zeros_like
 from medmerge.params import ParameterError, Parameters
 from medmerge.records import Record, RecordError
 from medmerge.registry import APPROACHES, FINE_TUNED
-from medmerge.training import Protocol, Task, predict
+from medmerge.training import Protocol, Task, TrainingError, predict
 
 log = logging.getLogger(__name__)
 
@@ -252,12 +253,28 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
         drawn = {"method": p.split, "fractions": tuple(p.fractions), "seed": p.split_seed}
         split_files.write(split_path(p), dataset.table, dataset.parts, **drawn)
         for row, seed in todo:
-            log.info("%s, seed %d", row.label, seed)
-            run_row(p, row, seed, dataset, {name: overlap[name] for name in row.sources if name in overlap})
+            with _alone(p, row, seed) as unfinished:
+                if unfinished:
+                    run_row(p, row, seed, dataset, {name: overlap[name] for name in row.sources if name in overlap})
     if p.save_weights:
         _share(p, replace=bool(todo))
     asked = [(row, seed) for row in rows(p) for seed in p.seeds]
     return [finished(p, *one) for one in asked if only is None or one in only]
+
+
+@contextlib.contextmanager
+def _alone(p: Parameters, row: Row, seed: int) -> Iterator[bool]:
+    """Wait for another process that computes this run, if there is one; yield whether it is left to do."""
+    where, what = folder(p, row, seed), f"{row.label}, seed {seed}"
+    with files.locked(where / ".lock", what) as alone:
+        if unfinished := not finished(p, row, seed):
+            log.info("%s", what)
+        else:
+            log.info("%s: finished by another process", what)
+        if alone:
+            files.remove_leftovers(where)
+            files.remove_leftovers(where / MODEL.parent)
+        yield unfinished
 
 
 def _done(p: Parameters) -> list[Record]:
@@ -283,10 +300,12 @@ def run_row(
         recall=functools.partial(_recall, p, row, seed, dataset.fingerprint, prints),
     )
     options = {name: getattr(p, name) for name in approach.settings}
-    outcome = approach.run(sources if approach.merges else sources[0], task, **options)
+    with _memory_explained(p, row, seed, task):
+        outcome = approach.run(sources if approach.merges else sources[0], task, **options)
+        probabilities = predict(outcome.model, dataset.test, task)
+        stages = {} if outcome.probed is None else {"linear_probe": predict(outcome.probed, dataset.test, task)}
 
-    probabilities, labels = predict(outcome.model, dataset.test, task), dataset.test.labels.numpy()
-    stages = {} if outcome.probed is None else {"linear_probe": predict(outcome.probed, dataset.test, task)}
+    labels = dataset.test.labels.numpy()
     content = {
         "definition": defined,
         "hash": definition_hash(defined),
@@ -322,6 +341,22 @@ def run_row(
         checkpoint.unlink()
     shutil.rmtree(task.checkpoints / PARTS, ignore_errors=True)
     return record
+
+
+@contextlib.contextmanager
+def _memory_explained(p: Parameters, row: Row, seed: int, task: Task) -> Iterator[None]:
+    """Turn an error that says that memory ran out into one that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not devices.out_of_memory(error):
+            raise
+        precision = devices.choose_precision(p.precision, task.device)
+        raise TrainingError(
+            f"{row.label}, seed {seed}: out of memory on {devices.describe(task.device)}, with batch_size "
+            f"{p.batch_size}, image_size {p.image_size} and precision {precision}: lower one of them, or take a larger "
+            "machine. What is finished is kept"
+        ) from error
 
 
 def _recall(
@@ -432,11 +467,9 @@ def _share(p: Parameters, replace: bool) -> None:
     path = folder(p, rows(p)[0], p.seeds[0]) / MODEL
     target = home() / Path(p.save_weights).expanduser()
     if path.is_file() and (replace or not target.is_file()):
-        target.parent.mkdir(parents=True, exist_ok=True)
         for origin, copy in ((inputs.images_list(path), inputs.images_list(target)), (path, target)):
-            partial = copy.with_name(f".{copy.name}.partial")
-            shutil.copyfile(origin, partial)
-            partial.replace(copy)
+            with files.replacing(copy) as temporary:
+                shutil.copyfile(origin, temporary)
     elif not target.is_file():
         log.warning("save_weights: this finished run's network is not here; to train again, move its record away")
 

@@ -50,6 +50,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says where it stopped and what to change."""
 
 
+class _NotFinite(ArithmeticError):
+    """A loss, and the step that had it."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How to train: the paper's section 3 and, where it is silent, the defaults of the book's protocol.
@@ -224,10 +228,8 @@ def fit(
     Raises:
         TrainingError: fewer than two training images, or a loss that is not finite (epoch and step are named).
     """
-    epochs, lr = {
-        "linear_probe": (task.protocol.lp_epochs, task.protocol.lp_lr),
-        "fine_tune": (task.protocol.ft_epochs, task.protocol.ft_lr),
-    }[phase]
+    short = {"linear_probe": "lp", "fine_tune": "ft"}[phase]
+    epochs, lr = getattr(task.protocol, f"{short}_epochs"), getattr(task.protocol, f"{short}_lr")
     if len(train) < 2:
         raise TrainingError(f"training needs at least two images, got {len(train)}")
     device = task.device
@@ -245,7 +247,12 @@ def fit(
             model.train()
             for module in still:
                 module.eval()
-            train_loss = _train_epoch(model, train, optimizer, task, f"{phase}, epoch {state.epoch + 1}")
+            try:
+                train_loss = _train_epoch(model, train, optimizer, task)
+            except _NotFinite as error:
+                value, step = error.args
+                place = f"{phase}, epoch {state.epoch + 1}, step {step}"
+                raise TrainingError(f"the loss is {value} in {place}: lower {short}_lr, which is {lr:g}") from None
             scores = validate(model, val, task)
         state.advance({"train_loss": train_loss, **scores}, time.perf_counter() - started, peak_memory(device))
         _report(phase, state, epochs, len(train))
@@ -273,8 +280,8 @@ def kernel_shares(merge: KernelMerge) -> dict[str, Tensor]:
     return {name: (w - 1 / n).half().cpu() for name, w in means.items()}
 
 
-def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task, where: str) -> float:
-    """One pass over the training images; returns the mean loss."""
+def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task) -> float:
+    """One pass over the training images; returns the mean loss, or raises with the first step that has none."""
     batch_size = task.protocol.batch_size
     order = torch.randperm(len(train)).to(train.rows.device)
     losses, sizes = [], []
@@ -290,8 +297,8 @@ def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimi
         sizes.append(len(positions))
     steps = torch.stack(losses).cpu()
     if not torch.isfinite(steps).all():
-        step = int((~torch.isfinite(steps)).nonzero()[0]) + 1
-        raise TrainingError(f"the loss is {steps[step - 1].item()} in {where}, step {step}: lower the learning rate")
+        first = int((~torch.isfinite(steps)).nonzero()[0])
+        raise _NotFinite(steps[first].item(), first + 1)
     return float(np.average(steps.double().numpy(), weights=sizes))
 
 

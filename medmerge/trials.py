@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from medmerge import data, evaluation
+from medmerge import data, evaluation, files
 from medmerge.backbones import Classifier
 from medmerge.merge import KernelMerge
 from medmerge.training import Protocol, Task, predict
@@ -23,11 +23,8 @@ _OF_A_SOURCE = re.compile(r"\.(?:weight|bias)_\d+$")
 
 def save(merging: Classifier, path: Path) -> None:
     """Write what a merge learnt: merging weights, normalisation and head, without the sources' kernels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in _learnt(merging).items()}
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(safetensors.torch.save(state))
-    partial.replace(path)
+    files.write(path, safetensors.torch.save(state))
 
 
 def load(merging: Classifier, path: Path) -> None:

@@ -11,23 +11,16 @@ place.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
+from medmerge import files
 from medmerge.data.base import DataError
 
-_logger = logging.getLogger(__name__)
-
-_POLL = 0.2  # seconds between two looks at a lock that another process holds
-_PART = ".part"
 _HINT = "Name another folder with the environment variable MEDMERGE_CACHE."
 
 
@@ -70,13 +63,13 @@ def load_or_build(
     entry = _read(directory, name, shape)
     if entry is not None:
         return entry
-    with _locked(directory, name) as alone:
+    with files.locked(directory / f".{name}.lock", f"decoding {name}") as alone:
         # Whoever held the lock before may have built the entry.
         entry = _read(directory, name, shape)
         if entry is not None:
             return entry
         if alone:
-            _remove_leftovers(directory, name)
+            files.remove_leftovers(directory, f"{name}.*")
         check_space(directory, int(np.prod(shape, dtype=np.int64)), "the images")
         _write(directory, name, shape, build)
     entry = _read(directory, name, shape)
@@ -132,59 +125,11 @@ def _read(directory: Path, name: str, shape: tuple[int, ...]) -> tuple[np.ndarra
 
 def _write(directory: Path, name: str, shape: tuple[int, ...], build: Callable[[np.ndarray], list[str]]) -> None:
     try:
-        with _replacing(directory / f"{name}.npy") as temporary:
+        with files.replacing(directory / f"{name}.npy") as temporary:
             pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             digests = build(pixels)
             pixels.flush()
             del pixels
-        with _replacing(directory / f"{name}.json") as temporary:
-            sidecar = {"shape": list(shape), "sha256": digests}
-            temporary.write_text(json.dumps(sidecar), encoding="utf-8")
-    except OSError as error:
+        files.write(directory / f"{name}.json", json.dumps({"shape": list(shape), "sha256": digests}))
+    except (OSError, files.DiskError) as error:
         raise DataError(f"The cache {directory} cannot be written: {error}. {_HINT}") from error
-
-
-@contextmanager
-def _locked(directory: Path, name: str) -> Iterator[bool]:
-    """Waits until no other process builds the entry; yields whether that is certain."""
-    path = directory / f".{name}.lock"
-    # A lock that is only a file would outlive a process that is killed.
-    lock = FileLock(path, fallback_to_soft=False)
-    try:
-        _acquire(lock, name)
-    except (OSError, NotImplementedError) as error:
-        _logger.info("%s cannot be locked (%s); another process may decode the same images", directory, error)
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        # Gone before it is free: who waits for this file sees that it has no name any more, and starts over.
-        with suppress(OSError):
-            path.unlink()
-        lock.release()
-
-
-def _acquire(lock: FileLock, name: str) -> None:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _logger.warning("waiting for another process that decodes %s", name)
-        lock.acquire(poll_interval=_POLL)
-
-
-def _remove_leftovers(directory: Path, name: str) -> None:
-    """Removes what a process that was killed had written of the entry."""
-    for path in directory.glob(f".{name}.*{_PART}"):
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """Yields a new name in the target's folder, moved to `target` at the end, or removed."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_PART}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

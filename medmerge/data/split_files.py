@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medmerge import files
 from medmerge.data import splits
 from medmerge.data.base import SPLITS, DataError, Table, first_duplicate
 from medmerge.data.cache import hash_row
@@ -100,18 +101,12 @@ def write(
         "sha256": fingerprint(ids, parts),
     }
     target = Path(path).expanduser()
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    quoting = csv.QUOTE_ALL if any("#" in image for image in ids) else csv.QUOTE_MINIMAL
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                file.write(f"# {json.dumps(head)}\n")
-                quoting = csv.QUOTE_ALL if any("#" in image for image in ids) else csv.QUOTE_MINIMAL
-                csv.writer(file, quoting=quoting, lineterminator="\n").writerows([_COLUMNS, *rows])
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
+        with files.replacing(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(f"# {json.dumps(head)}\n")
+            csv.writer(file, quoting=quoting, lineterminator="\n").writerows([_COLUMNS, *rows])
+    except (OSError, files.DiskError) as error:
         raise DataError(f"The split cannot be written to {target}: {error}") from error
     return head["sha256"]
 
