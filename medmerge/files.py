@@ -129,12 +129,14 @@ def _reason(path: Path, error: OSError) -> str:
 
 def _to_disk(path: Path) -> None:
     """Wait until a file's content, or a folder's names, are on the disk."""
-    with contextlib.suppress(PermissionError):  # a folder that may be written but not read
+    try:
         handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without it
-                raise
-        finally:
-            os.close(handle)
+    except PermissionError:  # a folder that may be written but not read
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without it
+            raise
+    finally:
+        os.close(handle)

@@ -153,7 +153,7 @@ def test_the_chapter_on_approaches_lists_the_registry():
 MODULES = (
     *("rivals", "ingredients", "recall"),
     *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
-    *("kernels", "statefiles"),
+    *("kernels", "statefiles", "files"),
     *("params", "study", "inputs", "learn", "datasheets", "leaks", "plan", "pages", "gpus"),
     *("cost", "costsheets", "figures_cost"),
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
@@ -163,8 +163,8 @@ MODULES = (
     "plotstyle",
 )
 ELSEWHERE = (
-    *("card", "channels", "checkpoints", "cli", "cli_data", "cli_plan", "devices", "explorer", "explorer_data"),
-    *("figures_data", "probes", "registry", "resampling", "trials"),
+    *("card", "channels", "checkpoints", "cli", "cli_data", "cli_plan", "cli_run", "devices", "explorer"),
+    *("explorer_data", "figures_data", "probes", "registry", "resampling", "trials"),
 )
 """Modules whose names the reference holds in part, under those that use them, or not at all."""
 

@@ -26,6 +26,7 @@ DISTRIBUTION_OF = {
     "IPython": "ipykernel",  # every release of ipykernel requires it
     "nbformat": "papermill",  # likewise
     "nbclient": "papermill",
+    "jupyter_core": "ipykernel",
     "traitlets": "ipywidgets",
 }
 

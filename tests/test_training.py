@@ -2,14 +2,17 @@
 
 import copy
 import dataclasses
+import hashlib
+import io
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from medmerge import Classifier, KernelMerge, backbone, training
+from medmerge import Classifier, KernelMerge, backbone, checkpoints, training
 from medmerge.approaches import classifier, ft, lp_ft, medmerge
 from medmerge.data import Samples
 from medmerge.devices import choose_device, choose_precision
@@ -230,7 +233,7 @@ def test_an_interrupted_phase_goes_on_with_the_same_numbers(tmp_path, monkeypatc
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other key", "other network"])
+@pytest.mark.parametrize("damage", ["truncated", "a bit", "empty", "unsealed", "code", "key", "network"])
 def test_a_checkpoint_that_does_not_serve_is_not_used(tmp_path, caplog, damage):
     def run(key="k", folder=tmp_path, sources=0):
         one = task(checkpoints=folder, key=key, ft_epochs=1)
@@ -238,17 +241,38 @@ def test_a_checkpoint_that_does_not_serve_is_not_used(tmp_path, caplog, damage):
         fine_tune(model, one)
         return one.history, model
 
-    run(key="other" if damage == "other key" else "k")
+    run(key="other" if damage == "key" else "k")
     path = tmp_path / "fine_tune.pt"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-1000])
-    if damage == "other network":
-        saved = torch.load(path)
-        torch.save({**saved, "model": {"x": torch.zeros(1)}}, path)
+    if damage == "a bit":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    if damage == "empty":
+        path.write_bytes(b"")
+    if damage == "unsealed":
+        torch.save(checkpoints.read(path), path)
+    if damage == "code":
+        content = io.BytesIO()
+        torch.save({"key": "k", "model": Creates(tmp_path / "canary")}, content)
+        path.write_bytes(hashlib.sha256(content.getvalue()).hexdigest().encode() + content.getvalue())
+    if damage == "network":
+        checkpoints.write({**checkpoints.read(path), "model": {"x": torch.zeros(1)}}, path)
     with caplog.at_level(logging.INFO):
         history, _ = run()
-    assert "starting" in caplog.text
+    assert "starting" in caplog.text and not (tmp_path / "canary").exists()
     assert history == run(folder=None)[0]
+
+
+class Creates:
+    """An object that makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 def test_a_loss_that_is_not_finite_names_epoch_and_step():

@@ -1,0 +1,225 @@
+"""What ends a run early, and what is said then: Ctrl-C, SIGTERM, a full disk, no memory, a second process."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from test_study import TINY, parameters, write_weights
+
+from medmerge import checkpoints, cli, files, study, training
+from medmerge.records import gather
+from medmerge.training import TrainingError
+
+LONG = {**TINY, "approaches": ["ft", "medmerge"], "fractions": [0.1, 0.1, 0.8], "lp_epochs": 400, "ft_epochs": 400}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with two sources; the working folder is in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "_config.yml").touch()
+    write_weights(tmp_path)
+    return tmp_path
+
+
+def start(*arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "medmerge.cli", *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
+    )
+
+
+def wait_for(happened, process: subprocess.Popen, seconds: float = 120):
+    """What ``happened`` returns as soon as it is true; the process must go on until then."""
+    end = time.monotonic() + seconds
+    while not (result := happened()):
+        assert time.monotonic() < end and process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    return result
+
+
+def checkpoint_there() -> list[Path]:
+    return list(Path("results").rglob("checkpoint/*.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_train_that_is_stopped_says_how_to_go_on(project, number, status):
+    Path("p.yaml").write_text(json.dumps(LONG))
+    process = start("train", "p.yaml")
+    wait_for(checkpoint_there, process)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert printed.endswith(
+        "medmerge: stopped. What is finished is kept; the same command goes on after the last whole epoch\n"
+    )
+    assert "Traceback" not in printed and not list(project.rglob(f"*{files.PARTIAL}"))
+    assert checkpoints.read(checkpoint_there()[0])["history"]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_notebook_that_is_stopped_takes_its_kernel_along(project, number, status):
+    code = "import os, pathlib, time\npathlib.Path('pid.txt').write_text(str(os.getpid()))\ntime.sleep(600)"
+    values = {**LONG, "track": "own", "pair": "x"}
+    defaults = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    cell = nbformat.v4.new_code_cell(defaults, metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell(code)]), "n.ipynb")
+    Path("p.yaml").write_text(json.dumps(values))
+    process = start("run", "n.ipynb", "p.yaml")
+    wait_for(lambda: Path("pid.txt").is_file() and Path("pid.txt").read_text(), process)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == status and "medmerge: stopped." in printed and "Traceback" not in printed
+    assert not alive(int(Path("pid.txt").read_text()))
+    assert list((project / "results/own").iterdir()) == []
+
+
+def test_a_kernel_that_is_killed_is_said_to_be(project, capsys, monkeypatch):
+    values = {"track": "own", "pair": "x"}
+    cell = nbformat.v4.new_code_cell("track = 'demo'\npair = 'x'", metadata={"tags": ["parameters"]})
+    kill = nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, kill]), "n.ipynb")
+    Path("p.yaml").write_text(json.dumps(values))
+    monkeypatch.setattr(study, "check", lambda p: [])
+    assert cli.main(["run", "n.ipynb", "p.yaml"]) == 1
+    error = capsys.readouterr().err
+    assert "the notebook's kernel was killed" in error and "lower batch_size or image_size" in error
+
+
+@pytest.mark.slow
+def test_a_second_process_waits_and_does_nothing_twice(project):
+    Path("p.yaml").write_text(json.dumps({**LONG, "approaches": ["ft"], "ft_epochs": 40}))
+    first = start("train", "p.yaml")
+    wait_for(checkpoint_there, first)
+    first.send_signal(signal.SIGSTOP)
+    second = start("train", "p.yaml")
+    assert second.stdout.readline().startswith(f"FT objects, seed 0: waiting for process {first.pid} on ")
+    first.send_signal(signal.SIGCONT)
+    printed = [process.communicate(timeout=120)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), printed
+    assert "FT objects, seed 0: finished by another process" in printed[1]
+    both = "".join(printed)
+    assert both.count("fine_tune 40/40") == 2 and "fine_tune 1/40" not in printed[1].partition("FT lesions")[0]
+    assert printed[0].splitlines()[-2:] == printed[1].splitlines()[-2:]
+    assert not list(project.rglob(".lock*"))
+
+
+@pytest.mark.parametrize("limit", [20_000, 2_000])
+def test_a_disk_that_fills_is_named_and_what_was_finished_stays(project, capsys, limit):
+    """The limit on the size of files stands in for a full disk: as there, a write ends in an error of the system."""
+    Path("p.yaml").write_text(json.dumps({**TINY, "approaches": ["ft"]}))
+    done = study.run(parameters(approaches=["ft"]), {(study.rows(parameters(approaches=["ft"]))[0], 0)})
+    before = (done[0].folder / "run.json").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        assert cli.main(["train", "p.yaml"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    error = capsys.readouterr().err
+    assert "cannot be written: File too large." in error and "the same command goes on" in error
+    assert "results/demo/demo/densenet_small/ft-lesions/seed0" in error or "split.csv" in error
+    assert (done[0].folder / "run.json").read_bytes() == before
+    assert not list(project.rglob(f"*{files.PARTIAL}"))
+    assert cli.main(["train", "p.yaml"]) == 0 and len(gather(Path("results"))) == 2
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_what_the_disk_refuses_is_said_with_what_to_do(tmp_path, monkeypatch, code):
+    path = tmp_path / "a.txt"
+    files.write(path, "before")
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(files.DiskError, match=os.strerror(code)) as error:
+        files.write(path, "after")
+    full = code in (errno.ENOSPC, errno.EDQUOT)
+    assert ("GB are free there). Make room" in str(error.value)) == full
+    assert ("writable" in str(error.value)) == (not full)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
+
+
+def test_an_error_of_who_writes_is_not_the_disks(tmp_path):
+    with pytest.raises(FileNotFoundError), files.replacing(tmp_path / "a"):
+        (tmp_path / "b").read_bytes()
+    with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / "a") as temporary:
+        temporary.write_text(str(1 / 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        MemoryError(),
+    ],
+)
+def test_no_memory_names_what_to_lower(project, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(training, "_train_epoch", full)
+    expected = "FT objects, seed 0: out of memory on .*, with batch_size 32, image_size 32 and precision fp32: lower"
+    with pytest.raises(TrainingError, match=expected):
+        study.run(parameters(approaches=["ft"]))
+
+
+def test_memory_that_really_is_not_there_is_told_as_such():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    assert study.devices.out_of_memory(error.value)
+    assert not study.devices.out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_other_errors_are_not_taken_for_it(project, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(training, "_train_epoch", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        study.run(parameters(approaches=["ft"]))
+
+
+def test_a_loss_that_explodes_leaves_the_epochs_before_it(project, capsys):
+    Path("p.yaml").write_text(json.dumps({**TINY, "approaches": ["ft"], "ft_lr": 1e30}).replace("1e+30", "1.0e+30"))
+    for _ in range(2):
+        assert cli.main(["train", "p.yaml"]) == 2
+        assert "the loss is nan in fine_tune, epoch 1, step 2: lower ft_lr, which is 1e+30" in capsys.readouterr().err
+    assert not checkpoint_there() and not list(Path("results").rglob("run.json"))
+
+
+def test_where_there_are_no_locks_a_run_goes_on(project, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with caplog.at_level("INFO"):
+        records = study.run(parameters(approaches=["ft"], ft_epochs=1))
+    assert len(records) == 2 and "FT objects, seed 0 cannot be locked" in caplog.text
