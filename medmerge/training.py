@@ -50,10 +50,6 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says where it stopped and what to change."""
 
 
-class _NotFinite(ArithmeticError):
-    """A loss, and the step that had it."""
-
-
 @dataclass(frozen=True)
 class Protocol:
     """How to train: the paper's section 3 and, where it is silent, the defaults of the book's protocol.
@@ -247,12 +243,8 @@ def fit(
             model.train()
             for module in still:
                 module.eval()
-            try:
-                train_loss = _train_epoch(model, train, optimizer, task)
-            except _NotFinite as error:
-                value, step = error.args
-                place = f"{phase}, epoch {state.epoch + 1}, step {step}"
-                raise TrainingError(f"the loss is {value} in {place}: lower {short}_lr, which is {lr:g}") from None
+            where = f"{phase}, epoch {state.epoch + 1}"
+            train_loss = _train_epoch(model, train, optimizer, task, f"{short}_lr, which is {lr:g}", where)
             scores = validate(model, val, task)
         state.advance({"train_loss": train_loss, **scores}, time.perf_counter() - started, peak_memory(device))
         _report(phase, state, epochs, len(train))
@@ -280,8 +272,10 @@ def kernel_shares(merge: KernelMerge) -> dict[str, Tensor]:
     return {name: (w - 1 / n).half().cpu() for name, w in means.items()}
 
 
-def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task) -> float:
-    """One pass over the training images; returns the mean loss, or raises with the first step that has none."""
+def _train_epoch(
+    model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task, rate: str, where: str
+) -> float:
+    """One pass over the training images; returns the mean loss."""
     batch_size = task.protocol.batch_size
     order = torch.randperm(len(train)).to(train.rows.device)
     losses, sizes = [], []
@@ -297,8 +291,8 @@ def _train_epoch(model: nn.Module, train: Samples, optimizer: torch.optim.Optimi
         sizes.append(len(positions))
     steps = torch.stack(losses).cpu()
     if not torch.isfinite(steps).all():
-        first = int((~torch.isfinite(steps)).nonzero()[0])
-        raise _NotFinite(steps[first].item(), first + 1)
+        step = int((~torch.isfinite(steps)).nonzero()[0]) + 1
+        raise TrainingError(f"the loss is {steps[step - 1].item()} in {where}, step {step}: lower {rate}")
     return float(np.average(steps.double().numpy(), weights=sizes))
 
 
