@@ -65,7 +65,7 @@ demo-all: demo ## Run every approach and ablation on drawn images, some minutes
 	$(call run,notebooks/pair.ipynb,params/demo/transformer.yaml)
 
 cost: $(STAMP) ## Measure again, on this machine, what a step of each phase costs
-	@rm -f results/open/cost/densenet121-64px.json results/open/cost/resnet50-64px.json
+	@rm -f results/open/cost/densenet121-64px*.json results/open/cost/resnet50-64px*.json
 	$(call run,notebooks/cost.ipynb,params/open/cost-densenet121.yaml)
 	$(call run,notebooks/cost.ipynb,params/open/cost-resnet50.yaml)
 

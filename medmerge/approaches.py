@@ -1,6 +1,6 @@
 """FT, LP-FT, MedMerge and its controls, each a few lines on top of the two phases (paper, section 4).
 
-An approach is a function of one or several backbones and a :class:`~medmerge.training.Task`. It returns a trained
+An approach is a function of one or several backbones and a :class:`~medmerge.task.Task`. It returns a trained
 :class:`~medmerge.backbones.Classifier` and, where it merged, the learnt merging weights. It never sees test data.
 """
 

@@ -4,6 +4,7 @@ A step is that of `medmerge.training`, on one batch of random images: what is me
 values. Nothing is scored, so no data and no trained weights are needed.
 """
 
+import contextlib
 import copy
 import functools
 import gc
@@ -93,16 +94,24 @@ class Step:
         if self.optimizer is None:
             training.features(self.model.backbone, self.samples, self.task)
             return None
+        with self.region("optimizer"):
+            self.optimizer.zero_grad(set_to_none=True)
         value = self.loss()
-        self.optimizer.zero_grad(set_to_none=True)
         value.backward()
-        self.optimizer.step()
+        with self.region("optimizer"):
+            self.optimizer.step()
         return value.detach()
+
+    def region(self, name: str):
+        """A context for a part of the step, ``"prepare"`` or ``"optimizer"``; `medmerge.steps` puts its own here."""
+        return contextlib.nullcontext()
 
     def loss(self) -> Tensor:
         """The forward half of a step: the batch's mean loss, with its graph."""
+        with self.region("prepare"):
+            inputs = training.prepare(self.inputs)
         with self.task.autocast:
-            logits = self.model(training.prepare(self.inputs))
+            logits = self.model(inputs)
         return training.loss(logits.float(), self.labels)
 
 
@@ -205,7 +214,7 @@ def measure(
         image_size: side in pixels.
         batch_size: images a step.
         repeats: rounds that are kept, after :data:`WARM_UP` that are not.
-        device, precision: as for :class:`~medmerge.training.Protocol`.
+        device, precision: as for :class:`~medmerge.task.Protocol`.
         variants: names from :data:`VARIANTS`.
 
     Returns:
@@ -216,7 +225,7 @@ def measure(
         ``variants``, each with ``seconds`` a round, ``trainable``, ``flops`` and ``memory`` as the functions above give
         them, and ``peak_memory_mib``, which is None on the CPU; and ``provenance``.
     """
-    task = _task(image_size, batch_size, device, precision)
+    task = noise(image_size, batch_size, device, precision)
     names, load = list(variants), os.getloadavg()[0]
     with devices.seeded(task.device, 0):
         sources = [backbones.backbone(backbone, "random") for _ in range(max(VARIANTS[n].sources for n in names))]
@@ -228,17 +237,26 @@ def measure(
             for name in draw.permutation(names).tolist():
                 seconds[name].append(_seconds(steps[name]))
     return {
-        **{"backbone": backbone, "image_size": image_size, "batch_size": batch_size, "classes": CLASSES},
-        **{"repeats": repeats, "kind": task.device.type, "device": devices.describe(task.device)},
-        "precision": devices.choose_precision(precision, task.device),
-        **{"threads": torch.get_num_threads(), "cores": os.cpu_count(), "clock": _clock(task.device)},
-        "load": [round(load, 2), round(os.getloadavg()[0], 2)],
+        **circumstances(backbone, task, repeats, load),
+        "clock": _clock(task.device),
         "variants": {name: {"seconds": seconds[name][WARM_UP:], **measured[name]} for name in names},
+    }
+
+
+def circumstances(backbone: str, task: Task, repeats: int, load: float) -> dict:
+    """What is measured and on what machine, as :func:`measure` gives it; ``load`` is that before the measurement."""
+    batch_size, size = len(task.train), task.train.inputs.shape[-1]
+    return {
+        **{"backbone": backbone, "image_size": size, "batch_size": batch_size, "classes": CLASSES},
+        **{"repeats": repeats, "kind": task.device.type, "device": devices.describe(task.device)},
+        "precision": devices.choose_precision(task.protocol.precision, task.device),
+        **{"threads": torch.get_num_threads(), "cores": os.cpu_count()},
+        "load": [round(load, 2), round(os.getloadavg()[0], 2)],
         "provenance": records.provenance(),
     }
 
 
-def _task(image_size: int, batch_size: int, device: str, precision: str) -> Task:
+def noise(image_size: int, batch_size: int, device: str, precision: str) -> Task:
     """A task whose training images are one batch of noise."""
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 3, image_size, image_size), dtype=torch.uint8, generator=draw)

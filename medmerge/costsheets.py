@@ -109,17 +109,29 @@ def read(p: Parameters) -> CostSheet | None:
     Raises:
         RecordError: it cannot be read, does not hold what it should, or was measured with other parameters.
     """
-    where = path(p)
+    return checked(path(p), CostSheet, {"repeats": p.cost_repeats}, p)
+
+
+def checked(where: Path, kind: type[BaseModel], asked: dict, p: Parameters) -> BaseModel | None:
+    """A record of what was measured, or None where it is not there.
+
+    Args:
+        kind: what it must hold.
+        asked: values that it must have been measured with, beside those that the parameters ask for.
+
+    Raises:
+        RecordError: as :func:`read`.
+    """
     if not where.is_file():
         return None
     try:
-        sheet = CostSheet.model_validate_json(where.read_bytes())
+        sheet = kind.model_validate_json(where.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
         problem = f"{place}: {first['msg']}" + (f", and {error.error_count() - 1} more" * (error.error_count() > 1))
         raise RecordError(f"{where} is damaged ({problem}); restore it, or remove it to measure again") from error
-    asked = {"backbone": p.backbone, "image_size": p.image_size, "batch_size": p.batch_size, "repeats": p.cost_repeats}
+    asked = {"backbone": p.backbone, "image_size": p.image_size, "batch_size": p.batch_size, **asked}
     asked |= {name: value for name, value in (("kind", p.device), ("precision", p.precision)) if value != "auto"}
     for name, value in asked.items():
         if getattr(sheet, name) != value:
@@ -156,9 +168,9 @@ def run(p: Parameters) -> CostSheet:
     return read(p)
 
 
-def write(where: Path, sheet: CostSheet) -> None:
+def write(where: Path, sheet: BaseModel) -> None:
     """Write a record, in one atomic step."""
-    files.write(where, sheet.model_dump_json(indent=1) + "\n")
+    files.write(where, sheet.model_dump_json(indent=1, by_alias=True) + "\n")
 
 
 def steps(sheet: CostSheet) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """What approaches that combine finished networks share: the networks, their weighted mean, and its validation score.
 
-A study that has the networks of its other rows on disk hands them over (:attr:`~medmerge.training.Task.recall`);
+A study that has the networks of its other rows on disk hands them over (:attr:`~medmerge.task.Task.recall`);
 otherwise they are trained here, in a place of their own. Either way they are the same, bit for bit on the CPU.
 """
 

@@ -1,14 +1,14 @@
 """Images on their way to a network: in batches, on the device, normalised."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from medmerge.data import Samples
-from medmerge.devices import seeded
+from medmerge.devices import Courier, seeded
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -56,13 +56,31 @@ def resident(samples: Samples, device: torch.device) -> Samples:
     each = samples.inputs[:1].nbytes
     if each * len(samples) > torch.cuda.mem_get_info(device)[0] / 2:
         return samples
-    inputs = samples.inputs[samples.rows].to(device, non_blocking=True)
     return replace(
         samples,
-        inputs=inputs,
+        inputs=samples.inputs[samples.rows].to(device),
         rows=torch.arange(len(samples), device=device),
         labels=samples.labels.to(device),
     )
+
+
+def stream(samples: Samples, positions: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and labels on the device, a pair for each of ``positions``, in their order.
+
+    The next batch is gathered and on its way while the present one is computed on: its copy runs beside the
+    computation (:class:`medmerge.devices.Courier`). Samples that are resident, or of a CPU, are not copied.
+
+    Args:
+        positions: int64 ``[B]`` each, on the device of ``samples.rows``.
+    """
+    courier, ahead = Courier(device), None
+    for chosen in positions:
+        upcoming = courier.send(samples.batch(chosen))
+        if ahead is not None:
+            yield courier.receive(ahead)
+        ahead = upcoming
+    if ahead is not None:
+        yield courier.receive(ahead)
 
 
 def to_device(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

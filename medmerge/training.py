@@ -6,30 +6,37 @@ Nothing here can reach test data: a :class:`Task` holds the training and validat
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import torch
-import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
-from medmerge import batchnorm, evaluation
+from medmerge import batchnorm, evaluation, loop
 from medmerge.checkpoints import Progress
 from medmerge.data import Samples
-from medmerge.devices import (
-    channels_last,
-    choose_device,
-    choose_precision,
-    peak_memory,
-    reset_peak_memory,
-    seeded,
-)
+from medmerge.devices import channels_last, peak_memory, reset_peak_memory, seeded
+from medmerge.loop import loss
 from medmerge.merge import KernelMerge
-from medmerge.serving import batches, images, prepare, resident, to_device
+from medmerge.serving import prepare, resident
+from medmerge.task import Protocol, Task
+
+__all__ = [
+    "FREE",
+    "PHASES",
+    "TrainingError",
+    "features",
+    "fine_tune",
+    "fit",
+    "kernel_shares",
+    "linear_probe",
+    "parameter_groups",
+    "predict",
+    "prepare",
+    "validate",
+]
 
 log = logging.getLogger(__name__)
 
@@ -42,118 +49,8 @@ normalised by the batch's, running ones follow, scale and shift stay; ``"none"``
 parameters of a channel have no statistics; they go with ``"affine"``."""
 
 
-MEASURED = 2048
-"""Training images on which batch norm is measured, at most."""
-
-
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says where it stopped and what to change."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How to train: the paper's section 3 and, where it is silent, the defaults of the book's protocol.
-
-    Attributes:
-        lp_epochs, ft_epochs: epochs of the linear probe and of fine-tuning.
-        lp_lr, ft_lr: AdamW's learning rates, constant within a phase.
-        batch_size: images a step.
-        weight_decay: of the weights of convolutions and linear layers; merging weights, normalisation and biases
-            have none.
-        select: the epoch that a phase hands on: ``"best"`` by validation macro F1 (of several labels an image: macro
-            AUROC), the first of equals, or ``"last"``.
-        lp_batchnorm: mode of a frozen backbone's batch norms in the linear probe: ``"eval"`` (running statistics, as
-            Kumar et al. 2022) or ``"train"`` (batch statistics, running ones drift).
-        batchnorm_free: what of a merge's batch norms changes in its linear probe, one of :data:`FREE`.
-        w_lr: learning rate of the merging weights; None for ``lp_lr``, 0 to leave them where they start.
-        w_decay: AdamW's decay of the merging weights, towards 0, which is the last source (affine) or equal shares
-            (softmax).
-        precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where the device computes in it.
-        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one.
-    """
-
-    lp_epochs: int = 50
-    lp_lr: float = 1e-4
-    ft_epochs: int = 50
-    ft_lr: float = 1e-5
-    batch_size: int = 32
-    weight_decay: float = 0.01
-    select: str = "best"
-    lp_batchnorm: str = "eval"
-    batchnorm_free: str = "both"
-    w_lr: float | None = None
-    w_decay: float = 0.0
-    precision: str = "auto"
-    device: str = "auto"
-
-
-@dataclass
-class Task:
-    """What an approach is given: training and validation images, the protocol, and a place for what is learnt.
-
-    Attributes:
-        train, val: images (uint8 ``[N, 3, S, S]`` RGB) with labels, of one kind: a class each, int64 ``[N]``, or any
-            number of classes each, float32 ``[N, K]`` of 1, 0 and NaN (not known).
-        num_classes: width of the head.
-        seed: decides the head's initialisation and the order of the images, alike for all approaches.
-        protocol: how to train.
-        checkpoints: folder for interrupted phases, or None to keep none.
-        key: names what is being computed; a checkpoint with another key is not used.
-        history: a row an epoch, filled by :func:`fit`.
-        kernel_history: the merging weights after every epoch of a merge's linear probe, by layer, float16
-            ``[epochs, kernels]`` of w - 0.5 for two sources (see :func:`kernel_shares`); filled by :func:`fit`.
-        cost: by phase seconds, images a second and peak memory in MiB, filled by :func:`fit`.
-        sources: what the approach's sources were trained on; names them where it chooses between networks.
-        recall: gives the finished network of another approach from one source, both by name, and its cost; or None
-            where the study does not have it. See `medmerge.ingredients`.
-    """
-
-    train: Samples
-    val: Samples
-    num_classes: int
-    seed: int = 0
-    protocol: Protocol = field(default_factory=Protocol)
-    checkpoints: Path | None = None
-    key: str = ""
-    history: list[dict] = field(default_factory=list)
-    kernel_history: dict[str, Tensor] = field(default_factory=dict)
-    cost: dict[str, dict[str, float]] = field(default_factory=dict)
-    sources: tuple[str, ...] = ()
-    recall: Callable[[str, str], tuple[nn.Module, dict] | None] | None = None
-
-    @property
-    def multilabel(self) -> bool:
-        """Whether an image may have several of the classes, or none."""
-        return self.train.labels.ndim == 2
-
-    def history_frame(self) -> pd.DataFrame:
-        """The history with its columns, which are there although nothing was trained."""
-        auroc = ["val_macro_auroc"] if self.multilabel else []
-        columns = ["phase", "epoch", "train_loss", "val_loss", "val_accuracy", "val_macro_f1", *auroc]
-        return pd.DataFrame(self.history, columns=None if self.history else columns)
-
-    @property
-    def score(self) -> str:
-        """Column of the history that decides which epoch is best.
-
-        Of several labels an image macro AUROC: at a threshold of 0.5 rare findings have an F1 of 0 for many epochs.
-        """
-        return "val_macro_auroc" if self.multilabel else "val_macro_f1"
-
-    @property
-    def device(self) -> torch.device:
-        """Where the protocol's ``device`` is here."""
-        return choose_device(self.protocol.device)
-
-    def measured(self) -> Iterator[Tensor]:
-        """Training images to measure batch norm on: prepared batches, :data:`MEASURED` images at most."""
-        return images(self.train, self.protocol.batch_size, self.device, self.seed, MEASURED)
-
-    @property
-    def autocast(self) -> torch.autocast:
-        """The context to compute in, for the protocol's ``precision``."""
-        enabled = choose_precision(self.protocol.precision, self.device) == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
 def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
@@ -209,7 +106,7 @@ def fine_tune(model: nn.Module, task: Task) -> None:
 def fit(
     model: nn.Module, train: Samples, val: Samples, phase: str, task: Task, still: Sequence[nn.Module] = ()
 ) -> None:
-    """Minimise :func:`loss` over one phase; leave ``model`` at the selected epoch.
+    """Minimise :func:`~medmerge.loop.loss` over one phase; leave ``model`` at the selected epoch.
 
     An interrupted phase goes on after its last whole epoch, and ends with the same numbers: the order of the images
     and the random state are functions of seed, phase and epoch. A finished one is read from its checkpoint.
@@ -236,6 +133,7 @@ def fit(
     merge = getattr(model, "backbone", None)
     watch = functools.partial(kernel_shares, merge) if isinstance(merge, KernelMerge) else None
     state = Progress(model, optimizer, phase, f"{task.key}/{phase}", path, task.score, watch)
+    steps = loop.Steps(model, optimizer, lambda: task.autocast, task.protocol.batch_size, device)
     reset_peak_memory(device)
     while state.epoch < epochs:
         started = time.perf_counter()
@@ -244,7 +142,7 @@ def fit(
             for module in still:
                 module.eval()
             where = f"{phase}, epoch {state.epoch + 1}"
-            train_loss = _train_epoch(model, train, optimizer, task, f"{short}_lr, which is {lr:g}", where)
+            train_loss = _train_epoch(steps, train, f"{short}_lr, which is {lr:g}", where)
             scores = validate(model, val, task)
         state.advance({"train_loss": train_loss, **scores}, time.perf_counter() - started, peak_memory(device))
         _report(phase, state, epochs, len(train))
@@ -272,42 +170,14 @@ def kernel_shares(merge: KernelMerge) -> dict[str, Tensor]:
     return {name: (w - 1 / n).half().cpu() for name, w in means.items()}
 
 
-def _train_epoch(
-    model: nn.Module, train: Samples, optimizer: torch.optim.Optimizer, task: Task, rate: str, where: str
-) -> float:
+def _train_epoch(steps: loop.Steps, train: Samples, rate: str, where: str) -> float:
     """One pass over the training images; returns the mean loss."""
-    batch_size = task.protocol.batch_size
-    order = torch.randperm(len(train)).to(train.rows.device)
-    losses, sizes = [], []
-    for positions in batches(order, batch_size):
-        inputs, labels = to_device(train.batch(positions), task.device)
-        with task.autocast:
-            logits = model(prepare(inputs))
-        value = loss(logits.float(), labels)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
-        losses.append(value.detach())
-        sizes.append(len(positions))
-    steps = torch.stack(losses).cpu()
-    if not torch.isfinite(steps).all():
-        step = int((~torch.isfinite(steps)).nonzero()[0]) + 1
-        raise TrainingError(f"the loss is {steps[step - 1].item()} in {where}, step {step}: lower {rate}")
-    return float(np.average(steps.double().numpy(), weights=sizes))
-
-
-def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over images; of several labels an image, binary cross-entropy over the labels that are known.
-
-    Args:
-        logits: float ``[B, K]``.
-        labels: class indices, int64 ``[B]``, or float ``[B, K]`` of 1, 0 and NaN (not known: no part in the loss).
-    """
-    if labels.ndim == 1:
-        return F.cross_entropy(logits, labels)
-    known = ~labels.isnan()
-    each = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
-    return torch.where(known, each, 0).sum() / known.sum().clamp(min=1)
+    found, sizes = loop.epoch(steps, train)
+    losses = found.cpu()
+    if not torch.isfinite(losses).all():
+        step = int((~torch.isfinite(losses)).nonzero()[0]) + 1
+        raise TrainingError(f"the loss is {losses[step - 1].item()} in {where}, step {step}: lower {rate}")
+    return float(np.average(losses.double().numpy(), weights=sizes))
 
 
 def validate(model: nn.Module, val: Samples, task: Task) -> dict[str, float]:
@@ -343,17 +213,9 @@ def features(backbone: nn.Module, samples: Samples, task: Task) -> Samples:
 
 
 def _logits(model: nn.Module, samples: Samples, task: Task) -> Tensor:
-    """What ``model`` returns in eval mode for all samples, float32 on the CPU. The model's mode is left as it was."""
-    training = model.training
-    model.eval()
-    outputs = []
-    with torch.inference_mode():
-        for positions in torch.arange(len(samples), device=samples.rows.device).split(4 * task.protocol.batch_size):
-            inputs, _ = to_device(samples.batch(positions), task.device)
-            with task.autocast:
-                outputs.append(model(prepare(inputs)).float())
-    model.train(training)
-    return torch.cat(outputs).cpu().clone()
+    """What ``model`` returns in eval mode for all samples, float32 on the CPU."""
+    size = 4 * task.protocol.batch_size
+    return loop.outputs(model, samples, lambda: task.autocast, size, task.device).cpu().clone()
 
 
 def parameter_groups(model: nn.Module, protocol: Protocol) -> list[dict]:
