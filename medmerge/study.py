@@ -40,6 +40,9 @@ MODEL = Path("checkpoint", "model.safetensors")
 MERGE = MODEL.with_name("merge.safetensors")
 """What the linear probe of a merging run learnt, beside it: merging weights, normalisation and head."""
 
+LOCK = ".lock"
+"""File in a run's folder while a process computes it."""
+
 _COMMON = (
     *("target_data", "target_missing", "target_uncertain", "target_blank", "exclude_data", "split", "fractions"),
     *("split_seed", "group_identical", "backbone", "image_size"),
@@ -251,30 +254,44 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
         overlap = inputs.overlap(p, dataset.images, needed(todo))
         inputs.warn_of_overlap(overlap)
         drawn = {"method": p.split, "fractions": tuple(p.fractions), "seed": p.split_seed}
-        split_files.write(split_path(p), dataset.table, dataset.parts, **drawn)
+        with files.locked(split_path(p).with_name(".split.lock"), str(split_path(p))) as alone:
+            if alone:
+                files.remove_leftovers(split_path(p).parent)
+            split_files.write(split_path(p), dataset.table, dataset.parts, **drawn)
         for row, seed in todo:
             with _alone(p, row, seed) as unfinished:
                 if unfinished:
                     run_row(p, row, seed, dataset, {name: overlap[name] for name in row.sources if name in overlap})
     if p.save_weights:
         _share(p, replace=bool(todo))
-    asked = [(row, seed) for row in rows(p) for seed in p.seeds]
-    return [finished(p, *one) for one in asked if only is None or one in only]
+    asked = [(row, seed) for row in rows(p) for seed in p.seeds if only is None or (row, seed) in only]
+    for row, seed in asked:
+        if (folder(p, row, seed) / LOCK).exists():  # who finished it died before it had cleared up
+            with _alone(p, row, seed):
+                pass
+    return [finished(p, *one) for one in asked]
 
 
 @contextlib.contextmanager
 def _alone(p: Parameters, row: Row, seed: int) -> Iterator[bool]:
     """Wait for another process that computes this run, if there is one; yield whether it is left to do."""
     where, what = folder(p, row, seed), f"{row.label}, seed {seed}"
-    with files.locked(where / ".lock", what) as alone:
-        if unfinished := not finished(p, row, seed):
-            log.info("%s", what)
-        else:
-            log.info("%s: finished by another process", what)
+    with files.locked(where / LOCK, what) as alone:
+        unfinished = not finished(p, row, seed)
+        log.info("%s" if unfinished else "%s: finished by another process", what)
         if alone:
             files.remove_leftovers(where)
             files.remove_leftovers(where / MODEL.parent)
+        if alone and not unfinished:
+            _clear(where)
         yield unfinished
+
+
+def _clear(where: Path) -> None:
+    """Remove the checkpoints of a finished run."""
+    for checkpoint in (where / MODEL).parent.glob("*.pt"):
+        checkpoint.unlink(missing_ok=True)
+    shutil.rmtree((where / MODEL).parent / PARTS, ignore_errors=True)
 
 
 def _done(p: Parameters) -> list[Record]:
@@ -337,9 +354,7 @@ def run_row(
     }
     tables |= outcome.tables
     record = records.write(where, content, task.history_frame(), predictions, weights, epochs, tables)
-    for checkpoint in task.checkpoints.glob("*.pt"):
-        checkpoint.unlink()
-    shutil.rmtree(task.checkpoints / PARTS, ignore_errors=True)
+    _clear(where)
     return record
 
 
