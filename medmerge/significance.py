@@ -173,12 +173,13 @@ def over_seeds(
 ) -> SeedInterval:
     """95 % interval of a difference for other seeds and other test images, paired by both.
 
-    A percentile bootstrap over few seeds is too narrow: S seeds drawn again spread by a factor sqrt((S - 1) / S) less
-    than seeds do, and its quantiles know nothing of a standard deviation of few values. ``"t"``, the default, adds the
-    variance over images (bootstrap of the mean over these seeds, stratified by class) to that over seeds, s^2 / S, and
-    takes t quantiles at Satterthwaite's (1946) degrees of freedom, at least S - 1. The spread between seeds that comes
-    from the finite test set is in both terms, so the interval errs on the wide side. ``"percentile"`` draws seeds and
-    images again (Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8).
+    A percentile bootstrap over few seeds is too narrow where the spread between seeds outweighs that between
+    images: S seeds drawn again spread by a factor sqrt((S - 1) / S) less than seeds do, and its quantiles know
+    nothing of a standard deviation of few values. ``"t"``, the default, adds the variance over images (bootstrap
+    of the mean over these seeds, stratified by class) to that over seeds, s^2 / S, and takes t quantiles at
+    Satterthwaite's (1946) degrees of freedom, at least S - 1. The spread between seeds that comes from the finite
+    test set is in both terms, so the interval errs on the wide side. ``"percentile"`` draws seeds and images again
+    (Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8).
 
     Args:
         labels, predicted_a, predicted_b, num_classes, metric, resamples, seed: as for `evaluation.compare`; predictions

@@ -1,5 +1,6 @@
 """The analysis plan says what the parameter files and the code do."""
 
+import json
 import re
 from pathlib import Path
 
@@ -57,3 +58,12 @@ def test_functions_and_outcomes_that_the_plan_names_are_there():
     text = " ".join(PLAN.split())
     assert outcomes == {"equivalent", "different", "different but within the margin", "undecided"}
     assert all(outcome in text for outcome in outcomes)
+
+
+def test_the_coverage_is_the_simulations():
+    found = json.loads((ROOT / "benchmarks" / "coverage.json").read_text(encoding="utf-8"))
+    three, one = (found[f"coverage, over_seeds t, {seeds} seeds"] for seeds in (3, 1))
+    assert three["runs"] == one["runs"] == 400
+    text = " ".join(PLAN.split())
+    expected = f"held 0 in {100 * three['share']:.1f} % of 400 runs, and with one seed in {100 * one['share']:.1f} %"
+    assert expected in text
