@@ -184,7 +184,7 @@ def bootstrap_interval(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}: give a share between 0 and 1, such as 0.95")
     _check_options(metric, resamples)
-    cells = _cells(labels, {"predicted": predicted}, num_classes)
+    cells = counted(labels, {"predicted": predicted}, num_classes)
     scores = resampling.bootstrap(cells, metric, resamples, np.random.default_rng(seed)).mean(axis=1)
     return _percentiles(scores, confidence)
 
@@ -225,7 +225,7 @@ def compare(
         ValueError: badly shaped, empty or out-of-range input, an unknown metric, or unequal numbers of seeds.
     """
     _check_options(metric, resamples)
-    cells = _cells(labels, {"predicted_a": predicted_a, "predicted_b": predicted_b}, num_classes)
+    cells = counted(labels, {"predicted_a": predicted_a, "predicted_b": predicted_b}, num_classes)
     bootstrap_generator, permutation_generator = np.random.default_rng(seed).spawn(2)
     difference = float(resampling.paired(resampling.scores(cells, cells.count, metric)))
     drawn = resampling.bootstrap(cells, metric, resamples, bootstrap_generator)
@@ -249,7 +249,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return multipletests(values, method="holm")[1]
 
 
-def _cells(labels: ArrayLike, predicted: Mapping[str, ArrayLike], num_classes: int) -> Cells:
+def counted(labels: ArrayLike, predicted: Mapping[str, ArrayLike], num_classes: int) -> Cells:
     """Checked labels and each model's predictions, counted; the models' seeds one after the other."""
     labels = np.asarray(labels)
     if labels.ndim == 2:

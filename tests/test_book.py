@@ -153,7 +153,7 @@ def test_the_chapter_on_approaches_lists_the_registry():
 MODULES = (
     *("rivals", "ingredients", "recall"),
     *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
-    *("kernels", "statefiles", "files", "task", "loop"),
+    *("kernels", "significance", "statefiles", "files", "task", "loop"),
     *("params", "study", "inputs", "learn", "datasheets", "leaks", "plan", "pages", "gpus"),
     *("cost", "costsheets", "figures_cost", "steps", "stepsheets"),
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),

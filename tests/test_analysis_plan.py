@@ -1,0 +1,69 @@
+"""The analysis plan says what the parameter files and the code do."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from medmerge import report, significance
+from medmerge.params import Parameters, load_yaml
+
+ROOT = Path(__file__).parents[1]
+PLAN = (ROOT / "book" / "plan.md").read_text(encoding="utf-8")
+FILES = re.findall(r"^\| [a-z, ]+ \| `([\w-]+)` \|", PLAN, re.M)
+FURTHER = [f"{name}-mobilenet" for name in FILES if name != "skin-leaky"]
+
+
+def parameters(name):
+    path = ROOT / "params" / "open" / f"{name}.yaml"
+    return Parameters.parse(load_yaml(path), str(path))
+
+
+@pytest.mark.parametrize("name", [*FILES, *FURTHER])
+def test_a_planned_pair_has_the_plans_seeds_rows_and_epochs(name):
+    assert f"`{name}`" in PLAN
+    p, default = parameters(name), Parameters.parse({})
+    seeds = re.search(r"\*\*Seeds: ([\d, ]+)\*\*", PLAN)[1]
+    assert p.seeds == [int(seed) for seed in seeds.split(", ")] and 0 not in p.seeds and len(p.seeds) >= 3
+    same = ("approaches", "lp_epochs", "lp_lr", "ft_epochs", "ft_lr", "weight_decay", "select", "fractions")
+    assert all(getattr(p, key) == getattr(default, key) for key in same)
+    assert p.image_size == 64
+    assert p.backbone == ("mobilenet_v2" if name in FURTHER else "densenet121")
+    sources = [parameters(path.stem) for path in (ROOT / "params/open").glob("source-*.yaml")]
+    (source,) = [one for one in sources if one.save_weights == p.source_weights]
+    assert (source.target_data, source.base_weights, source.backbone) == (p.source_data, p.base_weights, p.backbone)
+
+
+def test_the_table_holds_the_pairs_and_their_splits():
+    assert FILES == ["skin-seeds", "chest", "retina", "skin-leaky"]
+    for name in FILES:
+        (row,) = re.findall(rf"^\|[^|]*\| `{name}` \|.*\| ([^|]+) \|$", PLAN, re.M)
+        assert row.split()[0] == parameters(name).split
+    clean, leaky = parameters("skin-seeds"), parameters("skin-leaky")
+    assert clean.exclude_data == "ham10k" and not leaky.exclude_data and leaky.allow_overlap
+
+
+def test_the_rate_and_the_family_are_the_codes():
+    rate = int(re.search(r"Holm-adjusted at \*\*(\d+) %\*\*", PLAN)[1]) / 100
+    assert rate == report.ALPHA == significance.ALPHA
+    approaches = parameters("skin-seeds").approaches
+    assert int(re.search(r"MedMerge's \*\*(\d+)\*\* baselines", PLAN)[1]) == 2 * (len(approaches) - 1)
+
+
+def test_functions_and_outcomes_that_the_plan_names_are_there():
+    named = re.findall(r"medmerge\.significance\.(\w+)", PLAN)
+    assert {"over_seeds", "seed_spread", "equivalence"} <= set(named) <= set(significance.__all__)
+    outcomes = {significance.equivalence(d, e, 2).outcome for d, e in ((0, 0.1), (9, 0.1), (1, 0.1), (1, 5))}
+    text = " ".join(PLAN.split())
+    assert outcomes == {"equivalent", "different", "different but within the margin", "undecided"}
+    assert all(outcome in text for outcome in outcomes)
+
+
+def test_the_coverage_is_the_simulations():
+    found = json.loads((ROOT / "benchmarks" / "coverage.json").read_text(encoding="utf-8"))
+    three, one = (found[f"coverage, over_seeds t, {seeds} seeds"] for seeds in (3, 1))
+    assert three["runs"] == one["runs"] == 400
+    text = " ".join(PLAN.split())
+    expected = f"held 0 in {100 * three['share']:.1f} % of 400 runs, and with one seed in {100 * one['share']:.1f} %"
+    assert expected in text
