@@ -24,7 +24,7 @@ PARTIAL = ".partial"
 _POLL = 0.2  # seconds between two looks at a lock that another process holds
 _OF_THE_DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
-    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR),
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
 }
 
 
@@ -81,6 +81,9 @@ def locked(path: Path, what: str) -> Iterator[bool]:
     Args:
         path: a file that is made for the lock and removed after it.
         what: what is locked, for who waits: it is told which process holds it.
+
+    Raises:
+        DiskError: the folder cannot be made or written.
     """
     lock = FileLock(path, fallback_to_soft=False)  # a lock that is only a file would outlive a killed process
     holder = path.with_name(f"{path.name}-holder")
@@ -88,6 +91,8 @@ def locked(path: Path, what: str) -> Iterator[bool]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(lock, holder, what)
     except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) in _OF_THE_DISK:
+            raise DiskError(f"{path.parent} cannot be written: {_reason(path, error)}") from error
         log.info("%s cannot be locked (%s); another process may do the same work", what, error)
         yield False
         return

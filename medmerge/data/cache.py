@@ -63,15 +63,18 @@ def load_or_build(
     entry = _read(directory, name, shape)
     if entry is not None:
         return entry
-    with files.locked(directory / f".{name}.lock", f"decoding {name}") as alone:
-        # Whoever held the lock before may have built the entry.
-        entry = _read(directory, name, shape)
-        if entry is not None:
-            return entry
-        if alone:
-            files.remove_leftovers(directory, f"{name}.*")
-        check_space(directory, int(np.prod(shape, dtype=np.int64)), "the images")
-        _write(directory, name, shape, build)
+    try:
+        with files.locked(directory / f".{name}.lock", f"decoding {name}") as alone:
+            # Whoever held the lock before may have built the entry.
+            entry = _read(directory, name, shape)
+            if entry is not None:
+                return entry
+            if alone:
+                files.remove_leftovers(directory, f"{name}.*")
+            check_space(directory, int(np.prod(shape, dtype=np.int64)), "the images")
+            _write(directory, name, shape, build)
+    except files.DiskError as error:
+        raise DataError(f"{error}. {_HINT}") from error
     entry = _read(directory, name, shape)
     if entry is None:
         raise DataError(f"The cache entry {name} in {directory} was removed while it was written")
@@ -131,5 +134,5 @@ def _write(directory: Path, name: str, shape: tuple[int, ...], build: Callable[[
             pixels.flush()
             del pixels
         files.write(directory / f"{name}.json", json.dumps({"shape": list(shape), "sha256": digests}))
-    except (OSError, files.DiskError) as error:
+    except OSError as error:
         raise DataError(f"The cache {directory} cannot be written: {error}. {_HINT}") from error
