@@ -20,17 +20,14 @@ import pandas as pd
 import safetensors.numpy
 from numpy.typing import ArrayLike
 
-from medmerge import files
+from medmerge import files, recordcheck
+from medmerge.recordcheck import RecordError
 
 KERNEL_HISTORY = "kernel_weights_history.safetensors"
 HISTORY_BYTES = 800_000
 """A longer history of merging weights keeps every second, third ... epoch, so that it can be committed."""
 
 LIBRARIES = ("medmerge", "torch", "torchvision", "numpy", "scikit-learn", "pandas", "pillow")
-
-
-class RecordError(ValueError):
-    """A record that cannot be read, or that stands where another run would be written."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +63,12 @@ class Record:
 
         Multi-label runs have ``val_macro_auroc`` too; see :func:`score_column`.
         """
-        return pd.read_csv(self.folder / "history.csv")
+        return recordcheck.history(self.folder / "history.csv")
 
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
         """A row a test image, as :func:`prediction_frame` makes them."""
-        unknown = {f"y_{name}": [""] for name in self.run["data"]["classes"]} if self.multilabel else None
-        types = {"id": str, "label": str}
-        path = self.folder / self.file
-        return pd.read_csv(path, dtype=types, na_values=unknown, keep_default_na=False)
+        return recordcheck.predictions(self.folder / self.file, self.run["data"]["classes"], self.multilabel)
 
     @property
     def multilabel(self) -> bool:
@@ -121,8 +115,8 @@ class Record:
         path = self.folder / "kernel_weights.safetensors"
         if not path.exists():
             return {}
-        weights = safetensors.numpy.load_file(path)
         two = self.num_merged == 2
+        weights = recordcheck.weights(path, self.run["layers"], 1 if two else 2)
         return {n: np.stack([weights[n], 1 - weights[n]]) if two else weights[n] for n in self.run["layers"]}
 
     @property
@@ -153,7 +147,7 @@ class Record:
 
     def _table(self, name: str) -> pd.DataFrame:
         path = self.folder / f"{name}.csv"
-        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+        return recordcheck.table(path) if path.exists() else pd.DataFrame()
 
     @functools.cached_property
     def kernel_history(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -164,10 +158,12 @@ class Record:
         path = self.folder / KERNEL_HISTORY
         if not path.exists():
             return np.empty(0, np.int64), {}
-        stored = safetensors.numpy.load_file(path)
+        names, dims = [f"w/{name}" for name in self.run["layers"]], 2 if self.num_merged == 2 else 3
+        stored = recordcheck.weights(path, names, dims)
+        epochs = recordcheck.weights(path, ["epochs"], 1)["epochs"]
         moved = {name: stored[f"w/{name}"].astype(np.float32) for name in self.run["layers"]}
         first = {name: w if w.ndim == 2 else w[:, 0] for name, w in moved.items()}
-        return stored["epochs"], {name: w + np.float32(self.neutral) for name, w in first.items()}
+        return epochs, {name: w + np.float32(self.neutral) for name, w in first.items()}
 
 
 def prediction_frame(
@@ -256,17 +252,13 @@ def read(folder: Path) -> Record:
     path = folder / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"no finished run in {folder}")
-    try:
-        run = json.loads(path.read_bytes())
-        missing = {"definition", "hash", "row", "seed", "data", "metrics", "layers"} - run.keys()
-    except (ValueError, AttributeError) as error:
-        raise RecordError(f"{path} is damaged ({error}); restore it, or remove its folder and run again") from error
+    run = recordcheck.run(path)
     wanted = [
         "history.csv",
         "predictions.csv",
-        *(["kernel_weights.safetensors"] if run.get("layers") else []),
+        *(["kernel_weights.safetensors"] if run["layers"] else []),
     ]
-    missing |= {name for name in wanted if not (folder / name).is_file()}
+    missing = {name for name in wanted if not (folder / name).is_file()}
     if missing:
         raise RecordError(f"the record in {folder} lacks {', '.join(sorted(missing))}; restore it or run it again")
     return Record(folder, run)
