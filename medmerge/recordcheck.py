@@ -39,22 +39,58 @@ class _Row(_Part):
     settings: dict[str, Any] = {}
 
 
+class _Parts(_Part):
+    train: dict[str, _Count]
+    val: dict[str, _Count]
+    test: dict[str, _Count]
+
+
+class _Images(_Part):
+    train: _Count
+    val: _Count
+    test: _Count
+
+
+class _Overlap(_Part):
+    unknown: str = ""
+    images: dict[str, _Count] = {}
+    groups: dict[str, _Count] = {}
+
+
 class _Data(_Part):
     classes: Annotated[list[_Name], Field(min_length=1)]
-    name: str = ""
+    name: _Name
+    fingerprint: _Name
+    counts: _Parts
     multilabel: bool = False
-    counts: dict[str, dict[str, _Count]] = {}
-    images: dict[str, _Count] = {}
-    fingerprint: str = ""
+    images: _Images | None = None
     notes: list[str] = []
     split: dict[str, Any] = {}
-    overlap: dict[str, dict[str, Any]] = {}
+    overlap: dict[str, _Overlap] = {}
+
+
+class _Parameters(_Part):
+    backbone: _Name
+    image_size: Annotated[int, Field(ge=1)]
+    split: _Name
+    base_data: str
+
+
+class _Cost(_Part):
+    seconds: Annotated[float, Field(ge=0)]
+    peak_memory_mib: float = 0.0
+
+
+class _Versions(_Part):
+    medmerge: str
+    torch: str
+    torchvision: str
 
 
 class _Provenance(_Part):
-    versions: dict[str, str] = {}
+    versions: _Versions
+    commit: str
     system: str = ""
-    commit: str = ""
 
 
 class _Run(_Part):
@@ -62,18 +98,18 @@ class _Run(_Part):
     hash: _Name
     row: _Row
     seed: _Count
+    parameters: _Parameters
     data: _Data
+    sources: dict[str, str]
     metrics: dict[str, float | None]
     layers: list[_Name]
-    parameters: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    cost: dict[str, _Cost]
+    device: str
+    precision: str
+    provenance: _Provenance
     stages: dict[str, dict[str, float | None]] = {}
     choices: dict[str, Any] = {}
     network: str = ""
-    cost: dict[str, dict[str, float | None]] = {}
-    device: str = ""
-    precision: str = ""
-    provenance: _Provenance = _Provenance()
 
 
 def run(path: Path) -> dict:

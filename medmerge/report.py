@@ -274,7 +274,7 @@ def costs(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         cost = record.run["cost"]
         seconds = {f"{phase.replace('_', ' ')}, s": values["seconds"] for phase, values in cost.items()}
-        memory = max(values.get("peak_memory_mib", 0) for values in cost.values())
+        memory = max((values.get("peak_memory_mib", 0) for values in cost.values()), default=0)
         table.append({"run": record.label, "seed": record.run["seed"], **seconds, "total, s": sum(seconds.values())})
         table[-1]["peak memory, MiB"] = memory
     frame = pd.DataFrame(table)

@@ -7,12 +7,32 @@ from pathlib import Path
 import pytest
 import torch
 from data_fixtures import real
+from fuzzing import OUTCOMES, TRIED
 
 from medmerge.data import fundus, skin
 
 
 def pytest_configure():
     torch.set_num_threads(1)
+
+
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist hands over what its fuzz tests counted."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["fuzzed"] = [[*key, count] for key, count in TRIED.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for what, outcome, count in getattr(node, "workeroutput", {}).get("fuzzed", ()):
+        TRIED[what, outcome] += count
+
+
+def pytest_terminal_summary(terminalreporter):
+    if TRIED:
+        kinds = ", ".join(f"{sum(TRIED[w, o] for o in OUTCOMES):,} {w}" for w in sorted({what for what, _ in TRIED}))
+        refused = sum(count for (_, outcome), count in TRIED.items() if outcome == "refused")
+        terminalreporter.write_line(f"fuzzed: {TRIED.total():,} inputs ({kinds}), {refused:,} refused")
 
 
 @pytest.fixture(scope="session")

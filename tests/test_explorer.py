@@ -35,8 +35,8 @@ def record(folder, seed: int = 0, study: str = "moles", epochs: int = 4, weights
     }
     run = {**RUN, "row": {"approach": "medmerge", "title": "MedMerge", "sources": ["imagenet", "skin"]}, "seed": seed}
     run["data"] = {**RUN["data"], "name": study, "images": {"train": 30, "val": 10, "test": 5}}
-    run["parameters"] = {"image_size": 32, "note": "Drawn, not photographed.", "select": "best"}
-    run["provenance"] = {"commit": "abcdef0123456789"}
+    run["parameters"] = {**RUN["parameters"], "note": "Drawn, not photographed.", "select": "best"}
+    run["provenance"] = {**RUN["provenance"], "commit": "abcdef0123456789"}
     where = folder / f"open/{study}/{backbone}/medmerge-imagenet-skin/seed{seed}"
     return records.write(where, run, pd.concat([probe, HISTORY]), predictions(), weights, history)
 

@@ -18,8 +18,15 @@ RUN = {
     "hash": "0" * 64,
     "row": {"approach": "medmerge", "title": "MedMerge", "sources": ["b", "c"]},
     "seed": 0,
-    "data": {"classes": ["nævus", "NA", "a,b"]},
+    "parameters": {"backbone": "densenet_small", "image_size": 32, "split": "grouped", "base_data": "b"},
+    "data": {"name": "moles", "classes": ["nævus", "NA", "a,b"], "fingerprint": "1" * 64}
+    | {"counts": {part: {"nævus": 1, "NA": 3, "a,b": 1} for part in ("train", "val", "test")}},
+    "sources": {"b": "2" * 64, "c": "3" * 64},
     "metrics": {"macro_f1": 0.5, "recall/NA": None},
+    "cost": {"fine_tune": {"seconds": 1.5}},
+    "device": "a CPU",
+    "precision": "fp32",
+    "provenance": {"commit": "4" * 40, "versions": {"medmerge": "1", "torch": "2", "torchvision": "3"}},
 }
 HISTORY = pd.DataFrame({"phase": ["fine_tune"], "epoch": [1], "train_loss": [0.1 + 0.2], "val_macro_f1": [1 / 3]})
 PROBABILITIES = np.random.default_rng(0).dirichlet([1, 1, 1], 5).astype(np.float32)
@@ -99,7 +106,7 @@ def test_weights_of_two_sources_sum_to_one(tmp_path):
         assert np.array_equal(record.source_weights[name], np.stack([w, 1 - w]))
 
 
-MULTILABEL = RUN | {"data": {"classes": RUN["data"]["classes"], "multilabel": True}}
+MULTILABEL = RUN | {"data": {**RUN["data"], "multilabel": True}}
 FINDINGS = np.array([[1, 0, np.nan], [0, 0, np.nan], [np.nan, 1, np.nan], [1, 1, np.nan], [0, 0, np.nan]])
 IDS = ["007", "1e3", "NA", "x/ü.jpg", ""]
 

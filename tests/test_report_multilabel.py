@@ -57,7 +57,10 @@ def make(folder, row: str, errors: float, seed: int):
         "data": {"name": "chexpert", "classes": CLASSES, "fingerprint": "e" * 64, "notes": [], "multilabel": True}
         | {"counts": {part: dict.fromkeys(CLASSES, 700) for part in ("train", "val", "test")}}
         | {"images": {"train": 1000, "val": 60, "test": N}},
+        "sources": {name: "2" * 64 for name in sources},
         "metrics": evaluation.metrics(LABELS, scores, CLASSES),
+        "cost": {"fine_tune": {"seconds": 1.0}},
+        "provenance": {"commit": "d" * 40, "versions": {"medmerge": "1", "torch": "2", "torchvision": "3"}},
         "device": "a CPU",
         "precision": "fp32",
     }
