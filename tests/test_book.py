@@ -164,7 +164,7 @@ MODULES = (
 )
 ELSEWHERE = (
     *("card", "channels", "checkpoints", "cli", "cli_data", "cli_plan", "cli_run", "devices", "explorer"),
-    *("explorer_data", "figures_data", "probes", "registry", "resampling", "trials"),
+    *("explorer_data", "figures_data", "probes", "recordcheck", "registry", "resampling", "trials"),
 )
 """Modules whose names the reference holds in part, under those that use them, or not at all."""
 

@@ -130,14 +130,15 @@ def test_killed_failed_stopped_and_finished(project):
     assert not (begun / "run.json").exists()
 
     other = grid / ("seed1" if begun.name == "seed0" else "seed0")
-    other.write_text("not a folder: this run will fail")
+    other.mkdir()
+    (other / "checkpoint").write_text("not a folder: this run will fail")
     assert snakemake("--unlock")[0] == 0, "the killed process left its lock"
     status, printed = snakemake("--cores", "1", "--keep-going", page)
     assert status == 1 and (begun / "run.json").is_file() and not (project / page).exists()
     log = project / "logs" / f"{other.relative_to(project)}.log"
     assert str(log.relative_to(project)) in printed and "cannot be written" in log.read_text()
 
-    other.unlink()
+    shutil.rmtree(other)
     record = (begun / "run.json").read_bytes()
     process = start("--cores", "1", page)
     wait_for(process, lambda: list(other.glob("checkpoint/*.pt")))
