@@ -99,16 +99,17 @@ class Progress:
                 return
             model, optimizer = copy.deepcopy(self.model), self.optimizer
             model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
+            history, best, seconds = list(state["history"]), dict(state["best"]), float(state["seconds"])
+            memory, watched = float(state["peak_memory"]), list(state.get("watched", []))
+            optimizer.load_state_dict(state["optimizer"])  # last: a phase that starts over has a new one
         except Exception as error:  # tensors of another network may raise nearly anything
             log.warning("%s cannot be used (%s): starting the phase over", self.path, error)
             return
         self.model.load_state_dict(state["model"])
-        self.history, self.best = state["history"], state["best"]
-        self.watched = state.get("watched", [])
+        self.history, self.best, self.watched = history, best, watched
         if len(self.watched) < self.epoch:  # begun before it was kept: rather no such history than a part of it
             self.watch, self.watched = None, []
-        self.seconds, self.peak_memory = state["seconds"], state["peak_memory"]
+        self.seconds, self.peak_memory = seconds, memory
 
 
 def write(state: dict, path: Path) -> None:

@@ -129,7 +129,15 @@ def _reason(path: Path, error: OSError) -> str:
         with contextlib.suppress(OSError):
             free = f" ({shutil.disk_usage(path.parent).free / 1e9:.2f} GB are free there)"
         return f"{error.strerror}{free}. Make room, then the same command goes on; what is finished is kept"
-    return f"{error.strerror}. Make {path.parent} writable, then the same command goes on; what is finished is kept"
+    what = f"Make {path.parent} writable"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        there = next(one for one in (path, *path.parents) if one.exists())
+        what = f"{there} is a {'folder' if there.is_dir() else 'file'} and should not be: move it away"
+    elif error.errno == errno.ENAMETOOLONG:
+        what = "Take shorter names"
+    elif error.errno == errno.EIO:
+        what = "The disk may be failing: have it checked"
+    return f"{error.strerror}. {what}, then the same command goes on; what is finished is kept"
 
 
 def _to_disk(path: Path) -> None:

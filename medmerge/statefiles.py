@@ -1,6 +1,7 @@
 """Files of weights: read without running code, fitted to a network by name and shape, written in one atomic step."""
 
 import hashlib
+import json
 import math
 import pickle
 import re
@@ -35,7 +36,18 @@ class CheckpointError(ValueError):
 def write(state: Mapping[str, Tensor], path: Path, name: str, metadata: Mapping[str, str]) -> None:
     """Write a state dict as safetensors, the architecture's ``name`` and ``metadata`` in its header."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    files.write(path, safetensors.torch.save(tensors, {"format": "pt", "medmerge.backbone": name, **metadata}))
+    content = safetensors.torch.save(tensors, {"format": "pt", "medmerge.backbone": name, **metadata})
+    files.write(path, _in_order(content))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library writes them in another order in every process."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def state_sha256(model: nn.Module) -> str:

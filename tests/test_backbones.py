@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from medmerge import Classifier, backbone, backbones, save_backbone
+from medmerge import Classifier, backbone, backbones, save_backbone, statefiles
 from medmerge.backbones import (
     CheckpointError,
     check_weights,
@@ -121,6 +121,20 @@ def test_classifier_is_a_backbone_and_one_linear_layer():
     model = Classifier(network(), 3).eval()
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model(x), model.head(model.backbone(x))) and model(x).shape == (2, 3)
+
+
+def test_a_file_has_the_same_bytes_whichever_process_writes_it(tmp_path):
+    """The library keeps metadata in a hash map, whose order is another in every process, and now and then in one."""
+    metadata = {f"key {i}": f"{i} – é\"" for i in range(20)}
+    written = set()
+    for i in range(5):
+        path = tmp_path / f"{i}.safetensors"
+        statefiles.write({"b": torch.arange(3.0), "a": torch.ones(2, 2).half()}, path, SMALL, metadata)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    with safetensors.safe_open(path, framework="pt") as file:
+        assert list(file.metadata()) and file.metadata().items() >= metadata.items()
+        assert torch.equal(file.get_tensor("b"), torch.arange(3.0)) and file.get_tensor("a").dtype == torch.half
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])

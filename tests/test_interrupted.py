@@ -23,7 +23,7 @@ from medmerge import checkpoints
 
 MOMENTS = 20
 STUDY = {**TINY, "split": "random", "fractions": [0.05, 0.05, 0.9], "batch_size": 8}
-MERGE, COMBINED = ["medmerge"], ["soup"]
+MERGE, COMBINED, PROBED = ["medmerge"], ["soup"], ["lp_ft"]
 CIRCUMSTANCES = ("cost", "provenance")
 
 
@@ -68,7 +68,7 @@ def whole(runs, tmp_path_factory):
     """By approach: the files of an uninterrupted study, its seconds, and how many files it writes."""
     found = {}
     finish(runs, project(tmp_path_factory.mktemp("first")), MERGE)  # decodes the images
-    for name, approaches in {"merge": MERGE, "combined": COMBINED}.items():
+    for name, approaches in {"merge": MERGE, "combined": COMBINED, "probed": PROBED}.items():
         folder = project(tmp_path_factory.mktemp(name))
         started = time.monotonic()
         runs.start(folder, approaches)
@@ -103,7 +103,9 @@ def finish(runs: Runs, folder: Path, approaches: list[str]) -> dict[str, object]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "approaches", "moments"), [("merge", MERGE, MOMENTS), ("combined", COMBINED, 6)])
+@pytest.mark.parametrize(
+    ("name", "approaches", "moments"), [("merge", MERGE, MOMENTS), ("combined", COMBINED, 6), ("probed", PROBED, 6)]
+)
 def test_killed_at_any_moment(runs, whole, tmp_path, name, approaches, moments):
     expected, seconds, _ = whole[name]
     draw, killed = random.Random(0), []

@@ -1,5 +1,6 @@
 """What ends a run early, and what is said then: Ctrl-C, SIGTERM, a full disk, no memory, a second process."""
 
+import contextlib
 import errno
 import json
 import os
@@ -34,11 +35,27 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def start(*arguments: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "medmerge.cli", *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
-    )
+@pytest.fixture
+def start():
+    """Starts a command in a session of its own, which ends with the test."""
+    processes = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        # A shell starts what runs in its background deaf to Ctrl-C, and so would be all that is started from there.
+        heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+        command = [sys.executable, "-m", "medmerge.cli", *arguments]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        try:
+            processes.append(subprocess.Popen(command, **options))
+        finally:
+            signal.signal(signal.SIGINT, heard)
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def wait_for(happened, process: subprocess.Popen, seconds: float = 120):
@@ -56,7 +73,7 @@ def checkpoint_there() -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_train_that_is_stopped_says_how_to_go_on(project, number, status):
+def test_train_that_is_stopped_says_how_to_go_on(project, start, number, status):
     Path("p.yaml").write_text(json.dumps(LONG))
     process = start("train", "p.yaml")
     wait_for(checkpoint_there, process)
@@ -79,7 +96,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_notebook_that_is_stopped_takes_its_kernel_along(project, number, status):
+def test_a_notebook_that_is_stopped_takes_its_kernel_along(project, start, number, status):
     code = "import os, pathlib, time\npathlib.Path('pid.txt').write_text(str(os.getpid()))\ntime.sleep(600)"
     values = {**LONG, "track": "own", "pair": "x"}
     defaults = "\n".join(f"{name} = {value!r}" for name, value in values.items())
@@ -108,7 +125,7 @@ def test_a_kernel_that_is_killed_is_said_to_be(project, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_second_process_waits_and_does_nothing_twice(project):
+def test_a_second_process_waits_and_does_nothing_twice(project, start):
     Path("p.yaml").write_text(json.dumps({**LONG, "approaches": ["ft"], "ft_epochs": 40}))
     first = start("train", "p.yaml")
     wait_for(checkpoint_there, first)
@@ -162,6 +179,19 @@ def test_what_the_disk_refuses_is_said_with_what_to_do(tmp_path, monkeypatch, co
     assert ("GB are free there). Make room" in str(error.value)) == full
     assert ("writable" in str(error.value)) == (not full)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
+
+
+def test_what_is_in_the_way_is_named(tmp_path):
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(files.DiskError, match=r"File exists. \S+/a is a file and should not be: move it away, then"):
+        files.write(tmp_path / "a" / "b.txt", "")
+    with pytest.raises(files.DiskError, match=r"\S+/a is a file and should not be: move it away, then"):
+        files.write(tmp_path / "a" / "b" / "c.txt", "")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(files.DiskError, match="/c is a folder and should not be: move it away"):
+        files.write(tmp_path / "c", "")
+    with pytest.raises(files.DiskError, match="Take shorter names"):
+        files.write(tmp_path / ("n" * 300), "")
 
 
 def test_an_error_of_who_writes_is_not_the_disks(tmp_path):

@@ -233,7 +233,7 @@ def test_an_interrupted_phase_goes_on_with_the_same_numbers(tmp_path, monkeypatc
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "a bit", "empty", "unsealed", "code", "key", "network"])
+@pytest.mark.parametrize("damage", ["truncated", "a bit", "empty", "unsealed", "code", "key", "network", "incomplete"])
 def test_a_checkpoint_that_does_not_serve_is_not_used(tmp_path, caplog, damage):
     def run(key="k", folder=tmp_path, sources=0):
         one = task(checkpoints=folder, key=key, ft_epochs=1)
@@ -257,6 +257,8 @@ def test_a_checkpoint_that_does_not_serve_is_not_used(tmp_path, caplog, damage):
         content = io.BytesIO()
         torch.save({"key": "k", "model": Creates(tmp_path / "canary")}, content)
         path.write_bytes(hashlib.sha256(content.getvalue()).hexdigest().encode() + content.getvalue())
+    if damage == "incomplete":
+        checkpoints.write({k: v for k, v in checkpoints.read(path).items() if k != "seconds"}, path)
     if damage == "network":
         checkpoints.write({**checkpoints.read(path), "model": {"x": torch.zeros(1)}}, path)
     with caplog.at_level(logging.INFO):
