@@ -1,0 +1,70 @@
+"""What a step, an epoch and a study cost, measured here and now: ratios within one run.
+
+    python -m benchmarks                     all parts, about an hour on two cores (`make bench`)
+    python -m benchmarks step pipeline       some of them
+    python -m benchmarks --small             a small case of everything, in two minutes, to see that it works
+
+Prints a table a part and writes it, with a description of the machine, to benchmarks/PART.json (PART-cuda.json on a
+GPU). The chapter "Speed" of the book is filled from these files.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import chapter, turns
+from benchmarks.settings import Settings
+from medmerge import devices, files, records
+
+PARTS = ("step", "probe", "pipeline", "row", "growth")
+HERE = Path(__file__).resolve().parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all by default")
+    parser.add_argument("--device", choices=devices.DEVICES, default="auto")
+    parser.add_argument("--small", action="store_true", help="small cases; nothing is written unless --out is given")
+    parser.add_argument("--out", type=Path, help="folder to write to, instead of benchmarks/ and the book")
+    options = parser.parse_args(arguments)
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    try:
+        device = devices.choose_device(options.device)
+    except ValueError as error:
+        parser.error(str(error))
+    out = options.out or (None if options.small else HERE)
+    for part in options.parts or PARTS:
+        content = run(part, Settings(device.type, options.small))
+        if out:
+            name = f"{part}.json" if device.type == "cpu" else f"{part}-{device.type}.json"
+            files.write(out / name, json.dumps(content, indent=1) + "\n")
+    if out == HERE:
+        chapter.rewrite()
+    return 0
+
+
+def run(part: str, settings: Settings) -> dict:
+    """Measure one part, printing a line a row as they come and then a table.
+
+    Returns:
+        ``machine``, ``seconds`` that it took, ``rows`` and ``provenance``.
+    """
+    described, started, rows = turns.machine(devices.choose_device(settings.device)), time.perf_counter(), []
+    for row in importlib.import_module(f"benchmarks.{part}").measure(settings):
+        rows.append(row)
+        print(f"{part}: {len(rows)} measured, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    print(f"\n{part}: {described['device']}\n{pd.DataFrame(rows).to_string(index=False, na_rep='–')}\n", flush=True)
+    seconds = round(time.perf_counter() - started)
+    return {"machine": described, "seconds": seconds, "rows": rows, "provenance": records.provenance()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

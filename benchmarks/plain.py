@@ -1,0 +1,177 @@
+"""The five approaches of a pair as a plain script: torchvision, a DataLoader that decodes in every epoch, fp32.
+
+What `benchmarks/row.py` holds this package against. It does not import it, and is written as one would for a single
+experiment: the linear probe runs through the frozen backbone, a merge goes through `torch.func.functional_call`.
+
+    python benchmarks/plain.py FOLDER FIRST.pth SECOND.pth --arch densenet121
+
+FOLDER holds ``images/`` and ``labels.csv`` (image, label, split). Prints a line of JSON an approach.
+"""
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score
+from torch import nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Photographs(Dataset):
+    def __init__(self, folder, part, size):
+        frame = pd.read_csv(folder / "labels.csv")
+        self.classes = sorted(frame["label"].unique())
+        self.frame, self.folder = frame[frame["split"] == part], folder / "images"
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize((size, size)),
+                transforms.ToTensor(),
+                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
+
+    def __len__(self):
+        return len(self.frame)
+
+    def __getitem__(self, index):
+        row = self.frame.iloc[index]
+        with Image.open(self.folder / row["image"]) as image:
+            return self.transform(image.convert("RGB")), self.classes.index(row["label"])
+
+
+class Merged(nn.Module):
+    """Two networks; the weight of every kernel is learnt, so are the batch norms of the mean."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.network = copy.deepcopy(first)
+        for mine, other in zip(self.network.modules(), second.modules(), strict=True):
+            if isinstance(mine, nn.BatchNorm2d):
+                for name in ("weight", "bias", "running_mean", "running_var"):
+                    getattr(mine, name).data = (getattr(mine, name).data + getattr(other, name).data) / 2
+        self.names = [f"{n}.weight" for n, m in first.named_modules() if isinstance(m, nn.Conv2d)]
+        self.kernels = [[net.get_parameter(n).detach().clone() for n in self.names] for net in (first, second)]
+        half = [torch.full((len(kernel), 1, 1, 1), 0.5, device=DEVICE) for kernel in self.kernels[0]]
+        self.w = nn.ParameterList(map(nn.Parameter, half))
+
+    def merged(self):
+        return {n: w * a + (1 - w) * b for n, w, a, b in zip(self.names, self.w, *self.kernels, strict=True)}
+
+    def forward(self, x):
+        return functional_call(self.network, self.merged(), (x,))
+
+    @torch.no_grad()
+    def fold(self):
+        for name, kernel in self.merged().items():
+            self.network.get_parameter(name).copy_(kernel)
+        return self.network
+
+
+def load(arch, path, classes):
+    model = getattr(torchvision.models, arch)(num_classes=classes)
+    model.load_state_dict(torch.load(path, weights_only=True), strict=False)
+    return model.to(DEVICE)
+
+
+def head(model):
+    return model.classifier if hasattr(model, "classifier") else model.fc
+
+
+def train(model, loaders, lr, epochs, frozen=None):
+    """Train what has gradients; back to the epoch with the best validation F1."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.01)
+    best, state = -1.0, None
+    for _ in range(epochs):
+        model.train()
+        if frozen is not None:
+            frozen.eval()
+        for images, labels in loaders["train"]:
+            optimizer.zero_grad()
+            F.cross_entropy(model(images.to(DEVICE)), labels.to(DEVICE)).backward()
+            optimizer.step()
+        score = evaluate(model, loaders["val"])["macro_f1"]
+        if score > best:
+            best, state = score, copy.deepcopy(model.state_dict())
+    model.load_state_dict(state)
+
+
+@torch.no_grad()
+def evaluate(model, loader):
+    model.eval()
+    found = [(model(images.to(DEVICE)).argmax(1).cpu(), labels) for images, labels in loader]
+    predicted, truth = (torch.cat(part).numpy() for part in zip(*found, strict=True))
+    return {
+        "accuracy": accuracy_score(truth, predicted),
+        "macro_f1": f1_score(truth, predicted, average="macro", zero_division=0),
+    }
+
+
+def fine_tuned(model, loaders, o):
+    model.requires_grad_(True)
+    train(model, loaders, o.ft_lr, o.epochs)
+    return model
+
+
+def lp_ft(model, loaders, o):
+    model.requires_grad_(False)
+    head(model).requires_grad_(True)
+    train(model, loaders, o.lp_lr, o.epochs, frozen=model)
+    return fine_tuned(model, loaders, o)
+
+
+def medmerge(first, second, loaders, o):
+    merge = Merged(first, second)
+    for name, parameter in merge.network.named_parameters():
+        parameter.requires_grad_(name not in merge.names)
+    train(merge, loaders, o.lp_lr, o.epochs)
+    return fine_tuned(merge.fold(), loaders, o)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path)
+    parser.add_argument("--arch", default="densenet121")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=50, help="of the linear probe, and of fine-tuning")
+    parser.add_argument("--lp-lr", type=float, default=1e-4)
+    parser.add_argument("--ft-lr", type=float, default=1e-5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0)
+    o = parser.parse_args()
+    data = {part: Photographs(o.folder, part, o.size) for part in ("train", "val", "test")}
+    loaders = {
+        part: DataLoader(one, o.batch, shuffle=part == "train", num_workers=o.workers) for part, one in data.items()
+    }
+    classes = len(data["train"].classes)
+    approaches = {
+        "ft-first": lambda: fine_tuned(load(o.arch, o.first, classes), loaders, o),
+        "ft-second": lambda: fine_tuned(load(o.arch, o.second, classes), loaders, o),
+        "lp_ft-first": lambda: lp_ft(load(o.arch, o.first, classes), loaders, o),
+        "lp_ft-second": lambda: lp_ft(load(o.arch, o.second, classes), loaders, o),
+        "medmerge-first-second": lambda: medmerge(
+            load(o.arch, o.first, classes), load(o.arch, o.second, classes), loaders, o
+        ),
+    }
+    for name, approach in approaches.items():
+        torch.manual_seed(o.seed)
+        started = time.perf_counter()
+        scores = evaluate(approach(), loaders["test"])
+        print(json.dumps({"approach": name, **scores, "seconds": time.perf_counter() - started}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The five approaches of a pair from JPEG files to test scores, against the same as a plain script (`plain.py`)."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+
+from benchmarks import photographs
+from benchmarks.settings import Settings
+from medmerge import backbones, devices
+
+ROWS = ("medmerge-first-second", "ft-first", "ft-second", "lp_ft-first", "lp_ft-second")
+"""The longest first, for where several run side by side."""
+
+SIZE = {"backbone": "densenet121", "image_size": 64, "epochs": 5, "images": 200, "test": 400, "side": (600, 450)}
+"""HAM10000's photographs are as large. Fewer epochs than the paper's 50 make the pass for the features weigh more."""
+
+SMALL = {"backbone": "mobilenet_v2", "image_size": 32, "epochs": 1, "images": 40, "test": 40, "side": (100, 75)}
+RATES = {"lp_lr": 1e-3, "ft_lr": 3e-4}
+HERE = Path(__file__).resolve().parent
+
+
+def measure(settings: Settings) -> Iterator[dict]:
+    """A row a seed and way to run: seconds of both and the mean scores over the five approaches."""
+    device = devices.choose_device(settings.device)
+    size = SMALL if settings.small else SIZE
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    with tempfile.TemporaryDirectory(prefix="medmerge-bench-") as name:
+        folder = Path(name)
+        photographs.draw(folder, size["images"], *size["side"], test=size["test"])
+        for number, source in enumerate(("first", "second")):
+            torch.manual_seed(number)
+            model = backbones.backbone(size["backbone"], "random")
+            torch.save(model.state_dict(), folder / f"{source}.pth")
+        cases = [(seed, [cores[0]], "auto") for seed in range(1 if settings.small else 3)]
+        cases += [] if settings.small else [(0, [cores[0]], "fp32"), (0, cores, "auto")]
+        plain = {}
+        for seed, on, precision in cases:
+            if (seed, len(on)) not in plain:
+                plain[seed, len(on)] = _plain(folder, size, seed, on, device.type)
+            ours = _ours(folder, size, seed, on, precision, device)
+            yield _row(size, seed, on, precision, plain[seed, len(on)], ours)
+
+
+def _row(size: dict, seed: int, on: list[int], precision: str, plain: dict, ours: dict) -> dict:
+    return {
+        **{"backbone": size["backbone"], "image size": size["image_size"], "epochs": size["epochs"]},
+        **{"images": size["images"], "seed": seed, "cores": len(on), "precision": precision},
+        **{"plain, s": round(plain["seconds"], 1), "medmerge, s": round(ours["seconds"], 1)},
+        "times faster": round(plain["seconds"] / ours["seconds"], 2),
+        "of processor time": round(plain["processor"] / ours["processor"], 2),
+        **{f"plain {name}": plain[name] for name in SCORES},
+        **{f"medmerge {name}": ours[name] for name in SCORES},
+    }
+
+
+SCORES = ("macro_f1", "accuracy")
+
+
+def _plain(folder: Path, size: dict, seed: int, cores: list[int], device: str) -> dict:
+    words = [sys.executable, str(HERE / "plain.py"), *map(str, (folder, folder / "first.pth", folder / "second.pth"))]
+    options = {"arch": size["backbone"], "size": size["image_size"], "epochs": size["epochs"], "seed": seed}
+    options |= {"workers": len(cores) if len(cores) > 1 else 0, **RATES}
+    words += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    printed, spent = _spent(lambda: _call(words, cores, len(cores), folder, hidden))
+    return spent | _mean([json.loads(line) for line in printed.splitlines()])
+
+
+def _ours(folder: Path, size: dict, seed: int, cores: list[int], precision: str, device: torch.device) -> dict:
+    """All rows in one process on one core; on several, a process a row, as many at a time as there are cores."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        project = Path(name)
+        (project / "_config.yml").touch()
+        parameters = {
+            **{"pair": "row", "base_data": "first", "base_weights": str(folder / "first.pth")},
+            **{"source_data": "second", "source_weights": str(folder / "second.pth"), "target_data": "csv"},
+            **{"target_root": str(folder / "images"), "target_labels": str(folder / "labels.csv"), "split": "official"},
+            **{"backbone": size["backbone"], "image_size": size["image_size"], "precision": precision},
+            **{"lp_epochs": size["epochs"], "ft_epochs": size["epochs"], **RATES, "seeds": [seed]},
+            "device": device.type,
+        }
+        (project / "p.yaml").write_text(yaml.safe_dump(parameters))
+        train = [sys.executable, "-m", "medmerge.cli", "train", "p.yaml"]
+        calls = [train] if len(cores) == 1 else [[*train, "--row", row] for row in ROWS]
+        environment = {"MEDMERGE_CACHE": str(project / "cache")}
+        with ThreadPoolExecutor(len(cores)) as pool:
+            _, spent = _spent(lambda: [*pool.map(lambda words: _call(words, cores, 1, project, environment), calls)])
+        runs = [json.loads(path.read_text()) for path in project.glob("results/**/run.json")]
+        return spent | _mean([run["metrics"] for run in runs])
+
+
+def _call(words: list[str], cores: list[int], threads: int, folder: Path, environment: dict) -> str:
+    def pin() -> None:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
+
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **environment}
+    done = subprocess.run(words, cwd=folder, env=environment, preexec_fn=pin, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def _spent(call) -> tuple[object, dict]:
+    """What a call returns, and the seconds by the clock and of the processors that its processes took."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    value = call()
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return value, {"seconds": seconds, "processor": processor}
+
+
+def _mean(runs: list[dict]) -> dict:
+    frame = pd.DataFrame(runs)
+    if len(frame) != len(ROWS):
+        raise RuntimeError(f"{len(frame)} of {len(ROWS)} approaches have finished")
+    return {name: round(float(frame[name].mean()), 4) for name in SCORES}

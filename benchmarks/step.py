@@ -1,0 +1,66 @@
+"""A step of MedMerge's linear probe against a step of fine-tuning, and against three other ways to write it."""
+
+from collections.abc import Iterator
+from statistics import median
+
+from benchmarks import turns
+from benchmarks.settings import Settings
+from benchmarks.ways import WAYS
+from medmerge import backbones, cost, devices, kernels, loop
+from medmerge.backbones import Classifier
+from medmerge.devices import seeded
+
+ROUNDS = {64: 15, 224: 7}
+
+
+def make(backbone: str, image_size: int, batch_size: int, way: str, device: str, sources: int = 2) -> turns.Call:
+    """One training step on a batch of noise: of a way, or of FT. Each call returns the loss."""
+    task = cost.noise(image_size, batch_size, device, "auto")
+    with seeded(task.device, 0):
+        networks = [backbones.backbone(backbone, "random") for _ in range(sources)]
+        head = Classifier(networks[0], cost.CLASSES).head.state_dict()
+    if way == "FT":
+        step = cost.step("ft", networks, task)
+    else:
+        step = cost.Step(Classifier(WAYS[way](networks), cost.CLASSES), task.train, task, task.protocol.lp_lr)
+    step.model.head.load_state_dict(head)
+    steps = loop.Steps(step.model, step.optimizer, lambda: task.autocast, batch_size, task.device)
+    return lambda: steps(step.inputs, step.labels).item()
+
+
+def kernel_mib(backbone: str) -> float:
+    """MiB of one copy of a backbone's kernels, in single precision."""
+    layers = [module for module in backbones.backbone(backbone, "random").modules() if kernels.is_kernel_layer(module)]
+    return sum(layer.weight.numel() for layer in layers) * 4 / 2**20
+
+
+def measure(settings: Settings) -> Iterator[dict]:
+    """A row a backbone, image size and way; each way has the machine to itself with FT, against which it is held."""
+    device = devices.choose_device(settings.device)
+    backbone_names = ("densenet_small",) if settings.small else ("densenet121", "resnet50")
+    for image_size in (32,) if settings.small else (64, 224):
+        for backbone in backbone_names:
+            for way in WAYS:
+                batch = 8 if settings.small else 32
+                case = {"backbone": backbone, "image_size": image_size, "batch_size": batch, "device": device.type}
+                found = turns.measure(
+                    {name: (make, case | {"way": name}) for name in ("FT", way)},
+                    2 if settings.small else ROUNDS[image_size],
+                    device.type,
+                )
+                yield _row(case, way, found)
+
+
+def _row(case: dict, way: str, found: dict[str, turns.Measured]) -> dict:
+    ft, probe = found["FT"], found[way]
+    copy = kernel_mib(case["backbone"])
+    return {
+        **{"backbone": case["backbone"], "image size": case["image_size"], "batch": case["batch_size"], "way": way},
+        "FT step, ms": round(1000 * median(ft.seconds), 2),
+        "probe step, ms": round(1000 * median(probe.seconds), 2),
+        "of FT": round(probe.ratio(ft), 4),
+        "FT memory, MiB": round(ft.peak_mib),
+        "probe memory, MiB": round(probe.peak_mib),
+        "copies above FT": round((probe.peak_mib - ft.peak_mib) / copy, 2),
+        "loss": probe.values[-1],
+    }
