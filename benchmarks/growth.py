@@ -45,7 +45,7 @@ def _row(what: str, value: int, case: dict, found: dict[str, turns.Measured]) ->
         **{"what": what, "value": value, "backbone": case["backbone"]},
         "ms an image": round(1000 * median(probe.seconds) / case["batch_size"], 3),
         "memory, MiB": round(probe.peak_mib),
-        "of FT": round(probe.ratio(ft), 3),
+        "of FT": probe.ratio(ft),
     }
 
 

@@ -56,5 +56,5 @@ def measure(settings: Settings) -> Iterator[dict]:
                 **{"backbone": backbone, "image size": size, "images": count},
                 "epoch, images/s": round(rate[0], 1),
                 "ready batches, images/s": round(rate[1], 1),
-                "of ready": round(ready.ratio(epoch), 3),
+                "of ready": ready.ratios(epoch),
             }

@@ -58,7 +58,7 @@ def _row(case: dict, way: str, found: dict[str, turns.Measured]) -> dict:
         **{"backbone": case["backbone"], "image size": case["image_size"], "batch": case["batch_size"], "way": way},
         "FT step, ms": round(1000 * median(ft.seconds), 2),
         "probe step, ms": round(1000 * median(probe.seconds), 2),
-        "of FT": round(probe.ratio(ft), 4),
+        "of FT": probe.ratios(ft),
         "FT memory, MiB": round(ft.peak_mib),
         "probe memory, MiB": round(probe.peak_mib),
         "copies above FT": round((probe.peak_mib - ft.peak_mib) / copy, 2),

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from statistics import median
 
 import numpy as np
 import torch
@@ -39,9 +38,14 @@ class Measured:
     values: list[float | None] = field(default_factory=list)
     peak_mib: float = 0.0
 
+    def ratios(self, other: "Measured") -> list[float]:
+        """Quartiles, over rounds, of this case's seconds over the other's in the same round; the second: median."""
+        each = [a / b for a, b in zip(self.seconds, other.seconds, strict=True)]
+        return [round(float(q), 4) for q in np.quantile(each, (0.25, 0.5, 0.75))]
+
     def ratio(self, other: "Measured") -> float:
-        """Median over rounds of this case's seconds over the other's in the same round."""
-        return median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+        """The median of these."""
+        return self.ratios(other)[1]
 
 
 def clock(device: torch.device) -> str:
