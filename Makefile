@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-all cost book links explore test lint clean
+.PHONY: help install demo demo-all cost bench book links explore test lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ cost: $(STAMP) ## Measure again, on this machine, what a step of each phase cost
 	@rm -f results/open/cost/densenet121-64px*.json results/open/cost/resnet50-64px*.json
 	$(call run,notebooks/cost.ipynb,params/open/cost-densenet121.yaml)
 	$(call run,notebooks/cost.ipynb,params/open/cost-resnet50.yaml)
+
+bench: $(STAMP) ## Measure again what a step, an epoch and a study cost against other ways; an hour
+	@$(BIN)/python -m benchmarks
 
 explore: demo ## Open JupyterLab on the explorer of merging weights
 	@$(BIN)/jupyter lab notebooks/weights.ipynb

@@ -5,7 +5,7 @@
     python -m benchmarks --small             a small case of everything, in two minutes, to see that it works
 
 Prints a table a part and writes it, with a description of the machine, to benchmarks/PART.json (PART-cuda.json on a
-GPU). The chapter "Speed" of the book is filled from these files.
+GPU). The tables of the book's chapter on speed are drawn from these files (`chapter.py`).
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import chapter, turns
+from benchmarks import turns
 from benchmarks.settings import Settings
 from medmerge import devices, files, records
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all by default")
     parser.add_argument("--device", choices=devices.DEVICES, default="auto")
     parser.add_argument("--small", action="store_true", help="small cases; nothing is written unless --out is given")
-    parser.add_argument("--out", type=Path, help="folder to write to, instead of benchmarks/ and the book")
+    parser.add_argument("--out", type=Path, help="folder to write to, instead of benchmarks/")
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
@@ -46,8 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
         if out:
             name = f"{part}.json" if device.type == "cpu" else f"{part}-{device.type}.json"
             files.write(out / name, json.dumps(content, indent=1) + "\n")
-    if out == HERE:
-        chapter.rewrite()
     return 0
 
 

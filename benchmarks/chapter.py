@@ -1,2 +1,177 @@
-def rewrite():
-    pass
+"""The tables of the book's chapter on speed, in Markdown, from what `python -m benchmarks` wrote."""
+
+import json
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+NAMES = {"densenet121": "DenseNet-121", "resnet50": "ResNet-50", "resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
+NAMES |= {"densenet_small": "small DenseNet"}
+OURS = "KernelMerge"
+
+
+def load(part: str, kind: str = "cpu") -> dict | None:
+    """What was measured, or None where it was not."""
+    path = HERE / (f"{part}.json" if kind == "cpu" else f"{part}-{kind}.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def markdown(what: str) -> str:
+    """A table of the chapter, by its name in :data:`TABLES`.
+
+    Raises:
+        FileNotFoundError: what it needs was not measured.
+    """
+    return "\n".join(TABLES[what]())
+
+
+def _rows(part: str, kind: str = "cpu") -> list[dict]:
+    found = load(part, kind)
+    if found is None:
+        raise FileNotFoundError(f"no benchmarks/{part}.json: run python -m benchmarks {part}")
+    return found["rows"]
+
+
+def _table(heads: list[str], rows: list[list[object]], left: int = 1) -> list[str]:
+    """Lines of a table; the first ``left`` columns are words."""
+    marks = ["---"] * left + ["---:"] * (len(heads) - left)
+    return ["| " + " | ".join(map(str, row)) + " |" for row in [heads, marks, *rows]]
+
+
+def _network(row: dict) -> str:
+    return f"{NAMES[row['backbone']]}, {row['image size']} px"
+
+
+def step() -> list[str]:
+    """Time of a probe step over that of an FT step, written in four ways."""
+    rows, ways = _by_way()
+    body = [
+        [network, f"{one[OURS]['FT step, ms']:,.0f}", *(f"{one[way]['of FT'][1]:.3f}" for way in ways)]
+        for network, one in rows.items()
+    ]
+    return _table(["network", "FT, ms", *map(_short, ways)], body)
+
+
+def memory() -> list[str]:
+    """Peak memory of the same steps."""
+    rows, ways = _by_way()
+    body = [
+        [network, f"{one[OURS]['FT memory, MiB']:,}", *(f"{one[way]['copies above FT']:+.1f}" for way in ways)]
+        for network, one in rows.items()
+    ]
+    return _table(["network", "FT, MiB", *map(_short, ways)], body)
+
+
+def _by_way() -> tuple[dict[str, dict[str, dict]], list[str]]:
+    rows: dict[str, dict[str, dict]] = {}
+    for row in _rows("step"):
+        rows.setdefault(_network(row), {})[row["way"]] = row
+    return rows, list(dict.fromkeys(row["way"] for row in _rows("step")))
+
+
+def _short(way: str) -> str:
+    return {OURS: "this package", "parametrisation per layer": "parametrised"}.get(
+        way, "`functional_call`" if "functional" in way else "set into layers"
+    )
+
+
+def probe() -> list[str]:
+    """A linear probe from features that are computed once."""
+    body = [
+        [
+            *(_network(row) + ", " + row["precision"], row["epochs"], f"{row['once, s']:.2f}"),
+            *(f"{row['every epoch, s']:.0f}", f"{row['times faster']:.0f} x", f"{row['largest difference']:.1g}"),
+        ]
+        for row in _rows("probe")
+    ]
+    return _table(["network", "epochs", "once, s", "every epoch, s", "faster", "heads differ by"], body)
+
+
+def pipeline() -> list[str]:
+    """An epoch against its steps alone."""
+    body = [
+        [
+            *(_network(row), row["images"], row["epoch, images/s"], row["ready batches, images/s"]),
+            f"{row['of ready'][1]:.3f}",
+        ]
+        for row in _rows("pipeline")
+    ]
+    return _table(["network", "images", "epoch, images/s", "steps alone, images/s", "ratio"], body)
+
+
+def row() -> list[str]:
+    """The five approaches of a pair against a plain script."""
+    body = [
+        [
+            *(
+                f"{row['cores']}, {row['precision']}",
+                row["seed"],
+                f"{row['plain, s']:.0f}",
+                f"{row['medmerge, s']:.0f}",
+            ),
+            *(f"{row['times faster']:.2f} x", f"{row['plain macro_f1']:.3f}", f"{row['medmerge macro_f1']:.3f}"),
+        ]
+        for row in _rows("row")
+    ]
+    heads = ["cores, precision", "seed", "plain, s", "medmerge, s", "faster", "F1, plain", "F1, medmerge"]
+    return _table(heads, body)
+
+
+def growth() -> list[str]:
+    """Time and memory as things grow."""
+    body = [
+        [
+            *(row["what"], f"{row['value']:,}", NAMES[row["backbone"]], f"{row['ms an image']:.2f}"),
+            f"{row['memory, MiB']:,.0f}" if row["memory, MiB"] is not None else "–",
+            f"{row['of FT']:.3f}" if "of FT" in row else "–",
+        ]
+        for row in _rows("growth")
+    ]
+    return _table(["what grows", "to", "network", "ms an image", "MiB", "of FT"], body, 3)
+
+
+def machine() -> list[str]:
+    """What was measured on, a line a part."""
+    lines = []
+    for part in ("step", "probe", "pipeline", "row", "growth"):
+        if found := load(part):
+            m, minutes = found["machine"], found["seconds"] / 60
+            words = f"{m['device']}, {m['cores']} cores, {m['memory_gib']} GiB, PyTorch {m['torch']}"
+            lines.append([f"`{part}.json`", words, f"{minutes:.0f} min"])
+    return _table(["measured", "on", "in"], lines, 2)
+
+
+def targets() -> list[str]:
+    """What was asked of the code before it was measured, what was found, and whether that is so."""
+    steps, waits = _rows("step"), _rows("pipeline")
+    ours = [one for one in steps if one["way"] == OURS]
+    slowest = max(one["of FT"][1] for one in ours)
+    worst = max(_of(steps, one)[0] for one in ours)
+    copies = max(one["copies above FT"] for one in ours)
+    probes = [one for one in _rows("probe") if one["precision"] == "fp32"]
+    faster, apart = min(one["times faster"] for one in probes), max(one["largest difference"] for one in probes)
+    ready = min(one["of ready"][1] for one in waits)
+    runs = [one for one in _rows("row") if one["cores"] == 1 and one["precision"] == "auto"]
+    row = sorted(one["times faster"] for one in runs)[len(runs) // 2]
+    asked = [
+        ("probe step, of an FT step", "at most 1.05", f"{slowest:.3f} at most", slowest <= 1.05),
+        ("probe step, of the fastest other way", "at most 1", f"{worst:.3f} at most", worst <= 1),
+        ("its memory above FT, in copies of the kernels", "at most 2", f"{copies:+.1f} at most", copies <= 2),
+        ("LP from features computed once", "20 x", f"{faster:.0f} x", faster >= 20),
+        ("its head, of LP through the backbone", "within 1e-5", f"{apart:.1g}", apart <= 1e-5),
+        ("epoch, of its steps alone", "at least 0.95", f"{ready:.3f} at least", ready >= 0.95),
+        ("five approaches, of a plain script", "3 x", f"{row:.2f} x", row >= 3),
+    ]
+    return _table(["what", "asked", "found", ""], [[*one, "yes" if met else "**no**"] for *one, met in asked], 1)
+
+
+def _of(steps: list[dict], ours: dict) -> tuple[float, str]:
+    """Our ratio to FT over that of the fastest other way for the same network, and which way that is."""
+    same = [one for one in steps if one["way"] != OURS and _network(one) == _network(ours)]
+    best = min(same, key=lambda one: one["of FT"][1])
+    return ours["of FT"][1] / best["of FT"][1], best["way"]
+
+
+TABLES = {
+    **{"targets": targets, "step": step, "memory": memory, "probe": probe, "pipeline": pipeline},
+    **{"row": row, "growth": growth, "machine": machine},
+}

@@ -2,6 +2,7 @@
 
 Directives
     ``{status-built}``, ``{status-parameters}``, ``{status-runs}``: tables of the status page, from ``results/``.
+    ``{benchmark} table``: a table of the chapter on speed, from ``benchmarks/*.json``.
     ``{lent-figure} notebook.ipynb``: a figure of an executed notebook as a numbered figure of this page.
 """
 
@@ -10,6 +11,7 @@ import importlib
 import inspect
 import json
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -104,6 +106,23 @@ class Runs(Computed):
         return "\n".join(lines)
 
 
+class Benchmark(Computed):
+    """A table of :mod:`benchmarks.chapter`, by its name."""
+
+    required_arguments = 1
+
+    def markdown(self) -> str:
+        for path in (ROOT / "benchmarks").glob("*.json"):
+            self.env.note_dependency(str(path))
+        chapter = runpy.run_path(str(ROOT / "benchmarks" / "chapter.py"))
+        if self.arguments[0] not in chapter["TABLES"]:
+            raise self.error(f"no table {self.arguments[0]}; there are {', '.join(chapter['TABLES'])}")
+        try:
+            return chapter["markdown"](self.arguments[0])
+        except FileNotFoundError as error:
+            raise self.error(str(error)) from error
+
+
 class LentFigure(SphinxDirective):
     """A figure of an executed notebook as a numbered figure of this page; the caption is the content."""
 
@@ -180,6 +199,7 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.add_directive("status-built", Built)
     app.add_directive("status-parameters", ParameterFiles)
     app.add_directive("status-runs", Runs)
+    app.add_directive("benchmark", Benchmark)
     app.add_directive("lent-figure", LentFigure)
     app.config.linkcode_resolve = lambda domain, info: link_to_source(app.config, domain, info)
     app.connect("autodoc-process-docstring", join_names, priority=600)  # after napoleon, which has 500
