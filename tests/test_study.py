@@ -383,7 +383,7 @@ def test_a_run_of_its_own_process_state_gives_the_same_bytes(project, finished):
     [
         (lambda folder: (folder / "run.json").write_text('{"hash": "x'), r"run\.json is damaged .*run again"),
         (lambda folder: (folder / "run.json").write_text("[]"), r"run\.json is damaged"),
-        (lambda folder: (folder / "run.json").write_text("{}"), "lacks data, definition, hash"),
+        (lambda folder: (folder / "run.json").write_text("{}"), "lacks cost, data, definition, .*; restore it"),
         (lambda folder: (folder / "history.csv").unlink(), r"lacks history\.csv; restore it or run it again"),
         (lambda folder: (folder / "kernel_weights.safetensors").unlink(), r"lacks kernel_weights\.safetensors"),
     ],
