@@ -12,7 +12,18 @@ from pathlib import Path
 
 import yaml
 
-from medmerge import cli_data, cli_plan, cli_run, costsheets, datasheets, learn, pages, premisesheets, report, study
+from medmerge import (
+    cli_data,
+    cli_plan,
+    cli_run,
+    costsheets,
+    datasheets,
+    definitions,
+    learn,
+    pages,
+    premisesheets,
+    report,
+)
 from medmerge.backbones import CheckpointError
 from medmerge.data import DataError
 from medmerge.files import DiskError
@@ -107,7 +118,7 @@ def _check(options: argparse.Namespace) -> int:
                 print(f"{path}: {p.backbone} at {p.image_size} px, {'' if costsheets.check(p) else 'not yet '}measured")
                 continue
             unmeasured = p.premise and not premisesheets.check(p)
-            todo, all_rows = cli_run.to_run(p), [(row, seed) for row in study.rows(p) for seed in p.seeds]
+            todo, all_rows = cli_run.to_run(p), [(row, seed) for row in definitions.rows(p) for seed in p.seeds]
         except EXPECTED as error:
             print(f"medmerge: {path}: {error}", file=sys.stderr)
             status = 2

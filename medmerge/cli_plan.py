@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from medmerge import gpus, pages, plan, study
+from medmerge import definitions, gpus, pages, plan, study
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
 
@@ -40,7 +40,7 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(p: Parameters, row: str | None, seed: int | None) -> list[tuple[study.Row, int]]:
+def _chosen(p: Parameters, row: str | None, seed: int | None) -> list[tuple[definitions.Row, int]]:
     """The rows and seeds that are asked for.
 
     Raises:
@@ -48,7 +48,7 @@ def _chosen(p: Parameters, row: str | None, seed: int | None) -> list[tuple[stud
     """
     if problems := study.impossible(p):
         raise ParameterError("\n".join(problems))
-    rows = {one.name: one for one in study.rows(p)}
+    rows = {one.name: one for one in definitions.rows(p)}
     if row is not None and row not in rows:
         near = difflib.get_close_matches(row, rows, 1)
         raise ParameterError(f"--row {row}: " + (f"did you mean {near[0]}?" if near else f"rows: {', '.join(rows)}"))

@@ -17,7 +17,7 @@ from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from medmerge import costsheets, datasheets, files, gpus, pages, premisesheets, records, study
+from medmerge import costsheets, datasheets, definitions, files, gpus, pages, premisesheets, records, study
 from medmerge.params import Parameters, load_yaml
 
 
@@ -76,7 +76,7 @@ def merged(p: Parameters) -> list[records.Record]:
     return records.merged(study.home() / p.results / p.track, p.studies)
 
 
-def to_run(p: Parameters) -> list[tuple[study.Row, int]]:
+def to_run(p: Parameters) -> list[tuple[definitions.Row, int]]:
     """What is left to run, after all checks that take seconds; warnings are shown."""
     todo = study.check(p)
     for warning in study.check_inputs(p, todo) if todo else ():

@@ -42,7 +42,7 @@ def explore(
         sources: names of what w = 1 and w = 0 take, where ``what`` is no record, which knows them.
         backbone: architecture, likewise, for the layers' shapes and kinds.
         trials: what answers "what if", by run name or record folder, as
-            :func:`medmerge.study.later_trials` gives it. Without it the panel is not there.
+            :func:`medmerge.revisits.later_trials` gives it. Without it the panel is not there.
         selection: what is shown first: ``run``, ``layer``, ``kernel``, ``epoch``, ``compare``, ``view``, ``scope``.
 
     Returns:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from medmerge import study
+from medmerge import revisits
 from medmerge.records import Record, RecordError
 
 MERGED = "merged"
@@ -36,7 +36,7 @@ def networks(record: Record) -> dict[str, nn.Module]:
     """
     if not record.kernel_weights:
         raise RecordError(f"{record.folder} holds no merging weights: give the record of a run that learnt a merge")
-    merging, (first, *others) = study.merged_classifier(record)
+    merging, (first, *others) = revisits.merged_classifier(record)
     name, *names = record.run["row"]["sources"]
     names = names or ["zeros"]
     if len({name, MERGED, *names}) < 2 + len(names):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
-from medmerge import features, files, records, study
+from medmerge import features, files, records, revisits, study
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
 from medmerge.records import Record, RecordError
@@ -179,7 +179,7 @@ def measure(record: Record) -> Found:
     Raises:
         RecordError, ParameterError, DataError, CheckpointError: the networks or the images are not here.
     """
-    networks, p = features.networks(record), study.parameters(record)
+    networks, p = features.networks(record), revisits.parameters(record)
     names, merged = list(networks), networks[features.MERGED]
     levels = features.levels(merged)
     layers = {"first": levels["low"], "deeper": features.deeper_layer(merged), **levels}

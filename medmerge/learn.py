@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from medmerge import backbones, inputs, records, study
+from medmerge import backbones, definitions, inputs, records, study
 from medmerge.card import card
 from medmerge.params import ParameterError, Parameters
 from medmerge.records import Record
@@ -76,14 +76,14 @@ def learn(p: Parameters, out: Path, licence: str = "") -> Record:
     merged = [record for record in found if record.run["row"]["approach"] == "medmerge"]
     chosen = max(merged, key=lambda record: record.history[records.score_column(record.history)].max())
     out.mkdir(parents=True, exist_ok=True)
-    trained = chosen.folder / study.MODEL
+    trained = chosen.folder / definitions.MODEL
     if not (trained.is_file() and inputs.images_list(trained).is_file()):
         raise records.RecordError(
             f"the network of {chosen.folder} or its list of images is gone; move its record away to train again"
         )
     shutil.copyfile(trained, out / "model.safetensors")
     shutil.copyfile(inputs.images_list(trained), inputs.images_list(out / "model.safetensors"))
-    shutil.copyfile(study.split_path(p), out / "split.csv")
+    shutil.copyfile(definitions.split_path(p), out / "split.csv")
     (out / "README.md").write_text(card(found, chosen, p.pair, licence), encoding="utf-8")
     return chosen
 

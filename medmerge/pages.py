@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 
-from medmerge import costsheets, premisesheets, records, study
+from medmerge import costsheets, definitions, premisesheets, records
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters, assigned_values, load_yaml
 
@@ -85,7 +85,7 @@ def shown(p: Parameters) -> list[Path]:
         depth = {one: "*/seed*" if "/" in one else "*/*/seed*" for one in p.studies}
         found = [path for one in p.studies for path in sorted((track / one).glob(f"{depth[one]}/run.json"))]
     else:
-        found = [study.folder(p, row, seed) / "run.json" for row in study.rows(p) for seed in p.seeds]
+        found = [definitions.folder(p, row, seed) / "run.json" for row in definitions.rows(p) for seed in p.seeds]
         found += [premisesheets.path(p) / "premise.json"] if p.premise else []
     return [path for path in found if path.is_file()]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medmerge import backbones, costsheets, datasheets, inputs, pages, premisesheets, study
+from medmerge import backbones, costsheets, datasheets, definitions, inputs, pages, premisesheets, study
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
 
@@ -32,14 +32,14 @@ class Run:
 
     file: Path
     p: Parameters = field(repr=False)
-    row: study.Row
+    row: definitions.Row
     seed: int
     needs: tuple[Path, ...] = ()
 
     @property
     def folder(self) -> Path:
         """Where its record is, or will be."""
-        return study.folder(self.p, self.row, self.seed)
+        return definitions.folder(self.p, self.row, self.seed)
 
     @functools.cached_property
     def finished(self) -> bool:
@@ -131,7 +131,7 @@ class Plan:
         todo = [(run.row, run.seed) for run in self.runs.values() if run.file == file and not run.finished]
         names = {name: makers[_place(given)] for name, given in inputs.weights(p).items() if _place(given) in makers}
         coming = {name for name, maker in names.items() if not all(run.finished for run in self._own(maker))}
-        lost = [name for name in sorted(study.needed(todo) - coming) if name in names]
+        lost = [name for name in sorted(definitions.needed(todo) - coming) if name in names]
         problems = [line for name in lost if (line := self._lost(inputs.weights(p)[name], names[name]))]
         try:
             if todo:
@@ -200,7 +200,7 @@ def has_runs(p: Parameters) -> bool:
 
 def _folders(p: Parameters) -> list[Path]:
     """Where the runs of a file lie."""
-    return [study.folder(p, row, seed) for row in study.rows(p) for seed in p.seeds] if has_runs(p) else []
+    return [definitions.folder(p, row, seed) for row in definitions.rows(p) for seed in p.seeds] if has_runs(p) else []
 
 
 def _place(weights: str) -> Path | None:
@@ -244,14 +244,14 @@ def _runs(files: Mapping[Path, Parameters]) -> dict[Path, Run]:
     """Every run once, each after those that it needs."""
     makers, runs = _makers(files), {}
     for path, p in files.items():
-        for row, seed in ((row, seed) for row in study.rows(p) for seed in p.seeds) if has_runs(p) else ():
-            first = runs.setdefault(study.folder(p, row, seed), Run(path, p, row, seed))
+        for row, seed in ((row, seed) for row in definitions.rows(p) for seed in p.seeds) if has_runs(p) else ():
+            first = runs.setdefault(definitions.folder(p, row, seed), Run(path, p, row, seed))
             _same(first, Run(path, p, row, seed))
     ordered: dict[Path, Run] = {}
     for folder, run in runs.items():
         weights = [_place(inputs.weights(run.p)[name]) for name in run.row.sources]
         needs = [one for place in weights if place in makers for one in _folders(files[makers[place]])]
-        parts = [study.folder(run.p, part, run.seed) for part in study.parts(run.row)]
+        parts = [definitions.folder(run.p, part, run.seed) for part in definitions.parts(run.row)]
         needs += [one for one in parts if one in runs]
         ordered[folder] = Run(run.file, run.p, run.row, run.seed, tuple(dict.fromkeys(needs)))
     order = graphlib.TopologicalSorter({folder: run.needs for folder, run in ordered.items()}).static_order()
@@ -260,8 +260,8 @@ def _runs(files: Mapping[Path, Parameters]) -> dict[Path, Run]:
 
 def _same(first: Run, other: Run) -> None:
     """Raise ParameterError if two files ask for different runs in one folder."""
-    one, two = (study.definition(run.p, run.row, run.seed) for run in (first, other))
-    if study.definition_hash(one) != study.definition_hash(two):
+    one, two = (definitions.definition(run.p, run.row, run.seed) for run in (first, other))
+    if definitions.definition_hash(one) != definitions.definition_hash(two):
         name = next(name for name in one if one[name] != two.get(name))
         raise ParameterError(
             f"{first.file} and {other.file} ask for different runs in {first.folder.relative_to(home())}: {name} is "

@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from medmerge import backbones, devices, files, ingredients, inputs, matching, premise, records, study
+from medmerge import backbones, definitions, devices, files, ingredients, inputs, matching, premise, records, study
 from medmerge.backbones import state_sha256
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
@@ -105,7 +105,7 @@ def path(p: Parameters) -> Path:
 
 def definition(p: Parameters) -> dict:
     """The parameters that the numbers depend on; paths and devices are not among them."""
-    read = study.reads("lp_ft") - {"ft_epochs", "ft_lr"}
+    read = definitions.reads("lp_ft") - {"ft_epochs", "ft_lr"}
     chosen = {name: getattr(p, name) for name in Parameters.model_fields if name in read}
     return {"sources": [p.base_data, p.source_data], "seed": p.seeds[0]} | chosen
 
@@ -203,7 +203,7 @@ def check(p: Parameters) -> bool:
 
 
 def _finished(p: Parameters) -> list[Record]:
-    return [run for row in study.rows(p) for seed in p.seeds if (run := study.finished(p, row, seed))]
+    return [run for row in definitions.rows(p) for seed in p.seeds if (run := study.finished(p, row, seed))]
 
 
 def _same(sheet: PremiseSheet, run: Record, where: Path) -> None:

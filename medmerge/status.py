@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medmerge import costsheets, datasheets, premisesheets, records, study
+from medmerge import costsheets, datasheets, definitions, premisesheets, records, study
 from medmerge.inputs import home
 from medmerge.params import Parameters, load_yaml
 from medmerge.records import Record, RecordError
@@ -90,7 +90,7 @@ def _state(p: Parameters) -> Mapping[str, Path | None]:
     if p.studies:
         return {name: folder for study in p.studies for name, folder in _merged(p, study).items()}
     state = {"premise": premisesheets.path(p) if premisesheets.read(p) else None} if p.premise else {}
-    for row in study.rows(p):
+    for row in definitions.rows(p):
         for seed in p.seeds:
             record = study.finished(p, row, seed)
             state[f"{row.name}, seed {seed}"] = record.folder if record else None

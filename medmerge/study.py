@@ -1,29 +1,37 @@
-"""From parameters to records: what is to run, what has run, and one run from its images to its folder."""
+"""From parameters to records: what has run, what can run, and one run from its images to its folder."""
 
 import contextlib
 import dataclasses
 import difflib
 import functools
-import hashlib
-import itertools
 import json
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
-from torch import nn
 
 from medmerge import backbones, data, devices, evaluation, files, inputs, recall, records, trials
-from medmerge.approaches import aligned, start
 from medmerge.backbones import save_classifier, state_sha256
 from medmerge.data import split_files
 from medmerge.data.base import SPLITS
+from medmerge.definitions import (
+    COMMON,
+    MERGE,
+    MODEL,
+    Row,
+    definition,
+    definition_hash,
+    folder,
+    needed,
+    part,
+    reads,
+    rows,
+    split_path,
+)
 from medmerge.ingredients import PARTS
 from medmerge.inputs import home
-from medmerge.merge import zeros_like
 from medmerge.params import ParameterError, Parameters
 from medmerge.records import Record, RecordError
 from medmerge.registry import APPROACHES, FINE_TUNED
@@ -31,109 +39,8 @@ from medmerge.training import Protocol, Task, TrainingError, predict
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = 1
-"""Counts changes of meaning: of a default, or of how a parameter is used. Part of what defines a run."""
-
-MODEL = Path("checkpoint", "model.safetensors")
-"""The trained network, in a run's folder, and beside it the list of its images; git ignores both."""
-
-MERGE = MODEL.with_name("merge.safetensors")
-"""What the linear probe of a merging run learnt, beside it: merging weights, normalisation and head."""
-
 LOCK = ".lock"
 """File in a run's folder while a process computes it."""
-
-_COMMON = (
-    *("target_data", "target_missing", "target_uncertain", "target_blank", "exclude_data", "split", "fractions"),
-    *("split_seed", "group_identical", "backbone", "image_size"),
-    *("batch_size", "ft_epochs", "ft_lr", "weight_decay", "select", "precision"),
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the paper's Table 1: an approach and what its sources were trained on; or of an ablation's.
-
-    Attributes:
-        settings: parameters by name, with the values that this row has in place of its study's.
-    """
-
-    approach: str
-    sources: tuple[str, ...]
-    settings: tuple[tuple[str, object], ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Its folder, such as ``"lp_ft-ham10k"`` or ``"medmerge-objects-lesions+batchnorm=repair"``."""
-        return "-".join((self.approach, *self.sources)) + "".join(f"+{name}={value}" for name, value in self.settings)
-
-    def parameters(self, p: Parameters) -> Parameters:
-        """The study's parameters with this row's settings."""
-        return p.model_copy(update={**dict(self.settings), "vary": {}})
-
-    @property
-    def title(self) -> str:
-        """Its approach in words, such as ``"LP-FT"``."""
-        return APPROACHES[self.approach].title
-
-    @property
-    def label(self) -> str:
-        """The row in words, as its record's :attr:`~medmerge.records.Record.label`."""
-        return records.label(self.title, self.sources, dict(self.settings))
-
-
-def rows(p: Parameters) -> list[Row]:
-    """The rows that the parameters ask for: merging approaches once, the others from each source.
-
-    With ``vary`` each of them once for every combination of the settings that it reads; where a setting has the
-    study's own value the row is the study's own.
-    """
-    sources = list(inputs.weights(p))
-    return [
-        Row(name, names, settings)
-        for name in p.approaches
-        for names in ([tuple(sources)] if APPROACHES[name].merges else [(source,) for source in sources])
-        for settings in _combinations(p, reads(name))
-    ]
-
-
-def reads(approach: str) -> set[str]:
-    """Parameters that an approach's numbers depend on, beside its sources and seed."""
-    return {*_COMMON, *APPROACHES[approach].reads}
-
-
-def _combinations(p: Parameters, read: set[str]) -> list[tuple[tuple[str, object], ...]]:
-    varied = {name: values for name, values in p.vary.items() if name in read}
-    return [
-        tuple((name, value) for name, value in zip(varied, values, strict=True) if value != getattr(p, name))
-        for values in itertools.product(*varied.values())
-    ]
-
-
-def folder(p: Parameters, row: Row, seed: int) -> Path:
-    """Where a run's record lies: ``results/<track>/<pair>/<backbone>/<row>/seed<k>``."""
-    return home() / p.results / p.track / p.pair / p.backbone / row.name / f"seed{seed}"
-
-
-def split_path(p: Parameters) -> Path:
-    """Where a study's split lies, for others to use: ``results/<track>/<pair>/split.csv``."""
-    return home() / p.results / p.track / p.pair / "split.csv"
-
-
-def definition(p: Parameters, row: Row, seed: int) -> dict:
-    """The parameters that a run's numbers depend on; paths and devices are not among them."""
-    p, read = row.parameters(p), [name for name in Parameters.model_fields if name in reads(row.approach)]
-    values = {n: getattr(p, n) for n in read}
-    if values.get("normalisation") == ("softmax" if len(row.sources) > 2 else "affine"):
-        values["normalisation"] = "auto"  # the same under another name
-    return {"approach": row.approach, "sources": list(row.sources), "seed": seed} | values
-
-
-def definition_hash(values: dict) -> str:
-    """SHA-256 over a definition. Defaults are left out, so that a new parameter leaves old records finished."""
-    fields = Parameters.model_fields
-    chosen = {name: value for name, value in values.items() if name not in fields or value != fields[name].default}
-    return hashlib.sha256(json.dumps([PROTOCOL, chosen], sort_keys=True).encode()).hexdigest()
 
 
 def finished(p: Parameters, row: Row, seed: int) -> Record | None:
@@ -213,13 +120,8 @@ def _unvaried(p: Parameters) -> list[str]:
     """A line for each varied setting that no approach reads, or that all runs of a study must share."""
     read = set().union(*(reads(name) for name in p.approaches))
     problems = [f"vary: {name} is read by none of {', '.join(p.approaches)}" for name in p.vary if name not in read]
-    shared = set(_COMMON[: _COMMON.index("batch_size")])
+    shared = set(COMMON[: COMMON.index("batch_size")])
     return problems + [f"vary: {name} is shared by all runs of a study" for name in p.vary if name in shared]
-
-
-def needed(todo: list[tuple[Row, int]]) -> set[str]:
-    """Names of the sources that runs start from."""
-    return {source for row, _ in todo for source in row.sources}
 
 
 def check_inputs(p: Parameters, todo: list[tuple[Row, int]]) -> list[str]:
@@ -378,77 +280,9 @@ def _recall(
     p: Parameters, row: Row, seed: int, images: str, prints: Mapping[str, str], approach: str, source: str
 ) -> tuple[backbones.Classifier, dict] | None:
     """The finished network of ``approach`` from ``source`` under ``row``'s settings, and its cost, if it is here."""
-    other = _part(row, approach, source)
+    other = part(row, approach, source)
     defined = definition_hash(definition(p, other, seed))
     return recall.network(folder(p, other, seed), MODEL, p.backbone, defined, images, {source: prints[source]})
-
-
-def parts(row: Row) -> list[Row]:
-    """The rows whose finished networks a row combines; each that is not here is trained on the way."""
-    return [_part(row, one, source) for one in APPROACHES[row.approach].combines for source in row.sources]
-
-
-def _part(row: Row, approach: str, source: str) -> Row:
-    return Row(approach, (source,), tuple((name, value) for name, value in row.settings if name in reads(approach)))
-
-
-def trial(record: Record) -> trials.Trial:
-    """What other merging weights do to a merged run's validation score: its network as the linear probe left it.
-
-    Raises:
-        RecordError, ParameterError, CheckpointError: as :func:`merged_classifier`.
-        RecordError, DataError: the images here are others, or not here.
-    """
-    merging, _ = merged_classifier(record)
-    p = parameters(record)
-    return trials.Trial(merging, inputs.load_data(p, [record]).val, protocol(p))
-
-
-def merged_classifier(record: Record) -> tuple[backbones.Classifier, list[nn.Module]]:
-    """A merged run's classifier as its linear probe left it, rebuilt, and the sources that it merges.
-
-    Returns:
-        The classifier, whose backbone is a :class:`~medmerge.merge.KernelMerge`, and the sources as they were merged:
-        aligned where the run did so, and zeros as second where one source was merged with zeros.
-
-    Raises:
-        RecordError: the run merged nothing, what its probe learnt is not kept here, or the sources here are others.
-        ParameterError, CheckpointError: its sources are not here, or the folder of its images is not.
-    """
-    path, run = record.folder / MERGE, record.run
-    if not path.is_file():
-        raise RecordError(f"no {path}: what the linear probe learnt lies only where the run was computed")
-    p = parameters(record)
-    approach, names = APPROACHES[run["row"]["approach"]], run["row"]["sources"]
-    if problems := inputs.missing(p, names):
-        raise ParameterError("\n".join(problems))
-    inputs.check_sources(p, names, [record])
-    options = {name: getattr(p, name) for name in approach.settings}
-    sources = [inputs.load_source(p, name, run["seed"]) for name in names]
-    if approach.merges:
-        sources = aligned(sources, p.align, p.image_size)
-    else:
-        sources.append(zeros_like(sources[0]))
-    merging = backbones.Classifier(start(sources, **options), len(run["data"]["classes"]))
-    trials.load(merging, path)
-    return merging, sources
-
-
-def parameters(record: Record) -> Parameters:
-    """The parameters that a run was made with, its row's settings included; those that are no longer known left out."""
-    known = {name: value for name, value in record.run["parameters"].items() if name in Parameters.model_fields}
-    return Parameters.parse(known)
-
-
-def later_trials(runs: Iterable[Record]) -> dict[Path, trials.Later]:
-    """:func:`trial` by folder, for the runs of which what the linear probe learnt is here; loaded when first asked."""
-    return {
-        r.folder: trials.Later(
-            functools.partial(trial, r), "macro AUROC" if r.multilabel else "macro F1", r.images["val"]
-        )
-        for r in runs
-        if (r.folder / MERGE).is_file()
-    }
 
 
 def protocol(p: Parameters) -> Protocol:

@@ -125,7 +125,7 @@ def test_classifier_is_a_backbone_and_one_linear_layer():
 
 def test_a_file_has_the_same_bytes_whichever_process_writes_it(tmp_path):
     """The library keeps metadata in a hash map, whose order is another in every process, and now and then in one."""
-    metadata = {f"key {i}": f"{i} – é\"" for i in range(20)}
+    metadata = {f"key {i}": f'{i} – é"' for i in range(20)}
     written = set()
     for i in range(5):
         path = tmp_path / f"{i}.safetensors"

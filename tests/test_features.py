@@ -11,7 +11,18 @@ from test_figures import words
 from test_study import parameters, write_weights
 from torch import nn
 
-from medmerge import KernelMerge, backbone, cli, features, featuresheets, figures_features, records, study
+from medmerge import (
+    KernelMerge,
+    backbone,
+    cli,
+    definitions,
+    features,
+    featuresheets,
+    figures_features,
+    records,
+    revisits,
+    study,
+)
 from medmerge.params import ParameterError
 from medmerge.records import RecordError
 from medmerge.training import prepare
@@ -47,7 +58,7 @@ def test_networks_are_the_sources_and_what_the_probe_learnt_bit_for_bit(merged, 
     monkeypatch.chdir(merged[0])
     _, record, networks, _ = merged
     assert list(networks) == ["objects", "merged", "lesions"]
-    merging, sources = study.merged_classifier(record)
+    merging, sources = revisits.merged_classifier(record)
     with torch.no_grad():
         assert torch.equal(networks["merged"](images()), merging.backbone.eval()(images()))
         for name, source in zip(("objects", "lesions"), sources, strict=True):
@@ -156,7 +167,7 @@ def test_correlation_is_of_positions_within_channels():
 def test_a_record_holds_the_first_test_image_and_its_maps(merged, monkeypatch):
     monkeypatch.chdir(merged[0])
     _, record, networks, found = merged
-    test = study.load_data(study.parameters(record)).test
+    test = study.load_data(revisits.parameters(record)).test
     pixels, _ = test.batch(torch.arange(1))
     assert found.about.image == test.ids[0] and np.array_equal(found.arrays["image"], pixels[0].permute(1, 2, 0))
     level, scale = found.about.low, found.arrays["scale/low"]
@@ -216,7 +227,7 @@ def test_it_says_what_is_not_here(merged, monkeypatch, tmp_path):
     monkeypatch.chdir(merged[0])
     record, path, kept = merged[1], featuresheets.path(merged[1]), tmp_path / "kept"
     path.rename(kept)
-    checkpoint = record.folder / study.MERGE
+    checkpoint = record.folder / definitions.MERGE
     checkpoint.rename(tmp_path / "merge")
     with pytest.raises(RecordError, match="lies only where the run was computed"):
         featuresheets.run(record)

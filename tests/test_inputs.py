@@ -8,7 +8,7 @@ import pytest
 import torch
 from data_fixtures import write_csv, write_ham10k, write_image
 
-from medmerge import Parameters, backbone, cli, inputs, save_backbone, study
+from medmerge import Parameters, backbone, cli, definitions, inputs, save_backbone, study
 from medmerge.data.overlap import met
 from medmerge.params import ParameterError
 
@@ -102,7 +102,7 @@ def test_what_is_meant_is_recorded_without_a_warning(project, caplog):
         record = study.run(p)[1]
     assert not [one for one in caplog.records if "WARNING" in one.message]
     assert record.run["data"]["overlap"]["mine"]["allowed"] and record.run["data"]["overlap"]["mine"]["images"]["test"]
-    assert study.definition_hash(record.run["definition"]) == record.run["hash"]
+    assert definitions.definition_hash(record.run["definition"]) == record.run["hash"]
     assert study.check(p.model_copy(update={"allow_overlap": False})) == [], "numbers do not depend on it"
 
 

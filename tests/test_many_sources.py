@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from medmerge import explore, inputs, report, study
+from medmerge import definitions, explore, inputs, report, study
+from medmerge.definitions import definition, definition_hash
 from medmerge.params import ParameterError, Parameters
-from medmerge.study import definition, definition_hash
 
 TWO = {
     **{"pair": "tiny", "base_data": "one", "base_weights": "random", "source_data": "two", "source_weights": "random"},
@@ -41,7 +41,7 @@ def test_batch_norm_may_start_at_any_source_and_no_further():
 def test_the_automatic_normalisation_is_the_one_that_it_stands_for():
     def hashed(values, **changes):
         p = Parameters.parse(values | changes)
-        (row,) = study.rows(p)
+        (row,) = definitions.rows(p)
         return definition_hash(definition(p, row, 0))
 
     assert hashed(TWO) == hashed(TWO, normalisation="affine") != hashed(TWO, normalisation="softmax")
@@ -50,7 +50,7 @@ def test_the_automatic_normalisation_is_the_one_that_it_stands_for():
 
 def test_rows_name_every_source_and_each_is_looked_for():
     p = Parameters.parse(THREE | {"approaches": ["ft", "medmerge"], "more_weights": ["w/none.pt"]})
-    assert [row.name for row in study.rows(p)] == ["ft-one", "ft-two", "ft-three", "medmerge-one-two-three"]
+    assert [row.name for row in definitions.rows(p)] == ["ft-one", "ft-two", "ft-three", "medmerge-one-two-three"]
     (problem,) = inputs.missing(p, ["three"])
     assert problem.startswith("more_weights: no file w/none.pt")
     assert not inputs.missing(p, ["one", "two"])

@@ -11,7 +11,7 @@ from test_training import samples, task
 from torch import nn
 
 from medmerge import Classifier, KernelMerge, backbone, batchnorm, data, study
-from medmerge.study import Row
+from medmerge.definitions import Row
 from medmerge.training import linear_probe, prepare
 
 

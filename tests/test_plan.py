@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from test_study import TINY, write_weights
 
-from medmerge import cli, pages, plan, recall, records, study
+from medmerge import cli, definitions, pages, plan, recall, records, study
 from medmerge.params import ParameterError
 from medmerge.registry import APPROACHES
 
@@ -81,8 +81,8 @@ def test_what_a_row_combines_is_what_it_asks_for(project, monkeypatch, name):
     asked = []
     monkeypatch.setattr(recall, "network", lambda folder, *_: asked.append(folder))
     p = pages.parameters(write("pair", **SMALL, pair="p", approaches=[name]))
-    study.run(p, only=[(row, 0) for row in study.rows(p)])
-    assert asked == [study.folder(p, part, 0) for row in study.rows(p) for part in study.parts(row)]
+    study.run(p, only=[(row, 0) for row in definitions.rows(p)])
+    assert asked == [definitions.folder(p, part, 0) for row in definitions.rows(p) for part in definitions.parts(row)]
 
 
 def test_a_page_of_studies_needs_all_of_their_runs(project):

@@ -12,7 +12,18 @@ from test_study import parameters, write_weights
 from test_training import findings, samples, source
 from torch import nn
 
-from medmerge import Classifier, backbones, batchnorm, checkpoints, ingredients, report, rivals, study, training
+from medmerge import (
+    Classifier,
+    backbones,
+    batchnorm,
+    checkpoints,
+    definitions,
+    ingredients,
+    report,
+    rivals,
+    study,
+    training,
+)
 from medmerge.approaches import CORE, ft, lp_ft
 from medmerge.ingredients import blend, score
 from medmerge.params import ParameterError
@@ -396,7 +407,9 @@ def test_a_recalled_network_makes_no_difference(project, name, monkeypatch):
     recalled = study.run(parameters(approaches=[name]))
     for record in recalled:
         spent = record.run["cost"]["ingredients"]
-        cost = [study.finished(parameters(), study.Row(one, (s,)), 0).run["cost"] for one, s in used(name, record)]
+        cost = [
+            study.finished(parameters(), definitions.Row(one, (s,)), 0).run["cost"] for one, s in used(name, record)
+        ]
         price = sum(phase["seconds"] for one in cost for phase in one.values())
         assert spent["recalled_seconds"] == pytest.approx(price)
         assert (spent["seconds"] > price) == (name == "wise_ft"), "its probe is not kept"
@@ -438,10 +451,10 @@ FT = "results/demo/demo/densenet_small/ft-objects/seed0"
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda folder: (folder / study.MODEL).unlink(),
-        lambda folder: (folder / study.MODEL).write_bytes(b"nothing"),
+        lambda folder: (folder / definitions.MODEL).unlink(),
+        lambda folder: (folder / definitions.MODEL).write_bytes(b"nothing"),
         lambda folder: shutil.copyfile(
-            str(folder).replace("objects", "lesions") + f"/{study.MODEL}", folder / study.MODEL
+            str(folder).replace("objects", "lesions") + f"/{definitions.MODEL}", folder / definitions.MODEL
         ),
         lambda folder: (folder / "history.csv").unlink(),
         lambda folder: (folder / "run.json").unlink(),
@@ -508,7 +521,7 @@ def test_an_interrupted_rival_ends_with_the_same_numbers(project, name, monkeypa
 
 def test_rivals_are_rows_and_refuse_a_single_source():
     p = parameters(approaches=list(RIVALS))
-    assert [row.name for row in study.rows(p)] == [
+    assert [row.name for row in definitions.rows(p)] == [
         *("average-objects-lesions", "fisher-objects-lesions", "interpolation-objects-lesions"),
         *("wise_ft-objects", "wise_ft-lesions", "soup-objects-lesions", "ensemble-objects-lesions"),
     ]

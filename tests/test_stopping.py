@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_study import TINY, parameters, write_weights
 
-from medmerge import checkpoints, cli, files, study, training
+from medmerge import checkpoints, cli, definitions, files, study, training
 from medmerge.records import gather
 from medmerge.training import TrainingError
 
@@ -146,7 +146,7 @@ def test_a_second_process_waits_and_does_nothing_twice(project, start):
 def test_a_disk_that_fills_is_named_and_what_was_finished_stays(project, capsys, limit):
     """The limit on the size of files stands in for a full disk: as there, a write ends in an error of the system."""
     Path("p.yaml").write_text(json.dumps({**TINY, "approaches": ["ft"]}))
-    done = study.run(parameters(approaches=["ft"]), {(study.rows(parameters(approaches=["ft"]))[0], 0)})
+    done = study.run(parameters(approaches=["ft"]), {(definitions.rows(parameters(approaches=["ft"]))[0], 0)})
     before = (done[0].folder / "run.json").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from medmerge import Classifier, KernelMerge, backbone, study, zeros_like
+from medmerge import Classifier, KernelMerge, backbone, definitions, study, zeros_like
 from medmerge.backbones import CheckpointError, check_image_size, patch_size, save_classifier
 from medmerge.kernels import is_embedding, join_attention, split_attention
 from medmerge.params import ParameterError, Parameters
@@ -402,7 +402,7 @@ def test_a_whole_study_runs_on_a_transformer(name, tmp_path, monkeypatch):
     merged = records[-1]
     assert list(merged.kernel_weights) == [n for n, _ in KernelMerge([backbone(name, "zeros", SIZE)] * 2).layers()]
     assert pd.Series({n: abs(w - 0.5).max() for n, w in merged.kernel_weights.items()}).gt(0).all()
-    loaded = backbone(name, merged.folder / study.MODEL, SIZE)
+    loaded = backbone(name, merged.folder / definitions.MODEL, SIZE)
     assert loaded(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, 48)
     if patch_size(name):
         with pytest.raises(ParameterError, match="image_size: images of 30 pixels"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_study import parameters, write_weights
 
-from medmerge import evaluation, study, training
+from medmerge import definitions, evaluation, revisits, study, training
 from medmerge.records import RecordError
 from medmerge.trials import Trial
 
@@ -25,7 +25,7 @@ def merged(tmp_path_factory):
 @pytest.fixture
 def trial(merged, monkeypatch) -> Trial:
     monkeypatch.chdir(merged[0])
-    return study.trial(merged[1])
+    return revisits.trial(merged[1])
 
 
 def test_as_learnt_it_is_the_probes_own_validation_score(merged, trial):
@@ -70,11 +70,11 @@ def test_the_score_is_that_of_the_changed_network(trial):
 
 def test_it_says_what_is_not_here(merged, monkeypatch, tmp_path):
     monkeypatch.chdir(merged[0])
-    path = merged[1].folder / study.MERGE
+    path = merged[1].folder / definitions.MERGE
     path.rename(tmp_path / "kept")
     with pytest.raises(RecordError, match="lies only where the run was computed"):
-        study.trial(merged[1])
+        revisits.trial(merged[1])
     (tmp_path / "kept").rename(path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="no file w/objects.safetensors"):
-        study.trial(merged[1])
+        revisits.trial(merged[1])

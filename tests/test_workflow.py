@@ -15,7 +15,7 @@ import pytest
 import yaml
 from test_plan import SMALL, SOURCE, record_files, write
 
-from medmerge import plan, study
+from medmerge import definitions, plan, study
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
@@ -150,7 +150,7 @@ def test_killed_failed_stopped_and_finished(project):
     assert status == 0 and set(jobs(printed)) <= {page} and (project / page).is_file(), printed[-3000:]
     assert (begun / "run.json").read_bytes() == record
     p = plan.load().files[Path("params/own/grid.yaml")]
-    which = [(study.rows(p)[0], int(begun.name[-1]))]
+    which = [(definitions.rows(p)[0], int(begun.name[-1]))]
     (whole,) = study.run(p.model_copy(update={"results": "again"}), which)
     assert record_files(study.finished(p, *which[0])) == record_files(whole), "as if it had never been killed"
 
