@@ -40,13 +40,13 @@ def start():
     """Starts a command in a session of its own, which ends with the test."""
     processes = []
 
-    def start(*arguments: str) -> subprocess.Popen:
+    def start(*arguments: str, **more) -> subprocess.Popen:
         # A shell starts what runs in its background deaf to Ctrl-C, and so would be all that is started from there.
         heard = signal.signal(signal.SIGINT, signal.default_int_handler)
         command = [sys.executable, "-m", "medmerge.cli", *arguments]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
         try:
-            processes.append(subprocess.Popen(command, **options))
+            processes.append(subprocess.Popen(command, **options, **more))
         finally:
             signal.signal(signal.SIGINT, heard)
         return processes[-1]
@@ -219,6 +219,22 @@ def test_no_memory_names_what_to_lower(project, monkeypatch, error):
     expected = "FT objects, seed 0: out of memory on .*, with batch_size 32, image_size 32 and precision fp32: lower"
     with pytest.raises(TrainingError, match=expected):
         study.run(parameters(approaches=["ft"]))
+
+
+@pytest.mark.slow
+def test_a_run_in_too_little_memory_names_what_to_lower_and_keeps_what_was_finished(project, start):
+    """The limit is on addresses, of which modules take up some 3.5 GB: too few are left for a step on all images."""
+    small = {**TINY, "approaches": ["ft"], "ft_epochs": 1, "seeds": [0]}
+    done = study.run(parameters(**small), {(definitions.rows(parameters(**small))[0], 0)})
+    large = {"pair": "large", "image_size": 224, "batch_size": 512, "fractions": [0.6, 0.2, 0.2]}
+    Path("p.yaml").write_text(json.dumps({**small, **large}))
+    limit = 5_500 * 2**20
+    process = start("train", "p.yaml", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 2 and "Traceback" not in printed, printed
+    assert "FT objects, seed 0: out of memory on " in printed
+    assert "with batch_size 512, image_size 224 and precision fp32: lower one of them" in printed
+    assert [record.folder for record in gather(project / "results")] == [done[0].folder]
 
 
 def test_memory_that_really_is_not_there_is_told_as_such():
