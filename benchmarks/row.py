@@ -22,7 +22,7 @@ from medmerge import backbones, devices
 ROWS = ("medmerge-first-second", "ft-first", "ft-second", "lp_ft-first", "lp_ft-second")
 """The longest first, for where several run side by side."""
 
-SIZE = {"backbone": "densenet121", "image_size": 64, "epochs": 15, "images": 200, "test": 400, "side": (600, 450)}
+SIZE = {"backbone": "densenet121", "image_size": 64, "epochs": 10, "images": 200, "test": 400, "side": (600, 450)}
 """HAM10000's photographs are as large. Of the paper's 50 epochs, what is done once would be a smaller part."""
 
 SMALL = {"backbone": "mobilenet_v2", "image_size": 32, "epochs": 1, "images": 40, "test": 40, "side": (100, 75)}
