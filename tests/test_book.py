@@ -159,7 +159,7 @@ MODULES = (
         "definitions",
         "study",
         "revisits",
-        "planned",
+        *("planned", "papertables"),
         "inputs",
         "learn",
         "datasheets",
@@ -177,7 +177,17 @@ MODULES = (
 )
 ELSEWHERE = (
     *("card", "channels", "checkpoints", "cli", "cli_data", "cli_plan", "cli_run", "devices", "explorer"),
-    *("explorer_data", "figures_data", "probes", "recordcheck", "registry", "resampling", "trials"),
+    *(
+        "explorer_data",
+        "figures_data",
+        "figures_paper",
+        "paperpage",
+        "probes",
+        "recordcheck",
+        "registry",
+        "resampling",
+        "trials",
+    ),
 )
 """Modules whose names the reference holds in part, under those that use them, or not at all."""
 

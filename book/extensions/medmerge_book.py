@@ -3,9 +3,11 @@
 Directives
     ``{status-built}``, ``{status-parameters}``, ``{status-runs}``: tables of the status page, from ``results/``.
     ``{benchmark} table``: a table of the chapter on speed, from ``benchmarks/*.json``.
+    ``{paper} text``, ``{paper-figure}``: tables, sentences and the figure of the chapter on the paper's tables.
     ``{lent-figure} notebook.ipynb``: a figure of an executed notebook as a numbered figure of this page.
 """
 
+import base64
 import contextlib
 import importlib
 import inspect
@@ -123,6 +125,20 @@ class Benchmark(Computed):
             raise self.error(str(error)) from error
 
 
+class Paper(Computed):
+    """A table or sentences of :mod:`medmerge.paperpage`, by its name."""
+
+    required_arguments = 1
+
+    def markdown(self) -> str:
+        from medmerge import paperpage
+
+        self.env.note_dependency(str(ROOT / paperpage.ENTRIES))
+        if self.arguments[0] not in paperpage.TEXTS:
+            raise self.error(f"no text {self.arguments[0]}; there are {', '.join(paperpage.TEXTS)}")
+        return paperpage.TEXTS[self.arguments[0]]()
+
+
 class LentFigure(SphinxDirective):
     """A figure of an executed notebook as a numbered figure of this page; the caption is the content."""
 
@@ -154,6 +170,21 @@ class LentFigure(SphinxDirective):
         self.add_name(figure)
         self.set_source_info(figure)
         return figure
+
+
+class PaperFigure(LentFigure):
+    """The figure of the paper's tables; the caption is the content."""
+
+    required_arguments = 0
+    option_spec = {"name": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        from medmerge import paperpage
+
+        with contextlib.chdir(ROOT):
+            figure = paperpage.figure()
+        png, _ = figure._repr_png_()
+        return [self.figure(base64.b64encode(png).decode(), figure.alt)]
 
 
 def _repository(config: object) -> str:
@@ -200,6 +231,8 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.add_directive("status-parameters", ParameterFiles)
     app.add_directive("status-runs", Runs)
     app.add_directive("benchmark", Benchmark)
+    app.add_directive("paper", Paper)
+    app.add_directive("paper-figure", PaperFigure)
     app.add_directive("lent-figure", LentFigure)
     app.config.linkcode_resolve = lambda domain, info: link_to_source(app.config, domain, info)
     app.connect("autodoc-process-docstring", join_names, priority=600)  # after napoleon, which has 500

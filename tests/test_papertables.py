@@ -1,0 +1,154 @@
+"""What the paper's tables can show: the entries are the paper's, the spread is that of predictions that are known."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from test_report import study
+
+from medmerge import data, evaluation, figures_paper, paperpage, papertables, records, resampling
+from medmerge.papertables import TARGETS, Target
+
+ROOT = Path(__file__).resolve().parents[1]
+ENTRIES = ROOT / "book" / "paper-tables.csv"
+
+
+@pytest.fixture(scope="module")
+def table():
+    return papertables.intervals(papertables.rows(ENTRIES))
+
+
+def test_the_entries_are_the_papers(real_data):
+    """Every row of both tables, in their order, as the text of the paper has them."""
+    text = (real_data.parent / "paper" / "medmerge.txt").read_text(encoding="utf-8") + "\n"
+    rows = papertables.rows(ENTRIES)
+    place = 0
+    for row in rows.itertuples():
+        line = f"\t{row.target}\t{row.accuracy:.3f}\t{row.macro_f1:.3f}\n"
+        place = text.index(line, place)
+        before = text[text.rindex("\n", 0, place) + 1 : place].replace("\\mathbf", "").replace("{\\rm", "{")
+        words = before.replace("$", "").replace("{", "").replace("}", "").replace(" (Ours)", "").split("\t")
+        assert [word.strip() for word in words] == [row.approach, row.source]
+    assert len(rows) == 30 and rows["table"].tolist() == ["1"] * 15 + ["A1"] * 15
+
+
+def test_class_sizes_are_those_of_the_official_labels(real_data):
+    isic = pd.read_csv(next((real_data / "isic2019").glob("*GroundTruth.csv")))
+    assert {name: int(isic[name].sum()) for name in TARGETS["ISIC-2019"].counts} == TARGETS["ISIC-2019"].counts
+    aptos = pd.read_csv(real_data / "aptos2019" / "train.csv")["diagnosis"].value_counts()
+    assert {str(grade): int(count) for grade, count in aptos.sort_index().items()} == TARGETS["APTOS"].counts
+    rsna = data.PAPER_NUMBERS["rsna"].why
+    assert all(f"{count:,}" in rsna for count in TARGETS["RSNA-Pneumonia"].counts.values())
+
+
+def test_test_sets_are_of_section_3():
+    sizes = {name: int(target.tested.sum()) for name, target in TARGETS.items()}
+    assert sizes == {"ISIC-2019": 5066, "APTOS": 366, "RSNA-Pneumonia": 1486}
+    odd = Target({"a": 5, "b": 5, "c": 5}, 1 / 3)
+    assert odd.tested.sum() == 5 and set(odd.tested) <= {1, 2}
+
+
+def test_every_confusion_has_the_scores_that_were_printed(table):
+    for row in table.itertuples():
+        target = TARGETS[row.target]
+        for matrix in papertables.confusions(target, row.accuracy, row.macro_f1):
+            assert np.allclose(matrix.sum(1), 1) and (matrix > 0).all()
+            cells = target.tested[:, None] * matrix
+            assert np.trace(cells) / cells.sum() == pytest.approx(row.accuracy, abs=1e-3)
+            f1 = 2 * np.diag(cells) / (cells.sum(0) + cells.sum(1))
+            assert f1.mean() == pytest.approx(row.macro_f1, abs=1e-3)
+
+
+def test_of_two_classes_there_are_at_most_two_matrices(table):
+    """Accuracy and macro F1 are two equations in the two recalls; one of second degree has up to two roots."""
+    for row in table[table["target"] == "RSNA-Pneumonia"].itertuples():
+        assert len(papertables.confusions(TARGETS[row.target], row.accuracy, row.macro_f1)) <= 2
+
+
+@pytest.mark.parametrize(("accuracy", "macro_f1"), [(0.99, 0.2), (0.3, 0.9)])
+def test_scores_that_cannot_be_are_refused(accuracy, macro_f1):
+    with pytest.raises(ValueError, match=f"has accuracy {accuracy} and macro F1 {macro_f1}"):
+        papertables.spread(TARGETS["APTOS"], accuracy, macro_f1)
+
+
+def test_the_spread_is_that_of_predictions_that_are_known():
+    """On our own records: the standard error from two printed scores, within a tenth of the bootstrap's, as the page
+    says."""
+    found = [r for r in records.gather(ROOT / "results" / "open", "skin*/densenet121/*/seed*") if not r.multilabel]
+    assert len(found) >= 8
+    for record in found:
+        labels, metrics = record.labels, record.run["metrics"]
+        count = len(record.run["data"]["classes"])
+        target = Target({str(k): int((labels == k).sum()) for k in range(count)}, 1.0)
+        ours = papertables.spread(target, metrics["accuracy"], metrics["macro_f1"])
+        cells = evaluation.counted(labels, {"p": record.probabilities.argmax(1)[None]}, count)
+        drawn = resampling.bootstrap(cells, "macro_f1", 4000, np.random.default_rng(0))
+        assert ours["error"] == pytest.approx(drawn.std(), rel=0.1), record.folder
+        low, high = evaluation.bootstrap_interval(labels, record.probabilities.argmax(1)[None], count)
+        assert ours["high"] - ours["low"] == pytest.approx(high - low, rel=0.12)
+
+
+def test_comparisons_are_four_a_target_and_pairing_sees_more(table):
+    alone, paired = (papertables.comparisons(table, together) for together in (0.0, 0.6))
+    assert len(alone) == 24 and set(alone.groupby(["backbone", "target"]).size()) == {4}
+    assert (paired["visible"] < alone["visible"]).all()
+    first = table.iloc[[0, 4]]["error"]
+    assert alone.iloc[0]["visible"] == pytest.approx(stats.norm.ppf(0.975) * np.hypot(*first))
+    assert (paired["family"] / paired["visible"]).round(3).unique() == [1.274]
+    seeds = papertables.comparisons(table, 0.6, 0.01)
+    assert np.allclose((seeds["visible"] / 1.96) ** 2 - (paired["visible"] / 1.96) ** 2, 2e-4, rtol=1e-3)
+    assert alone.iloc[0]["against"] == "FT ImageNet" and alone.iloc[0]["difference"] == 0.029
+
+
+def test_togetherness_is_one_for_the_same_predictions(tmp_path):
+    same = study(tmp_path / "same", 20, 20, 20)
+    assert papertables.togetherness([same]) == pytest.approx(1)
+    other = study(tmp_path / "other", 40, 45, 5)
+    assert papertables.togetherness([other]) < 0.8
+
+
+def test_claims_follow_the_numbers(table):
+    found = papertables.claims(table).set_index("claim")["holds"]
+    assert list(found) == ["yes", "in part", "in part", "no", "yes"]
+    changed = table.copy()
+    isic = (changed["target"] == "ISIC-2019") & (changed["source"] == "ImageNet") & (changed["approach"] == "LP-FT")
+    changed.loc[isic, "macro_f1"] = 0.9
+    again = papertables.claims(changed)
+    assert again["holds"].iloc[3] == "yes"
+    assert "LP-FT ImageNet" in again["numbers"].iloc[1] and "-0.186 on ISIC-2019" in again["numbers"].iloc[0]
+    small = table[table["table"] == "1"].assign(macro_f1=0.5)
+    assert papertables._gains(small, "1") == dict.fromkeys(TARGETS, 0.0)
+
+
+def test_the_best_rows_are_named_with_ties(table):
+    lines = papertables.best(table, "macro_f1").set_index(["table", "target"])
+    assert lines["ours"].sum() == 5
+    assert lines.loc[("A1", "RSNA-Pneumonia"), "rows"] == "LP-FT CheXpert"
+    tied = table.assign(macro_f1=0.7)
+    assert not papertables.best(tied, "macro_f1")["ours"].any()
+
+
+def test_the_chapters_sentences_are_computed(table, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    ways = paperpage._ways()
+    text = paperpage.summary()
+    for frame in ways.values():
+        assert f"**{(frame['difference'] > frame['visible']).sum()}**" in text
+    assert f"**{(ways['paired']['difference'] > 0).sum()} of 24**" in text
+    page = (ROOT / "book" / "paper-tables.md").read_text(encoding="utf-8")
+    assert all(f"{{paper}} {name}\n" in page for name in paperpage.TEXTS)
+    for name in ("entries", "comparisons", "needed", "claims"):
+        lines = paperpage.TEXTS[name]().splitlines()
+        assert len({line.count("|") for line in lines}) == 1
+    assert len(paperpage.entries().splitlines()) == 32 and len(paperpage.comparisons().splitlines()) == 26
+
+
+def test_the_figure_shows_every_row(table):
+    figure = figures_paper.paper_intervals(table)
+    lines = [line for axes in figure.axes for line in axes.lines if line.get_gid()]
+    assert len(lines) == 30 and len(figure.axes) == 6
+    assert "30 rows" in figure.alt and "6 panels" in figure.alt
+    ends = lines[0].get_xdata()
+    assert tuple(ends) == (table.iloc[0]["low"], table.iloc[0]["high"])
