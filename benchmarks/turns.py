@@ -132,26 +132,30 @@ def _receive(connection, name: str):
 def _serve(connection, make: Callable[..., Call], arguments: dict, name: str, threads: int) -> None:
     """Build a case and answer; an order is whether the call warms up, or None for the peak of the others."""
     torch.set_num_threads(threads)
-    device = torch.device(name)
     try:
-        before = _resident(device)
-        call = make(**arguments)
-        connection.send(None)
-        warm = True
-        while True:
-            order = connection.recv()
-            if order is None:
-                connection.send(devices.peak_memory(device) - before)
-                continue
-            if warm and not order:
-                gc.collect()
-                devices.reset_peak_memory(device)
-            warm = order
-            connection.send(timed(call, device))
+        with devices.memory_kept():
+            _answer(connection, make, arguments, torch.device(name))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
     except Exception as error:
         connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+def _answer(connection, make: Callable[..., Call], arguments: dict, device: torch.device) -> None:
+    before = _resident(device)
+    call = make(**arguments)
+    connection.send(None)
+    warm = True
+    while True:
+        order = connection.recv()
+        if order is None:
+            connection.send(devices.peak_memory(device) - before)
+            continue
+        if warm and not order:
+            gc.collect()
+            devices.reset_peak_memory(device)
+        warm = order
+        connection.send(timed(call, device))
 
 
 def _resident(device: torch.device) -> float:

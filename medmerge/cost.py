@@ -227,7 +227,7 @@ def measure(
     """
     task = noise(image_size, batch_size, device, precision)
     names, load = list(variants), os.getloadavg()[0]
-    with devices.seeded(task.device, 0):
+    with devices.memory_kept(), devices.seeded(task.device, 0):
         sources = [backbones.backbone(backbone, "random") for _ in range(max(VARIANTS[n].sources for n in names))]
         measured = {name: _alone(name, sources, task) for name in names}
         steps = {name: step(name, sources, task) for name in names}

@@ -1,6 +1,7 @@
 """Where and in what precision to compute, and what it cost in memory."""
 
 import contextlib
+import ctypes
 import functools
 import resource
 import sys
@@ -84,6 +85,47 @@ def peak_memory(device: torch.device) -> float:
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+_MMAP_MAX, _TOP_PAD, _TRIM_THRESHOLD, _MMAP_THRESHOLD = -4, -2, -1, -3  # names of mallopt(3), by malloc.h
+_keeping = 0
+
+
+@contextlib.contextmanager
+def memory_kept() -> Iterator[None]:
+    """Within this, memory that is freed stays with the process, where it has glibc; elsewhere nothing changes.
+
+    A step frees its activations and asks for as much again. By default glibc gives large pieces back to the system,
+    which must then clear them page by page: on a CPU up to a fifth of a step's time. Afterwards what is free is given
+    back. Values do not change, peaks by some percent. Contexts may be nested.
+    """
+    global _keeping
+    library = _glibc()
+    if library is None:
+        yield
+        return
+    if not _keeping:
+        for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 2**26)):
+            library.mallopt(parameter, value)
+    _keeping += 1
+    try:
+        yield
+    finally:
+        _keeping -= 1
+        if not _keeping:  # what glibc itself arrives at, once a program has freed something large
+            for parameter, value in ((_MMAP_MAX, 2**16), (_TRIM_THRESHOLD, 2**26), (_TOP_PAD, 2**17)):
+                library.mallopt(parameter, value)
+            library.mallopt(_MMAP_THRESHOLD, 2**25)
+            library.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    names = ("mallopt", "malloc_trim", "gnu_get_libc_version")
+    return library if all(hasattr(library, name) for name in names) else None
 
 
 @contextlib.contextmanager

@@ -233,7 +233,7 @@ def measure(
     """
     task, load = cost.noise(image_size, batch_size, device, precision), os.getloadavg()[0]
     precision = devices.choose_precision(precision, task.device)
-    with devices.seeded(task.device, 0):
+    with devices.memory_kept(), devices.seeded(task.device, 0):
         sources = [backbones.backbone(backbone, "random") for _ in range(2)]
         best = machine(task.device, precision)
         taken = {name: _apart(cost.step(name, sources, task), repeats) for name in PROFILED}

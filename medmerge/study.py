@@ -161,7 +161,7 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
                 files.remove_leftovers(split_path(p).parent)
             split_files.write(split_path(p), dataset.table, dataset.parts, **drawn)
         for row, seed in todo:
-            with _alone(p, row, seed) as unfinished:
+            with _alone(p, row, seed) as unfinished, devices.memory_kept():
                 if unfinished:
                     run_row(p, row, seed, dataset, {name: overlap[name] for name in row.sources if name in overlap})
     if p.save_weights:

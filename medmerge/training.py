@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from medmerge import batchnorm, evaluation, loop
 from medmerge.checkpoints import Progress
 from medmerge.data import Samples
-from medmerge.devices import channels_last, peak_memory, reset_peak_memory, seeded
+from medmerge.devices import channels_last, memory_kept, peak_memory, reset_peak_memory, seeded
 from medmerge.loop import loss
 from medmerge.merge import KernelMerge
 from medmerge.serving import prepare, resident
@@ -137,7 +137,7 @@ def fit(
     reset_peak_memory(device)
     while state.epoch < epochs:
         started = time.perf_counter()
-        with seeded(device, task.seed, PHASES.index(phase), state.epoch):
+        with memory_kept(), seeded(device, task.seed, PHASES.index(phase), state.epoch):
             model.train()
             for module in still:
                 module.eval()

@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import logging
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -220,3 +222,41 @@ def test_a_phase_is_steps_of_the_loop(monkeypatch):
         training.linear_probe(model(0.5), task)
         histories.append(task.history)
     assert histories[0] == histories[1]
+
+
+def faults(times: int) -> float:
+    """Pages that the system had to clear for each of so many tensors that are made and freed."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(2**24)  # 64 MiB
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / times
+
+
+@pytest.mark.skipif(devices._glibc() is None, reason="the C library is not glibc")
+def test_memory_that_a_step_frees_stays_with_the_process_and_is_given_back_afterwards():
+    cleared = faults(3)
+    assert cleared > 10_000 or cleared > 20, "64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB"
+    with devices.memory_kept():
+        faults(1)
+        with devices.memory_kept():
+            faults(1)
+        assert faults(5) < 0.05 * cleared, "a context within does not end it"
+        held = in_memory()
+    assert held - in_memory() > 60
+    assert faults(3) > 0.5 * cleared
+
+
+def in_memory() -> float:
+    """MiB of the process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def test_elsewhere_nothing_changes(monkeypatch):
+    monkeypatch.setattr(devices, "_glibc", lambda: None)
+    with devices.memory_kept():
+        assert devices._keeping == 0
+    monkeypatch.undo()
+    with pytest.raises(ZeroDivisionError), devices.memory_kept():
+        _ = 1 / 0
+    assert devices._keeping == 0
