@@ -8,13 +8,25 @@ import pytest
 import torch
 from data_fixtures import write_ham10k, write_isic2019
 
-from medmerge import Parameters, backbone, checkpoints, data, evaluation, inputs, matching, save_backbone, study
+from medmerge import (
+    Parameters,
+    backbone,
+    checkpoints,
+    data,
+    definitions,
+    evaluation,
+    inputs,
+    matching,
+    revisits,
+    save_backbone,
+    study,
+)
 from medmerge.approaches import classifier
 from medmerge.backbones import CheckpointError, read_state
+from medmerge.definitions import Row
 from medmerge.params import ParameterError
 from medmerge.records import RecordError
 from medmerge.registry import APPROACHES
-from medmerge.study import Row
 from medmerge.training import Protocol, Task
 
 TINY = {
@@ -66,17 +78,18 @@ def files(folder) -> dict:
 
 
 def test_rows_are_the_papers():
-    names = [row.name for row in study.rows(parameters())]
+    names = [row.name for row in definitions.rows(parameters())]
     assert names == ["ft-objects", "ft-lesions", "lp_ft-objects", "lp_ft-lesions", "medmerge-objects-lesions"]
     alone = parameters(source_data="", source_weights="", approaches=["lp_ft", "ft"])
-    assert [(row.name, row.title) for row in study.rows(alone)] == [("lp_ft-objects", "LP-FT"), ("ft-objects", "FT")]
+    named = [(row.name, row.title) for row in definitions.rows(alone)]
+    assert named == [("lp_ft-objects", "LP-FT"), ("ft-objects", "FT")]
 
 
 def test_folder_is_below_the_project(project, monkeypatch):
     (project / "_config.yml").touch()
     (project / "notebooks").mkdir()
     monkeypatch.chdir(project / "notebooks")
-    where = study.folder(parameters(pair="p"), Row("ft", ("objects",)), 3)
+    where = definitions.folder(parameters(pair="p"), Row("ft", ("objects",)), 3)
     assert where == project / "results/demo/p/densenet_small/ft-objects/seed3"
 
 
@@ -93,7 +106,7 @@ def test_definition_leaves_out_paths_devices_and_what_others_read():
     ft, merge = Row("ft", ("objects",)), Row("medmerge", ("objects", "lesions"))
 
     def defined(row, **changes):
-        return study.definition_hash(study.definition(parameters(**changes), row, 0))
+        return definitions.definition_hash(definitions.definition(parameters(**changes), row, 0))
 
     for same in (
         {"base_weights": "x.pt", "source_weights": "y.pt"},
@@ -108,13 +121,13 @@ def test_definition_leaves_out_paths_devices_and_what_others_read():
     for name in ("ft_epochs", "ft_lr", "batch_size", "image_size", "split_seed", "weight_decay"):
         assert defined(ft, **{name: 17}) != defined(ft), name
     assert len({defined(ft), defined(merge), defined(Row("ft", ("lesions",)))}) == 3
-    assert defined(ft) != study.definition_hash(study.definition(parameters(), ft, 1))
+    assert defined(ft) != definitions.definition_hash(definitions.definition(parameters(), ft, 1))
 
 
 def test_every_setting_of_an_approach_is_in_its_definition():
     for name, approach in APPROACHES.items():
         assert set(approach.settings) - {"score_controls"} <= approach.reads  # these only add a table
-        assert approach.reads <= set(study.definition(parameters(), Row(name, ("objects",)), 0))
+        assert approach.reads <= set(definitions.definition(parameters(), Row(name, ("objects",)), 0))
 
 
 @pytest.mark.parametrize(
@@ -155,9 +168,9 @@ def test_a_gpu_asked_for_where_none_is(project):
 
 def test_check_names_what_is_left(project, finished):
     p = parameters(seeds=[1, 0])
-    assert study.check(p) == [(row, seed) for seed in (1, 0) for row in study.rows(p)]
+    assert study.check(p) == [(row, seed) for seed in (1, 0) for row in definitions.rows(p)]
     copy_of(finished, project)
-    assert study.check(p) == [(row, 1) for row in study.rows(p)]
+    assert study.check(p) == [(row, 1) for row in definitions.rows(p)]
 
 
 def test_a_run_leaves_a_whole_record(finished):
@@ -248,7 +261,7 @@ def test_first_epochs_start_from_the_same_head_in_all_rows(project, monkeypatch)
     monkeypatch.setattr(training, "fit", note)
     p = parameters()
     dataset = study.load_data(p)
-    for row in study.rows(p):
+    for row in definitions.rows(p):
         with pytest.raises(InterruptedError):
             study.run_row(p, row, 0, dataset)
     first, *others = heads.values()
@@ -320,7 +333,7 @@ CUTS["medmerge"] = [("linear_probe", 1), ("linear_probe", 2), ("fine_tune", 1)]
 def test_an_interrupted_run_ends_with_the_same_bytes(project, finished, monkeypatch, approach, select):
     reference = next(r for r in finished[1] if r.run["row"]["approach"] == approach).folder
     p = parameters(approaches=[approach], select=select)
-    row = study.rows(p)[0]
+    row = definitions.rows(p)[0]
     dataset = study.load_data(p)
     if select == "last":
         reference = study.run_row(parameters(select=select, pair="whole"), row, 0, dataset).folder
@@ -337,7 +350,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(project, finished, monkeypa
         with pytest.raises(KeyboardInterrupt):
             study.run_row(p, row, 0, dataset)
         assert study.check(p)[0] == (row, 0), "not finished"
-        assert not (study.folder(p, row, 0) / "run.json").exists()
+        assert not (definitions.folder(p, row, 0) / "run.json").exists()
     assert not cuts
     record = study.run_row(p, row, 0, dataset)
     for name in EXACT:
@@ -456,7 +469,7 @@ VARIED = {"approaches": ["lp_ft", "medmerge"], "vary": {"batchnorm_free": ["both
 
 
 def test_varied_settings_make_a_row_for_each_combination_that_an_approach_reads():
-    names = [row.name for row in study.rows(parameters(**VARIED))]
+    names = [row.name for row in definitions.rows(parameters(**VARIED))]
     assert names == [
         *("lp_ft-objects", "lp_ft-lesions", "medmerge-objects-lesions", "medmerge-objects-lesions+w_lr=0.1"),
         *("medmerge-objects-lesions+batchnorm_free=none", "medmerge-objects-lesions+batchnorm_free=none+w_lr=0.1"),
@@ -465,16 +478,16 @@ def test_varied_settings_make_a_row_for_each_combination_that_an_approach_reads(
 
 def test_a_row_with_the_studys_own_values_is_the_studys_own_row():
     plain, varied = parameters(approaches=["medmerge"]), parameters(**VARIED)
-    row = study.rows(plain)[0]
-    assert row in study.rows(varied) and study.folder(plain, row, 0) == study.folder(varied, row, 0)
-    assert study.definition(plain, row, 0) == study.definition(varied, row, 0)
+    row = definitions.rows(plain)[0]
+    assert row in definitions.rows(varied) and definitions.folder(plain, row, 0) == definitions.folder(varied, row, 0)
+    assert definitions.definition(plain, row, 0) == definitions.definition(varied, row, 0)
 
 
 def test_a_setting_is_the_same_run_as_a_study_with_that_value():
     row = Row("medmerge", ("objects", "lesions"), (("batchnorm", 1), ("w_lr", 0.1)))
     study_of_its_own = parameters(batchnorm=1, w_lr=0.1)
     plain = Row("medmerge", ("objects", "lesions"))
-    assert study.definition(parameters(), row, 0) == study.definition(study_of_its_own, plain, 0)
+    assert definitions.definition(parameters(), row, 0) == definitions.definition(study_of_its_own, plain, 0)
 
 
 @pytest.mark.parametrize(
@@ -539,7 +552,7 @@ def test_the_explorer_tries_weights_of_a_merge_with_zeros_and_of_one_with_measur
     measured = {"approaches": ["medmerge"], "batchnorm": "repair", "align": "weights"}
     for settings in ({"approaches": ["medmerge_zeros"]}, measured):
         record = study.run(parameters(pair=settings["approaches"][0], **settings))[0]
-        trial = study.trial(record)
+        trial = revisits.trial(record)
         layer = next(iter(record.kernel_weights))
         assert trial(layer, None) == pytest.approx(record.controls.iloc[0]["score"])
 
