@@ -6,7 +6,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NAMES = {"densenet121": "DenseNet-121", "resnet50": "ResNet-50", "resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
 NAMES |= {"densenet_small": "small DenseNet"}
-OURS = "KernelMerge"
+OURS, GIVEN_BACK = "KernelMerge", "FT, memory given back"
 
 
 def load(part: str, kind: str = "cpu") -> dict | None:
@@ -71,13 +71,27 @@ def _by_way() -> tuple[dict[str, dict[str, dict]], list[str]]:
     rows: dict[str, dict[str, dict]] = {}
     for row in _rows("step"):
         rows.setdefault(_network(row), {})[row["way"]] = row
-    return rows, list(dict.fromkeys(row["way"] for row in _rows("step")))
+    return rows, [way for way in dict.fromkeys(row["way"] for row in _rows("step")) if way != GIVEN_BACK]
 
 
 def _short(way: str) -> str:
     return {OURS: "this package", "parametrisation per layer": "parametrised"}.get(
         way, "`functional_call`" if "functional" in way else "set into layers"
     )
+
+
+def kept() -> list[str]:
+    """A step of fine-tuning in a process that gives memory back to the system, over one in which it stays."""
+    rows, _ = _by_way()
+    body = [
+        [
+            network,
+            f"{one[GIVEN_BACK]['of FT'][1]:.2f}",
+            f"{one[GIVEN_BACK]['memory, MiB'] - one[OURS]['FT memory, MiB']:+,}",
+        ]
+        for network, one in rows.items()
+    ]
+    return _table(["network", "time, given back over kept", "peak, MiB"], body)
 
 
 def probe() -> list[str]:
@@ -151,7 +165,9 @@ def targets() -> list[str]:
     steps, waits = _rows("step"), _rows("pipeline")
     ours = [one for one in steps if one["way"] == OURS]
     slowest = max(one["of FT"][1] for one in ours)
-    low, worst, high = max((one["KernelMerge of it"] for one in steps if one["way"] != OURS), key=lambda q: q[1])
+    low, worst, high = max(
+        (one["KernelMerge of it"] for one in steps if one["way"] not in (OURS, GIVEN_BACK)), key=lambda q: q[1]
+    )
     copies = max(one["copies above FT"] for one in ours)
     probes = [one for one in _rows("probe") if one["precision"] == "fp32"]
     faster, apart = min(one["times faster"] for one in probes), max(one["largest difference"] for one in probes)
@@ -171,6 +187,6 @@ def targets() -> list[str]:
 
 
 TABLES = {
-    **{"targets": targets, "step": step, "memory": memory, "probe": probe, "pipeline": pipeline},
+    **{"targets": targets, "step": step, "memory": memory, "kept": kept, "probe": probe, "pipeline": pipeline},
     **{"row": row, "growth": growth, "machine": machine},
 }

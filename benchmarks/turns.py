@@ -71,7 +71,8 @@ def measure(
 
     Args:
         cases: by name a function, found by its module and name in another process too, and its arguments; it returns
-            what is to be called.
+            what is to be called. An argument ``keep`` is not the function's: False gives memory that is freed back to
+            the system, which training does not (:func:`medmerge.devices.memory_kept`).
         rounds: that are kept.
         device: where they compute, ``"cpu"`` or ``"cuda"``.
         warm_up: rounds before those; by default :data:`WARM_UP`.
@@ -133,7 +134,8 @@ def _serve(connection, make: Callable[..., Call], arguments: dict, name: str, th
     """Build a case and answer; an order is whether the call warms up, or None for the peak of the others."""
     torch.set_num_threads(threads)
     try:
-        with devices.memory_kept():
+        keep = arguments.pop("keep", True)
+        with devices.memory_kept() if keep else contextlib.nullcontext():
             _answer(connection, make, arguments, torch.device(name))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
