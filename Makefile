@@ -1,6 +1,7 @@
 # medmerge: `make help` lists what there is. Needs Python 3.11 or newer and GNU make.
 #   make test PYTHON=python3.12     another interpreter for .venv
 #   make book OMP_NUM_THREADS=8     more threads; the numbers may differ in the last digits
+#   make -j 2 demo-all              pages side by side, as many as there are cores
 #   make test JOBS=4                files of tests side by side, as many as there are cores by default, 8 at most
 
 PYTHON ?= python3
@@ -42,26 +43,54 @@ $(STAMP): requirements.txt pyproject.toml
 # run NOTEBOOK PARAMS: finished runs are recognised and not repeated
 run = @echo "Running $(1) with $(2)"; $(BIN)/medmerge run $(1) $(2)
 
-demo: $(STAMP) ## Run the demo: drawn images, a small backbone, a minute or two
+# A page a target, each after the runs that it starts from: `make -j 2 demo-all` draws two at a time. The pages on weights and
+# features show what is there of the pair, and so come before its ablations, whatever -j says.
+DEMO     := base source pair weights features cost
+ABLATION := ablation-batchnorm ablation-zeros ablation-granularity controls rivals premise
+FURTHER  := source-scratch premise-elsewhere three transformer-source transformer-source-lesions transformer
+.PHONY: $(patsubst %,demo/%,$(DEMO) $(ABLATION) $(FURTHER))
+
+demo: $(DEMO:%=demo/%) ## Run the demo: drawn images, a small backbone, a minute or two
+
+demo-all: demo $(patsubst %,demo/%,$(ABLATION) $(FURTHER)) ## Run every approach and ablation on drawn images, some minutes
+
+demo/base: $(STAMP)
 	$(call run,notebooks/source.ipynb,params/demo/base.yaml)
+demo/source: demo/base
 	$(call run,notebooks/source.ipynb,params/demo/source.yaml)
+demo/pair: demo/source
 	$(call run,notebooks/pair.ipynb,params/demo/pair.yaml)
+demo/weights: demo/pair
 	$(call run,notebooks/weights.ipynb,params/demo/weights.yaml)
+demo/features: demo/pair
 	$(call run,notebooks/features.ipynb,params/demo/features.yaml)
+demo/cost: $(STAMP)
 	$(call run,notebooks/cost.ipynb,params/demo/cost.yaml)
 
-demo-all: demo ## Run every approach and ablation on drawn images, some minutes
+$(ABLATION:%=demo/%): demo/weights demo/features
+demo/ablation-batchnorm:
 	$(call run,notebooks/ablation_batchnorm.ipynb,params/demo/ablation-batchnorm.yaml)
+demo/ablation-zeros:
 	$(call run,notebooks/ablation_zeros.ipynb,params/demo/ablation-zeros.yaml)
+demo/ablation-granularity:
 	$(call run,notebooks/ablation_granularity.ipynb,params/demo/ablation-granularity.yaml)
+demo/controls:
 	$(call run,notebooks/controls.ipynb,params/demo/controls.yaml)
+demo/rivals:
 	$(call run,notebooks/pair.ipynb,params/demo/rivals.yaml)
+demo/premise:
 	$(call run,notebooks/premise.ipynb,params/demo/premise.yaml)
+demo/source-scratch: $(STAMP)
 	$(call run,notebooks/source.ipynb,params/demo/source-scratch.yaml)
+demo/premise-elsewhere: demo/base demo/source-scratch
 	$(call run,notebooks/premise.ipynb,params/demo/premise-elsewhere.yaml)
+demo/three: demo/source demo/source-scratch
 	$(call run,notebooks/pair.ipynb,params/demo/three.yaml)
+demo/transformer-source: $(STAMP)
 	$(call run,notebooks/source.ipynb,params/demo/transformer-source.yaml)
+demo/transformer-source-lesions: demo/transformer-source
 	$(call run,notebooks/source.ipynb,params/demo/transformer-source-lesions.yaml)
+demo/transformer: demo/transformer-source-lesions
 	$(call run,notebooks/pair.ipynb,params/demo/transformer.yaml)
 
 cost: $(STAMP) ## Measure again, on this machine, what a step of each phase costs
@@ -76,7 +105,7 @@ explore: demo ## Open JupyterLab on the explorer of merging weights
 	@$(BIN)/jupyter lab notebooks/weights.ipynb
 
 # --all: a second build would not repeat the warnings of the first, and -W would pass.
-book: demo ## Run the demo, then build the book; any warning is an error
+book: demo $(filter demo-all,$(MAKECMDGOALS)) ## Run the demo, then build the book; any warning is an error
 	@echo "Building the book"
 	@rm -rf $(HTML)
 	@$(BIN)/jupyter-book build . --all -W -n --keep-going -q >/dev/null || { echo "The book did not build; the reasons are above" >&2; exit 1; }
