@@ -58,13 +58,14 @@ def _quartiles(values: list[float]) -> str:
 
 
 def memory() -> list[str]:
-    """Peak memory of the same steps."""
+    """Memory of the same steps above fine-tuning's: counted, and at the peak of the process."""
     rows, ways = _by_way()
-    body = [
-        [network, f"{one[OURS]['FT memory, MiB']:,}", *(f"{one[way]['copies above FT']:+.1f}" for way in ways)]
-        for network, one in rows.items()
-    ]
-    return _table(["network", "FT, MiB", *map(_short, ways)], body)
+    body = []
+    for network, one in rows.items():
+        peaks = (f"{one[way]['copies above FT']:+.1f}" for way in ways)
+        body.append([network, f"{one[OURS]['FT memory, MiB']:,} MiB", *peaks])
+        body.append(["*counted*", "", *(f"{one[way]['counted copies above FT']:+.1f}" for way in ways)])
+    return _table(["network", "FT, peak", *map(_short, ways)], body)
 
 
 def _by_way() -> tuple[dict[str, dict[str, dict]], list[str]]:
@@ -168,7 +169,7 @@ def targets() -> list[str]:
     low, worst, high = max(
         (one["KernelMerge of it"] for one in steps if one["way"] not in (OURS, GIVEN_BACK)), key=lambda q: q[1]
     )
-    copies = max(one["copies above FT"] for one in ours)
+    copies, counted = (max(one[name] for one in ours) for name in ("copies above FT", "counted copies above FT"))
     probes = [one for one in _rows("probe") if one["precision"] == "fp32"]
     faster, apart = min(one["times faster"] for one in probes), max(one["largest difference"] for one in probes)
     ready = min(one["of ready"][1] for one in waits)
@@ -177,7 +178,8 @@ def targets() -> list[str]:
     asked = [
         ("probe step, of an FT step", "at most 1.05", f"{slowest:.3f} at most", slowest <= 1.05),
         ("probe step, of another way", "at most 1", f"{worst:.3f} at most ({low:.3f} to {high:.3f})", low <= 1),
-        ("its memory above FT, in copies of the kernels", "at most 2", f"{copies:+.1f} at most", copies <= 2),
+        ("memory it holds above FT, in copies of the kernels", "at most 2", f"{counted:+.1f} at most", counted <= 2),
+        ("the same at the peak of the process", "at most 2", f"{copies:+.1f} at most", copies <= 2),
         ("LP from features computed once", "20 x", f"{faster:.0f} x", faster >= 20),
         ("its head, of LP through the backbone", "within 1e-5", f"{apart:.1g}", apart <= 1e-5),
         ("epoch, of its steps alone", "at least 0.95", f"{ready:.3f} at least", ready >= 0.95),

@@ -9,6 +9,7 @@ from benchmarks.ways import WAYS
 from medmerge import backbones, cost, devices, kernels, loop
 from medmerge.backbones import Classifier
 from medmerge.devices import seeded
+from medmerge.task import Task
 
 GIVEN_BACK = "FT, memory given back"
 """A step of fine-tuning in a process that leaves to the C library what becomes of memory that is freed."""
@@ -16,8 +17,10 @@ GIVEN_BACK = "FT, memory given back"
 ROUNDS = {32: 2, 64: 40, 224: 15}
 
 
-def make(backbone: str, image_size: int, batch_size: int, way: str, device: str, sources: int = 2) -> turns.Call:
-    """One training step on a batch of noise: of a way, or of FT. Each call returns the loss."""
+def prepared(
+    backbone: str, image_size: int, batch_size: int, way: str, device: str, sources: int = 2
+) -> tuple[cost.Step, Task]:
+    """A step on a batch of noise, of a way or of FT, with the same head in all."""
     task = cost.noise(image_size, batch_size, device, "auto")
     with seeded(task.device, 0):
         networks = [backbones.backbone(backbone, "random") for _ in range(sources)]
@@ -27,8 +30,20 @@ def make(backbone: str, image_size: int, batch_size: int, way: str, device: str,
     else:
         step = cost.Step(Classifier(WAYS[way](networks), cost.CLASSES), task.train, task, task.protocol.lp_lr)
     step.model.head.load_state_dict(head)
-    steps = loop.Steps(step.model, step.optimizer, lambda: task.autocast, batch_size, task.device)
+    return step, task
+
+
+def make(**case: object) -> turns.Call:
+    """One training step of :func:`prepared`, as training takes it. Each call returns the loss."""
+    step, task = prepared(**case)
+    steps = loop.Steps(step.model, step.optimizer, lambda: task.autocast, task.protocol.batch_size, task.device)
     return lambda: steps(step.inputs, step.labels).item()
+
+
+def held(**case: object) -> turns.Call:
+    """Counts the MiB that the same step holds when its forward pass is done (:func:`medmerge.cost.memory`)."""
+    step, _ = prepared(**case)
+    return lambda: sum(cost.memory(step).values()) / 2**20
 
 
 def kernel_mib(backbone: str) -> float:
@@ -47,10 +62,15 @@ def measure(settings: Settings) -> Iterator[dict]:
             cases = {way: (make, case | {"way": way}) for way in ("FT", *WAYS)}
             cases[GIVEN_BACK] = (make, case | {"way": "FT", "keep": False})
             found = turns.measure(cases, ROUNDS[image_size], device.type)
-            yield from (_row(case, way, found) for way in (*WAYS, GIVEN_BACK))
+            counted = {way: _held(case, way) for way in ("FT", *WAYS)}
+            yield from (_row(case, way, found, counted) for way in (*WAYS, GIVEN_BACK))
 
 
-def _row(case: dict, way: str, found: dict[str, turns.Measured]) -> dict:
+def _held(case: dict, way: str) -> float:
+    return turns.measure({way: (held, case | {"way": way})}, 1, case["device"], 0)[way].values[0]
+
+
+def _row(case: dict, way: str, found: dict[str, turns.Measured], counted: dict[str, float]) -> dict:
     ft, probe, ours = found["FT"], found[way], found[next(iter(WAYS))]
     copy = kernel_mib(case["backbone"])
     return {
@@ -62,5 +82,6 @@ def _row(case: dict, way: str, found: dict[str, turns.Measured]) -> dict:
         "FT memory, MiB": round(ft.peak_mib),
         "memory, MiB": round(probe.peak_mib),
         "copies above FT": round((probe.peak_mib - ft.peak_mib) / copy, 2),
+        "counted copies above FT": round((counted.get(way, counted["FT"]) - counted["FT"]) / copy, 3),
         "loss": probe.values[-1],
     }
