@@ -126,6 +126,20 @@ def test_the_steps_that_are_timed_have_the_same_losses():
     assert len({tuple(losses[way]) for way in WAYS}) == 1 and all(map(math.isfinite, losses["FT"]))
 
 
+def test_every_way_is_counted_to_hold_as_much_and_less_than_fine_tuning():
+    counted = {way: step.held(**CASE, way=way)() for way in [*WAYS, "FT"]}
+    assert len({round(counted[way], 3) for way in WAYS}) == 1
+    copies = (counted["FT"] - counted["KernelMerge"]) / step.kernel_mib("densenet_small")
+    assert 1.5 < copies < 2.1, "two frozen copies, against one with its gradients and two of AdamW"
+
+
+@pytest.mark.slow
+def test_memory_given_back_is_the_same_step():
+    case = CASE | {"way": "FT"}
+    found = turns.measure({"kept": (step.make, case), "given back": (step.make, case | {"keep": False})}, 2)
+    assert found["kept"].values == found["given back"].values
+
+
 def test_features_computed_once_give_the_same_head():
     case = {"backbone": "densenet_small", "image_size": 32, "small": True, "precision": "fp32", "device": "cpu"}
     once, again = (torch.tensor(probe.make(**case, once=flag)()) for flag in (True, False))
