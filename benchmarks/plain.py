@@ -153,9 +153,8 @@ def main():
     parser.add_argument("--workers", type=int, default=0)
     o = parser.parse_args()
     data = {part: Photographs(o.folder, part, o.size) for part in ("train", "val", "test")}
-    loaders = {
-        part: DataLoader(one, o.batch, shuffle=part == "train", num_workers=o.workers) for part, one in data.items()
-    }
+    workers = {"num_workers": o.workers, "persistent_workers": o.workers > 0}
+    loaders = {part: DataLoader(one, o.batch, shuffle=part == "train", **workers) for part, one in data.items()}
     classes = len(data["train"].classes)
     approaches = {
         "ft-first": lambda: fine_tuned(load(o.arch, o.first, classes), loaders, o),
