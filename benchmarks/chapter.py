@@ -139,13 +139,14 @@ def row() -> list[str]:
 
 def growth() -> list[str]:
     """Time and memory as things grow."""
+    order = list(dict.fromkeys(row["what"] for row in _rows("growth")))
     body = [
         [
             *(row["what"], f"{row['value']:,}", NAMES[row["backbone"]], f"{row['ms an image']:.2f}"),
             f"{row['memory, MiB']:,.0f}" if row["memory, MiB"] is not None else "–",
             f"{row['of FT']:.3f}" if "of FT" in row else "–",
         ]
-        for row in _rows("growth")
+        for row in sorted(_rows("growth"), key=lambda row: (order.index(row["what"]), row["value"]))
     ]
     return _table(["what grows", "to", "network", "ms an image", "MiB", "of FT"], body, 3)
 
