@@ -125,6 +125,7 @@ def row() -> list[str]:
         [
             *(
                 f"{row['cores']}, {row['precision']}",
+                row["epochs"],
                 row["seed"],
                 f"{row['plain, s']:.0f}",
                 f"{row['medmerge, s']:.0f}",
@@ -133,7 +134,7 @@ def row() -> list[str]:
         ]
         for row in _rows("row")
     ]
-    heads = ["cores, precision", "seed", "plain, s", "medmerge, s", "faster", "F1, plain", "F1, medmerge"]
+    heads = ["cores, precision", "epochs", "seed", "plain, s", "medmerge, s", "faster", "F1, plain", "F1, medmerge"]
     return _table(heads, body)
 
 
@@ -174,19 +175,31 @@ def targets() -> list[str]:
     probes = [one for one in _rows("probe") if one["precision"] == "fp32"]
     faster, apart = min(one["times faster"] for one in probes), max(one["largest difference"] for one in probes)
     ready = min(one["of ready"][1] for one in waits)
-    runs = [one for one in _rows("row") if one["cores"] == 1 and one["precision"] == "auto"]
-    row = sorted(one["times faster"] for one in runs)[len(runs) // 2]
+    runs = [one for one in _rows("row") if one["precision"] == "auto"]
+    long = max((one for one in runs if one["cores"] == 1), key=lambda one: one["epochs"])
+    wide = max(runs, key=lambda one: one["cores"])
     asked = [
         ("probe step, of an FT step", "at most 1.05", f"{slowest:.3f} at most", slowest <= 1.05),
-        ("probe step, of another way", "at most 1", f"{worst:.3f} at most ({low:.3f} to {high:.3f})", low <= 1),
+        ("probe step, of another way", "at most 1", f"{worst:.3f} at most ({low:.3f} to {high:.3f})", worst <= 1),
         ("memory it holds above FT, in copies of the kernels", "at most 2", f"{counted:+.1f} at most", counted <= 2),
         ("the same at the peak of the process", "at most 2", f"{copies:+.1f} at most", copies <= 2),
         ("LP from features computed once", "20 x", f"{faster:.0f} x", faster >= 20),
         ("its head, of LP through the backbone", "within 1e-5", f"{apart:.1g}", apart <= 1e-5),
         ("epoch, of its steps alone", "at least 0.95", f"{ready:.3f} at least", ready >= 0.95),
-        ("five approaches, of a plain script", "3 x", f"{row:.2f} x", row >= 3),
+        _row_target(f"one core, {long['epochs']} epochs", long),
+        _row_target(f"{wide['cores']} cores, {wide['epochs']} epochs", wide),
     ]
-    return _table(["what", "asked", "found", ""], [[*one, "yes" if met else "**no**"] for *one, met in asked], 1)
+    verdicts = ["yes" if met else "**no**" for *_, met in asked]
+    if low <= 1 < worst:
+        verdicts[1] = "within noise"
+    return _table(
+        ["what", "asked", "found", ""], [[*one[:-1], said] for one, said in zip(asked, verdicts, strict=True)]
+    )
+
+
+def _row_target(words: str, row: dict) -> tuple[str, str, str, bool]:
+    faster = row["times faster"]
+    return f"five approaches, of a plain script, {words}", "3 x", f"{faster:.2f} x", faster >= 3
 
 
 TABLES = {
