@@ -108,7 +108,7 @@ def _macro_f1(cells: np.ndarray) -> np.ndarray:
 def spread(target: Target, accuracy: float, macro_f1: float) -> dict[str, float]:
     """Macro F1's interval and standard error over test images of the same class sizes: ``low``, ``high``, ``error``.
 
-    The widest over all :func:`confusions`; 95 %, the quantiles of :data:`DRAWS` test sets.
+    The widest over all :func:`confusions`; 95 %, the quantiles of 4,000 test sets.
     """
     found = []
     for matrix in confusions(target, accuracy, macro_f1):
