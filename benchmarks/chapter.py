@@ -54,7 +54,7 @@ def step() -> list[str]:
 
 def _quartiles(values: list[float]) -> str:
     low, median, high = values
-    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+    return f"{median:.3f} ± {(high - low) / 2:.3f}"
 
 
 def memory() -> list[str]:
@@ -77,7 +77,7 @@ def _by_way() -> tuple[dict[str, dict[str, dict]], list[str]]:
 
 def _short(way: str) -> str:
     return {OURS: "this package", "parametrisation per layer": "parametrised"}.get(
-        way, "`functional_call`" if "functional" in way else "set into layers"
+        way, "functional" if "functional" in way else "set into layers"
     )
 
 
