@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import median
 
 HERE = Path(__file__).resolve().parent
 NAMES = {"densenet121": "DenseNet-121", "resnet50": "ResNet-50", "resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
@@ -53,8 +54,8 @@ def step() -> list[str]:
 
 
 def _quartiles(values: list[float]) -> str:
-    low, median, high = values
-    return f"{median:.3f} ± {(high - low) / 2:.3f}"
+    low, middle, high = values
+    return f"{middle:.3f} ± {(high - low) / 2:.3f}"
 
 
 def memory() -> list[str]:
@@ -176,7 +177,7 @@ def targets() -> list[str]:
     faster, apart = min(one["times faster"] for one in probes), max(one["largest difference"] for one in probes)
     ready = min(one["of ready"][1] for one in waits)
     runs = [one for one in _rows("row") if one["precision"] == "auto"]
-    long = max((one for one in runs if one["cores"] == 1), key=lambda one: one["epochs"])
+    alone = [one["times faster"] for one in runs if one["cores"] == 1]
     wide = max(runs, key=lambda one: one["cores"])
     asked = [
         ("probe step, of an FT step", "at most 1.05", f"{slowest:.3f} at most", slowest <= 1.05),
@@ -186,8 +187,8 @@ def targets() -> list[str]:
         ("LP from features computed once", "20 x", f"{faster:.0f} x", faster >= 20),
         ("its head, of LP through the backbone", "within 1e-5", f"{apart:.1g}", apart <= 1e-5),
         ("epoch, of its steps alone", "at least 0.95", f"{ready:.3f} at least", ready >= 0.95),
-        _row_target(f"one core, {long['epochs']} epochs", long),
-        _row_target(f"{wide['cores']} cores, {wide['epochs']} epochs", wide),
+        _row_target("one core, median of seeds", median(alone)),
+        _row_target(f"{wide['cores']} cores", wide["times faster"]),
     ]
     verdicts = ["yes" if met else "**no**" for *_, met in asked]
     if low <= 1 < worst:
@@ -197,8 +198,7 @@ def targets() -> list[str]:
     )
 
 
-def _row_target(words: str, row: dict) -> tuple[str, str, str, bool]:
-    faster = row["times faster"]
+def _row_target(words: str, faster: float) -> tuple[str, str, str, bool]:
     return f"five approaches, of a plain script, {words}", "3 x", f"{faster:.2f} x", faster >= 3
 
 

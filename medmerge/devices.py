@@ -96,8 +96,9 @@ def memory_kept() -> Iterator[None]:
     """Within this, memory that is freed stays with the process, where it has glibc; elsewhere nothing changes.
 
     A step frees its activations and asks for as much again. By default glibc gives large pieces back to the system,
-    which must then clear them page by page: on a CPU up to a fifth of a step's time. Afterwards what is free is given
-    back. Values do not change, peaks by some percent. Contexts may be nested.
+    which must then clear them page by page: on a CPU up to a third of a step's time. Afterwards what is free is given
+    back. Values do not change, peaks by some percent. Contexts may be nested. It is about memory that the main thread
+    asks for, where training runs.
     """
     global _keeping
     library = _glibc()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from papermill.exceptions import PapermillExecutionError
 
-from medmerge import backbone, cli, save_backbone
+from medmerge import backbone, cli, save_backbone, study
 
 ROOT = Path(__file__).parents[1]
 PAIR = {
@@ -133,7 +133,7 @@ def test_a_notebooks_own_defaults_count(project, capsys, monkeypatch):
     """source.ipynb sets approaches: [ft], without which its parameters would not do."""
     given = {}
     monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-    monkeypatch.setattr(cli.study, "check", lambda p: given.update(p.model_dump()))
+    monkeypatch.setattr(study, "check", lambda p: given.update(p.model_dump()))
     empty = dict.fromkeys(("source_data", "source_weights", "lp_epochs", "pair"))
     write_parameters("source", **empty, save_weights="w/x.safetensors")
     assert cli.main(["run", str(ROOT / "notebooks/source.ipynb"), "source.yaml"]) == 130
@@ -170,7 +170,7 @@ def test_a_failing_notebook_keeps_the_previous_output(project, capsys):
     good = write_notebook("study.ipynb", "print(pair, 6 * 7)")
     Path("p.yaml").write_text("pair: mine\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.study, "check", lambda p: [])
+        patch.setattr(study, "check", lambda p: [])
         assert cli.main(["run", good, "p.yaml"]) == 0
         output, failed = project / "results/demo/p.ipynb", project / "results/demo/p.failed.ipynb"
         assert "mine 42" in output.read_text() and nbformat.read(output, 4).cells[0].source.startswith("# A heading")
@@ -196,7 +196,7 @@ def test_a_title_never_replaces_code(project, monkeypatch):
     )
     nbformat.write(notebook, "n.ipynb")
     Path("p.yaml").write_text("title: Hello\n")
-    monkeypatch.setattr(cli.study, "check", lambda p: [])
+    monkeypatch.setattr(study, "check", lambda p: [])
     assert cli.main(["run", "n.ipynb", "p.yaml"]) == 0
     cells = nbformat.read("results/demo/p.ipynb", 4).cells
     assert [cell.source.splitlines()[0] for cell in cells] == ["# Hello", "title = ''", "# Parameters"]
