@@ -98,7 +98,7 @@ cost: $(STAMP) ## Measure again, on this machine, what a step of each phase cost
 	$(call run,notebooks/cost.ipynb,params/open/cost-densenet121.yaml)
 	$(call run,notebooks/cost.ipynb,params/open/cost-resnet50.yaml)
 
-bench: $(STAMP) ## Measure again what a step, an epoch and a study cost against other ways; two hours
+bench: $(STAMP) ## Measure again what a step, an epoch and a study cost against other ways; an hour and a half
 	@$(BIN)/python -m benchmarks
 
 explore: demo ## Open JupyterLab on the explorer of merging weights

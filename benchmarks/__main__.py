@@ -1,6 +1,6 @@
 """What a step, an epoch and a study cost, measured here and now: ratios within one run.
 
-    python -m benchmarks                     all parts, two hours on two cores (`make bench`)
+    python -m benchmarks                     all parts, an hour and a half (`make bench`)
     python -m benchmarks step pipeline       some of them
     python -m benchmarks --small             a small case of everything, in two minutes, to see that it works
 

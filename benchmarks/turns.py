@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from medmerge import devices
+from medmerge.cost import clock
 
 WARM_UP = {"cpu": 2, "cuda": 6}
 """Rounds before those that are kept; on a GPU the fourth is recorded (:class:`medmerge.loop.Steps`)."""
@@ -29,7 +30,7 @@ class Measured:
     """What a case took.
 
     Attributes:
-        seconds: of every call, by :func:`clock`.
+        seconds: of every call, by :func:`medmerge.cost.clock`.
         values: what the calls returned, such as a loss.
         peak_mib: most memory in use during the calls, beyond what the process took before the case was built.
     """
@@ -46,11 +47,6 @@ class Measured:
     def ratio(self, other: "Measured") -> float:
         """The median of these."""
         return self.ratios(other)[1]
-
-
-def clock(device: torch.device) -> str:
-    """``"cpu"``, the processor's time, where one thread computes: other processes hardly change it. Else ``"wall"``."""
-    return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
 def timed(call: Call, device: torch.device) -> tuple[float, float | None]:

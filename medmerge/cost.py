@@ -238,7 +238,7 @@ def measure(
                 seconds[name].append(_seconds(steps[name]))
     return {
         **circumstances(backbone, task, repeats, load),
-        "clock": _clock(task.device),
+        "clock": clock(task.device),
         "variants": {name: {"seconds": seconds[name][WARM_UP:], **measured[name]} for name in names},
     }
 
@@ -279,15 +279,15 @@ def _alone(name: str, sources: list[nn.Module], task: Task) -> dict:
     return {"trainable": trainable(one), "flops": flops(one), "memory": memory(one), "peak_memory_mib": peak}
 
 
-def _clock(device: torch.device) -> str:
+def clock(device: torch.device) -> str:
     """Which clock times the steps: see :func:`measure`."""
     return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
 def _seconds(one: Step) -> float:
-    """One step by :func:`_clock`."""
+    """One step by :func:`clock`."""
     device = one.task.device
-    now = time.process_time if _clock(device) == "cpu" else time.perf_counter
+    now = time.process_time if clock(device) == "cpu" else time.perf_counter
     wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     started = now()

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from medmerge import report
+from medmerge import evaluation, report, resampling
 from medmerge.records import Record
 
 BASELINES = 4
@@ -170,17 +170,10 @@ def togetherness(studies: Sequence[Sequence[Record]]) -> float:
 
 
 def _correlation(a: Record, b: Record) -> float:
-    generator, labels = np.random.default_rng(0), a.labels
-    predicted = [run.probabilities.argmax(1) for run in (a, b)]
-    count = len(a.run["data"]["classes"])
-    members = [np.flatnonzero(labels == k) for k in np.unique(labels)]
-    scores = np.empty((500, 2))
-    for draw in scores:
-        chosen = np.concatenate([generator.choice(one, len(one)) for one in members])
-        for i, values in enumerate(predicted):
-            cells = np.bincount(labels[chosen] * count + values[chosen], minlength=count * count)
-            draw[i] = _macro_f1(cells.reshape(count, count).astype(np.float64))
-    return float(np.corrcoef(scores.T)[0, 1])
+    predicted = {name: report.predicted([run]) for name, run in (("a", a), ("b", b))}
+    cells = evaluation.counted(a.labels, predicted, len(a.run["data"]["classes"]))
+    drawn = resampling.bootstrap(cells, "macro_f1", DRAWS, np.random.default_rng(0))
+    return float(np.corrcoef(drawn.T)[0, 1])
 
 
 def best(table: pd.DataFrame, score: str) -> pd.DataFrame:
@@ -247,8 +240,7 @@ def _probing(table: pd.DataFrame, number: str) -> dict[tuple[str, str], float]:
 
 
 def _probing_first(table: pd.DataFrame) -> tuple[str, str, str, str]:
-    gains = {**{("1", *k): v for k, v in _probing(table, "1").items()}}
-    gains |= {("A1", *k): v for k, v in _probing(table, "A1").items()}
+    gains = {(number, *key): gain for number in ("1", "A1") for key, gain in _probing(table, number).items()}
     above = sum(gain > 0 for gain in gains.values())
     worst = min(gains, key=gains.get)
     said = f"higher in {above} of {len(gains)}; {gains[worst]:+.3f} from {worst[2]} to {worst[1]} in Table {worst[0]}"

@@ -39,7 +39,7 @@ def comparisons(records: Sequence[Record], reference: str = "medmerge") -> pd.Da
         ValueError: images with several labels.
     """
     rows, table = report.by_row(records), report.comparisons(records, reference)
-    (merged,) = [runs for label, runs in rows.items() if label not in set(table["against"])]
+    merged = _reference(rows, table)
     spread, lines = margin(records), []
     for line in table.itertuples():
         found = _over_seeds(merged, rows[line.against])
@@ -52,6 +52,12 @@ def comparisons(records: Sequence[Record], reference: str = "medmerge") -> pd.Da
         )
     columns = ["against", "difference", "low", "high", "p_holm", "superior", "equivalence"]
     return pd.DataFrame(lines, columns=columns)
+
+
+def _reference(rows: report.Rows, table: pd.DataFrame) -> list[Record]:
+    """The row that all others of a table of comparisons are held against."""
+    (runs,) = [runs for label, runs in rows.items() if label not in set(table["against"])]
+    return runs
 
 
 def _over_seeds(runs: Sequence[Record], others: Sequence[Record]) -> significance.SeedInterval:
@@ -106,11 +112,10 @@ def secondary(records: Sequence[Record]) -> pd.DataFrame:
     Accuracy over seeds and images (:func:`~medmerge.significance.over_seeds`) with McNemar's p of each seed, and macro
     AUROC, mean over seeds, with DeLong's interval.
     """
-    rows = report.by_row(records)
-    names = set(report.comparisons(records)["against"])
-    (merged,) = [runs for label, runs in rows.items() if label not in names]
+    rows, table = report.by_row(records), report.comparisons(records)
+    merged = _reference(rows, table)
     labels, lines = merged[0].labels, []
-    for label in (label for label in rows if label in names):
+    for label in table["against"]:
         a, b = report.predicted(merged), report.predicted(rows[label])
         exact = [significance.mcnemar(labels, *pair) for pair in zip(a, b, strict=True)]
         line = {"MedMerge minus": label, "accuracy": float(np.mean([one.difference for one in exact]))}

@@ -185,7 +185,7 @@ def test_a_row_runs_on_one_core_and_on_several(tmp_path):
     theirs = row._plain(tmp_path, size, 0, [0], "cpu")
     ours = [row._ours(tmp_path, size, 0, cores, "fp32", torch.device("cpu")) for cores in ([0], [0, 1])]
     for found in (theirs, *ours):
-        assert 0 <= found["macro_f1"] <= found["accuracy"] + 0.5 and found["seconds"] > 0 < found["processor"]
+        assert 0 < found["macro_f1"] <= 1 and 0 < found["accuracy"] <= 1 and found["seconds"] > 0 < found["processor"]
     assert {k: ours[0][k] for k in row.SCORES} == {k: ours[1][k] for k in row.SCORES}
 
 

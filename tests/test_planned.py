@@ -1,5 +1,7 @@
 """What the analysis plan asks of a pair's records, on hand-made ones whose answers are known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_report import CLASSES, LABELS, ROWS, macro_f1, make, predicted, study
@@ -68,11 +70,13 @@ def test_secondary_outcomes_are_accuracy_and_area(tmp_path):
     assert table.loc["FT b", "AUROC"] == pytest.approx(np.mean(area[4:]) - np.mean(area[:2]))
 
 
-def test_an_area_that_has_no_error_is_left_out(tmp_path):
+def test_an_area_without_an_error_is_left_out(tmp_path):
     table = planned.secondary(study(tmp_path, 0, 0, 0, seeds=(0, 1)))
     assert list(table["95 % interval"]) == ["+0.000 to +0.000"] * 2
-    apart = planned.secondary(study(tmp_path / "apart", 100, 100, 0, seeds=(0, 1)))
-    assert apart["AUROC"].isna().all() or (apart["AUROC"] > 0).all()
+    labels, right = np.array([0, 0, 1]), np.eye(2)[[0, 0, 1]]
+    ours, theirs = (SimpleNamespace(labels=labels, probabilities=values) for values in (right, right[::-1]))
+    found = planned._area([ours], [theirs])
+    assert np.isnan(found["AUROC"]) and found["95 % interval"] == "–", "a class of one image has no variance"
 
 
 def test_kappas_are_of_grades(tmp_path):
