@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         print(
-            "\nmedmerge: stopped. What is finished is kept; the same command goes on after the last whole epoch",
+            "\nmedmerge: stopped. What is finished is kept; the same command goes on from the last checkpoint",
             file=sys.stderr,
         )
         return 143 if isinstance(error, Terminated) else 130

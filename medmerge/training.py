@@ -108,8 +108,8 @@ def fit(
 ) -> None:
     """Minimise :func:`~medmerge.loop.loss` over one phase; leave ``model`` at the selected epoch.
 
-    An interrupted phase goes on after its last whole epoch, and ends with the same numbers: the order of the images
-    and the random state are functions of seed, phase and epoch. A finished one is read from its checkpoint.
+    An interrupted phase goes on after the last epoch that is on disk, and ends with the same numbers: the order of the
+    images and the random state are functions of seed, phase and epoch. A finished one is read from its checkpoint.
 
     Args:
         model: maps a batch of inputs to logits ``[B, num_classes]``.
@@ -144,7 +144,8 @@ def fit(
             where = f"{phase}, epoch {state.epoch + 1}"
             train_loss = _train_epoch(steps, train, f"{short}_lr, which is {lr:g}", where)
             scores = validate(model, val, task)
-        state.advance({"train_loss": train_loss, **scores}, time.perf_counter() - started, peak_memory(device))
+        row, seconds = {"train_loss": train_loss, **scores}, time.perf_counter() - started
+        state.advance(row, seconds, peak_memory(device), last=state.epoch + 1 == epochs)
         _report(phase, state, epochs, len(train))
     if task.protocol.select == "best":
         model.load_state_dict(state.best)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from medmerge import Parameters, study
+from medmerge import Parameters, checkpoints, study
 
 torch.set_num_threads(1)
 
@@ -43,6 +43,7 @@ def child(order: dict, written: int) -> None:
         os.dup2(2, 1)  # what is printed is not an answer
         os.chdir(order["folder"])
         os.environ["MEDMERGE_CACHE"] = order["cache"]
+        checkpoints.SHARE = order.get("share", checkpoints.SHARE)
         count_and_kill(written, order.get("write"), order.get("at"))
         study.run(Parameters.parse(order["parameters"]))
         os._exit(0)

@@ -21,7 +21,7 @@ from test_study import TINY, write_weights
 
 from medmerge import checkpoints
 
-MOMENTS = 20
+MOMENTS, SHARE = 20, checkpoints.SHARE
 STUDY = {**TINY, "split": "random", "fractions": [0.05, 0.05, 0.9], "batch_size": 8}
 MERGE, COMBINED, PROBED = ["medmerge"], ["soup"], ["lp_ft"]
 CIRCUMSTANCES = ("cost", "provenance")
@@ -43,10 +43,11 @@ class Runs:
         Args:
             kill: where it kills itself, if anywhere: ``write``, the how manieth file it writes (from 0), and ``at``,
                 ``"content"`` (with half of its bytes on the disk), or ``"after"`` it was moved into place; ``cache``
-                for decoded images, where it is not that of all.
+                for decoded images, where it is not that of all; ``share`` of the time for checkpoints, by default all,
+                which writes one after every epoch.
         """
         order = {"folder": str(folder), "parameters": {**STUDY, "approaches": approaches}}
-        order |= {"cache": str(self.cache), **kill}
+        order |= {"cache": str(self.cache), "share": 1.0, **kill}
         print(json.dumps(order), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
 
@@ -104,14 +105,16 @@ def finish(runs: Runs, folder: Path, approaches: list[str]) -> dict[str, object]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "approaches", "moments"), [("merge", MERGE, MOMENTS), ("combined", COMBINED, 6), ("probed", PROBED, 6)]
+    ("name", "approaches", "moments", "share"),
+    [("merge", MERGE, MOMENTS, 1.0), ("merge", MERGE, 6, SHARE), ("combined", COMBINED, 6, SHARE)]
+    + [("probed", PROBED, 6, 1.0)],
 )
-def test_killed_at_any_moment(runs, whole, tmp_path, name, approaches, moments):
+def test_killed_at_any_moment(runs, whole, tmp_path, name, approaches, moments, share):
     expected, seconds, _ = whole[name]
     draw, killed = random.Random(0), []
     for moment in range(moments):
         folder = project(tmp_path / str(moment))
-        process = runs.start(folder, approaches)
+        process = runs.start(folder, approaches, share=share)
         time.sleep((moment + draw.random()) / moments * seconds)
         with contextlib.suppress(ProcessLookupError):  # the run had finished
             os.kill(process, signal.SIGKILL)

@@ -81,7 +81,7 @@ def test_train_that_is_stopped_says_how_to_go_on(project, start, number, status)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == status
     assert printed.endswith(
-        "medmerge: stopped. What is finished is kept; the same command goes on after the last whole epoch\n"
+        "medmerge: stopped. What is finished is kept; the same command goes on from the last checkpoint\n"
     )
     assert "Traceback" not in printed and not list(project.rglob(f"*{files.PARTIAL}"))
     assert checkpoints.read(checkpoint_there()[0])["history"]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -231,6 +232,29 @@ def test_an_interrupted_phase_goes_on_with_the_same_numbers(tmp_path, monkeypatc
     assert len(calls) == FAST.lp_epochs + FAST.ft_epochs + 1, "finished epochs are not repeated"
     states = outcome.model.state_dict(), expected.model.state_dict()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_writing_checkpoints_takes_a_share_of_the_time(tmp_path, monkeypatch):
+    """Epochs of 1 s and a write of 0.25 s, by a clock of the test's own: a twentieth of the time is a write in 5 s."""
+    monkeypatch.setattr(checkpoints, "SHARE", 0.05)
+    now, written, write, trained = [0.0], [], checkpoints.write, training.validate
+
+    def costly(state, path):
+        written.append(len(state["history"]))
+        now[0] += 0.25
+        write(state, path)
+
+    def slow(*arguments):
+        now[0] += 1
+        return trained(*arguments)
+
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(checkpoints, "write", costly)
+    monkeypatch.setattr(training, "validate", slow)
+    one = task(checkpoints=tmp_path, key="k", ft_epochs=14)
+    fine_tune(classifier(source(0), one), one)
+    assert written == [1, 6, 11, 14], "the first, the last, and one where it is due"
+    assert len(checkpoints.read(tmp_path / "fine_tune.pt")["history"]) == 14
 
 
 @pytest.mark.parametrize("damage", ["truncated", "a bit", "empty", "unsealed", "code", "key", "network", "incomplete"])
