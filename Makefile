@@ -21,7 +21,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-all cost bench book links explore test lint clean
+.PHONY: help install demo demo-all cost bench report book links explore test lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +97,10 @@ cost: $(STAMP) ## Measure again, on this machine, what a step of each phase cost
 	@rm -f results/open/cost/densenet121-64px*.json results/open/cost/resnet50-64px*.json
 	$(call run,notebooks/cost.ipynb,params/open/cost-densenet121.yaml)
 	$(call run,notebooks/cost.ipynb,params/open/cost-resnet50.yaml)
+
+# xargs -P: as many pages at a time as JOBS says
+report: $(STAMP) ## Draw every page of results/ again from its records alone: the same files, in a minute or two
+	@$(BIN)/medmerge plan --pages params/{open,paper}/*.yaml | sed 's:^:$(BIN)/:' | xargs -P $(JOBS) -d '\n' -I{} $(SHELL) -c '{}'
 
 bench: $(STAMP) ## Measure again what a step, an epoch and a study cost against other ways; an hour and a half
 	@$(BIN)/python -m benchmarks

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 
-from medmerge import costsheets, definitions, premisesheets, records
+from medmerge import costsheets, definitions, premisesheets
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters, assigned_values, load_yaml
 
@@ -91,11 +91,13 @@ def shown(p: Parameters) -> list[Path]:
 
 
 def origin(params: Path, notebook: Path, p: Parameters) -> dict[str, str]:
-    """What a page notes of where it comes from: parameter file, its SHA-256, commit, SHA-256 of all that it shows."""
+    """What a page notes of where it comes from: parameter file, its SHA-256, SHA-256 of all that it shows.
+
+    Nothing of when and where it was drawn: drawn again from the same records, it is the same file.
+    """
     return {
         "parameters": params.name,
         "sha256": hashlib.sha256(params.read_bytes()).hexdigest(),
-        "commit": records.provenance()["commit"],
         "inputs": _digest(notebook, p),
     }
 

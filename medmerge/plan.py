@@ -13,9 +13,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medmerge import backbones, costsheets, datasheets, definitions, inputs, pages, premisesheets, study
+from medmerge import (
+    backbones,
+    costsheets,
+    datasheets,
+    definitions,
+    featuresheets,
+    inputs,
+    pages,
+    premisesheets,
+    records,
+    study,
+)
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
+from medmerge.records import RecordError
 
 _PAGES_ALONE = ("datasets", "studies", "cost_repeats")
 """Parameters of pages without runs of their own."""
@@ -77,6 +89,8 @@ class Page:
         p = self.p
         if p.datasets:
             return any(datasheets.read(p, one.partition("=")[0]) is None for one in p.datasets)
+        if p.studies:
+            return self.notebook.stem == "features" and not featuresheets.path(featuresheets.choose(p)).is_file()
         return bool(p.cost_repeats and not costsheets.read(p) or p.premise and not premisesheets.read(p))
 
 
@@ -120,6 +134,12 @@ class Plan:
         """The runs that are not finished and need nothing that is not: they can start now, side by side."""
         waiting = [run for run in self.runs.values() if not run.finished]
         return [run for run in waiting if all(self.runs[folder].finished for folder in run.needs)]
+
+    def drawable(self) -> list[Page]:
+        """The pages that can be drawn from the records that are here, whether they were drawn before or not."""
+        finished = {folder for folder, run in self.runs.items() if run.finished}
+        found = [page for page in self.pages.values() if _merged(page.p) or finished.issuperset(page.needs)]
+        return [page for page in found if not page.measures]
 
     def missing(self, file: Path) -> list[str]:
         """A line for each thing that what is left of a file's own runs and page needs, and that nothing here will make.
@@ -201,6 +221,14 @@ def has_runs(p: Parameters) -> bool:
 def _folders(p: Parameters) -> list[Path]:
     """Where the runs of a file lie."""
     return [definitions.folder(p, row, seed) for row in definitions.rows(p) for seed in p.seeds] if has_runs(p) else []
+
+
+def _merged(p: Parameters) -> bool:
+    """Whether a page of ``studies``, which shows the runs that there are, has a merged one of each."""
+    try:
+        return bool(records.merged(home() / p.results / p.track, p.studies))
+    except RecordError:
+        return False
 
 
 def _place(weights: str) -> Path | None:

@@ -155,7 +155,7 @@ def test_run_executes_the_pair_notebook(project, capsys):
     content = texts(notebook)
     assert str(project) not in content and str(ROOT) not in content and "/tmp/" not in content
     assert "papermill" not in notebook.metadata and set(notebook.metadata["medmerge"]) == {
-        *("parameters", "sha256", "commit", "inputs")
+        *("parameters", "sha256", "inputs")
     }
     assert not [cell for cell in notebook.cells if {"papermill", "execution"} & set(cell.metadata)]
     assert notebook.cells[0].source.startswith("# A pair, tiny\n")
