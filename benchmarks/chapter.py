@@ -125,6 +125,7 @@ def row() -> list[str]:
     body = [
         [
             *(
+                row["device"].split(", ")[-1],
                 f"{row['cores']}, {row['precision']}",
                 row["epochs"],
                 row["seed"],
@@ -135,7 +136,17 @@ def row() -> list[str]:
         ]
         for row in _rows("row")
     ]
-    heads = ["cores, precision", "epochs", "seed", "plain, s", "medmerge, s", "faster", "F1, plain", "F1, medmerge"]
+    heads = [
+        "processor",
+        "cores, precision",
+        "epochs",
+        "seed",
+        "plain, s",
+        "medmerge, s",
+        "faster",
+        "F1, plain",
+        "F1, medmerge",
+    ]
     return _table(heads, body)
 
 
@@ -162,6 +173,46 @@ def machine() -> list[str]:
             words = f"{m['device']}, {m['cores']} cores, {m['memory_gib']} GiB, PyTorch {m['torch']}"
             lines.append([f"`{part}.json`", words, f"{minutes:.0f} min"])
     return _table(["measured", "on", "in"], lines, 2)
+
+
+def paper() -> list[str]:
+    """What the parameter files of the paper's pairs and sources ask for, and how long that takes at measured rates."""
+    fine_tuning = {
+        kind: {
+            row["backbone"]: row["batch"] / row["FT step, ms"] * 1000
+            for row in (load("step", kind) or {"rows": []})["rows"]
+            if row["image size"] == 224
+        }
+        for kind in ("cpu", "cuda")
+    }
+    body = []
+    for path in sorted((HERE.parent / "params" / "paper").glob("*.yaml")):
+        if (found := passes(path)) is None:
+            continue
+        backbone, count = found
+        hours = [count / rates[backbone] / 3600 if backbone in rates else None for rates in fine_tuning.values()]
+        shown = ["not measured" if h is None else f"{h:,.0f} h" if h >= 10 else f"{h:.1f} h" for h in hours]
+        body.append([f"`{path.name}`", f"{count / 1e6:.2f} million", *shown])
+    return _table(["parameter file", "training images, a seed", "one CPU core, bf16", "a GPU"], body)
+
+
+def passes(path: Path) -> tuple[str, int] | None:
+    """The backbone of a parameter file of the paper, and how many training images its rows see with one seed.
+
+    Features that a linear probe computes once are not counted, nor is validation. None for files of other pages and
+    for the clean splits, which have no more images than the paper's.
+    """
+    from medmerge import definitions, pages
+    from medmerge.data.chexpert import FRONTAL
+    from medmerge.data.paper_numbers import PAPER_NUMBERS
+
+    p = pages.parameters(path, pages.notebook(path))
+    if p.cost_repeats or p.pair.endswith("-clean"):
+        return None
+    official = {"ham10k": 10_015, "chexpert": FRONTAL["train"]}  # whose own split is taken
+    images = official.get(p.target_data) or round(PAPER_NUMBERS[p.target_data].files * p.fractions[0])
+    epochs = {"ft": p.ft_epochs, "lp_ft": p.ft_epochs, "medmerge": p.lp_epochs + p.ft_epochs}
+    return p.backbone, images * sum(epochs[row.approach] for row in definitions.rows(p))
 
 
 def targets() -> list[str]:
@@ -205,4 +256,5 @@ def _row_target(words: str, faster: float) -> tuple[str, str, str, bool]:
 TABLES = {
     **{"targets": targets, "step": step, "memory": memory, "kept": kept, "probe": probe, "pipeline": pipeline},
     **{"row": row, "growth": growth, "machine": machine},
+    "paper": paper,
 }

@@ -54,7 +54,7 @@ def measure(settings: Settings) -> Iterator[dict]:
             if key not in plain:
                 plain[key] = _plain(folder, chosen, seed, on, device.type)
             ours = _ours(folder, chosen, seed, on, precision, device)
-            yield _row(chosen, seed, on, precision, plain[key], ours)
+            yield {"device": devices.describe(device), **_row(chosen, seed, on, precision, plain[key], ours)}
 
 
 def _row(size: dict, seed: int, on: list[int], precision: str, plain: dict, ours: dict) -> dict:

@@ -83,11 +83,18 @@ def shown(p: Parameters) -> list[Path]:
         found = [costsheets.path(p)]
     elif p.studies:
         depth = {one: "*/seed*" if "/" in one else "*/*/seed*" for one in p.studies}
-        found = [path for one in p.studies for path in sorted((track / one).glob(f"{depth[one]}/run.json"))]
+        found = [file for one in p.studies for run in sorted((track / one).glob(depth[one])) for file in _files(run)]
     else:
-        found = [definitions.folder(p, row, seed) / "run.json" for row in definitions.rows(p) for seed in p.seeds]
+        runs = [definitions.folder(p, row, seed) for row in definitions.rows(p) for seed in p.seeds]
+        found = [file for run in runs for file in _files(run)]
         found += [premisesheets.path(p) / "premise.json"] if p.premise else []
     return [path for path in found if path.is_file()]
+
+
+def _files(run: Path) -> list[Path]:
+    """The files of a finished run's record, which its networks are no part of."""
+    kinds = (".json", ".csv", ".safetensors")
+    return sorted(path for path in run.glob("[!.]*") if path.suffix in kinds) if (run / "run.json").is_file() else []
 
 
 def origin(params: Path, notebook: Path, p: Parameters) -> dict[str, str]:
@@ -103,17 +110,12 @@ def origin(params: Path, notebook: Path, p: Parameters) -> dict[str, str]:
 
 
 def current(params: Path, notebook: Path, p: Parameters) -> bool:
-    """Whether the page is there and was drawn from this very file, notebook and records.
-
-    Of a page from before it noted its inputs, only the parameter file counts.
-    """
+    """Whether the page is there and was drawn from this very file, notebook and records."""
     try:
         noted = json.loads(output(p, params).read_bytes())["metadata"]["medmerge"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    if noted.get("sha256") != hashlib.sha256(params.read_bytes()).hexdigest():
-        return False
-    return noted.get("inputs") in (None, _digest(notebook, p))
+    return noted == origin(params, notebook, p)
 
 
 def _digest(notebook: Path, p: Parameters) -> str:

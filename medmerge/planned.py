@@ -39,19 +39,30 @@ def comparisons(records: Sequence[Record], reference: str = "medmerge") -> pd.Da
         ValueError: images with several labels.
     """
     rows, table = report.by_row(records), report.comparisons(records, reference)
-    merged = _reference(rows, table)
-    spread, lines = margin(records), []
-    for line in table.itertuples():
-        found = _over_seeds(merged, rows[line.against])
-        sign = np.sign(found.low) if line.p_holm < report.ALPHA and found.low * found.high > 0 else 0
-        same = significance.equivalence(found.difference, found.error, spread, found.freedom).outcome if spread else ""
-        lines.append(
-            {"against": line.against, "difference": found.difference, "low": found.low, "high": found.high}
-            | {"p_holm": line.p_holm, "superior": {1: "superior", -1: "inferior"}.get(sign, "not shown")}
-            | {"equivalence": same or "unknown"}
-        )
+    merged, spread = _reference(rows, table), margin(records)
+    lines = [
+        {"against": line.against, **difference(merged, rows[line.against], line.p_holm, spread)}
+        for line in table.itertuples()
+    ]
     columns = ["against", "difference", "low", "high", "p_holm", "superior", "equivalence"]
     return pd.DataFrame(lines, columns=columns)
+
+
+def difference(runs: Sequence[Record], others: Sequence[Record], p: float, spread: float | None) -> dict[str, object]:
+    """One row minus another for other seeds and other images: the columns of :func:`comparisons` but the first.
+
+    Args:
+        p: adjusted, for other images.
+        spread: the margin of equivalence; None where one seed says nothing of it.
+    """
+    found = _over_seeds(runs, others)
+    sign = np.sign(found.low) if p < report.ALPHA and found.low * found.high > 0 else 0
+    same = significance.equivalence(found.difference, found.error, spread, found.freedom).outcome if spread else ""
+    return {
+        **{"difference": found.difference, "low": found.low, "high": found.high, "p_holm": p},
+        "superior": {1: "superior", -1: "inferior"}.get(sign, "not shown"),
+        "equivalence": same or "unknown",
+    }
 
 
 def _reference(rows: report.Rows, table: pd.DataFrame) -> list[Record]:

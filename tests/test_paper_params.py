@@ -1,6 +1,8 @@
 """The paper's experiments, each from its parameter file, on miniatures of the six datasets in official layouts."""
 
+import csv
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +10,22 @@ import pytest
 from data_fixtures import write_aptos2019, write_eyepacs, write_image, write_isic2018, write_isic2019
 from xray_fixtures import chexpert_lines, write_rsna
 
+from benchmarks import chapter
 from medmerge import Parameters, study
 from medmerge.data import chexpert
 from medmerge.params import load_yaml
 
 ROOT = Path(__file__).parents[1]
+BACKBONES = {"densenet121": "densenet_small", "resnet50": "resnet18"}
+"""A small network of the kind in place of each of the paper's."""
+
 SMALL = {
-    **{"backbone": "densenet_small", "image_size": 32, "lp_epochs": 2, "ft_epochs": 2, "ft_lr": 1e-3, "seeds": [0]},
+    **{"image_size": 32, "lp_epochs": 2, "ft_epochs": 2, "ft_lr": 1e-3, "seeds": [0]},
     **{"device": "cpu", "precision": "fp32", "base_weights": "random"},
 }
 PAIRS = {"isic2019": "ham10k", "isic2019-clean": "ham10k", "aptos2019": "eyepacs", "aptos2019-clean": "eyepacs"}
 PAIRS["rsna"] = "chexpert"
+PAPER = {"isic2019": "ISIC-2019", "aptos2019": "APTOS", "rsna": "RSNA-Pneumonia"}
 TOTAL = {"isic2019": 180, "isic2019-clean": 110, "aptos2019": 100, "aptos2019-clean": 100, "rsna": 60}
 
 
@@ -72,7 +79,9 @@ def project(tmp_path_factory):
 
 def parameters(name: str, **changes) -> Parameters:
     path = ROOT / f"params/paper/{name}.yaml"
-    return Parameters.parse({**load_yaml(path), **SMALL, **changes}, str(path))
+    given = load_yaml(path)
+    backbone = BACKBONES[given.get("backbone", "densenet121")]
+    return Parameters.parse({**given, **SMALL, "backbone": backbone, **changes}, str(path))
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +90,39 @@ def sources(project):
     return {name: study.run(parameters(f"source-{name}"))[0] for name in ("ham10k", "eyepacs", "chexpert")}
 
 
+@pytest.fixture(scope="module")
+def resnet_sources(project):
+    return {name: study.run(parameters(f"source-{name}-resnet50"))[0] for name in ("ham10k", "eyepacs", "chexpert")}
+
+
 def test_every_parameter_file_of_the_paper_is_here():
     files = {path.stem for path in (ROOT / "params/paper").glob("*.yaml")}
+    both = {*PAPER, *(f"source-{source}" for source in set(PAIRS.values()))}
     costs = {"cost-densenet121", "cost-resnet50"}
-    assert files == {*PAIRS, *(f"source-{source}" for source in set(PAIRS.values())), *costs}
+    assert files == {*PAIRS, *both, *(f"{name}-resnet50" for name in both), *costs}
+
+
+@pytest.mark.parametrize("name", [*PAPER, *(f"{name}-resnet50" for name in PAPER)])
+def test_heads_say_what_the_paper_found_and_what_it_takes(name):
+    """Numbers in the comment of a file: the rows of the paper's table, and training images by the parameters."""
+    path = ROOT / f"params/paper/{name}.yaml"
+    head = path.read_text(encoding="utf-8").partition("track:")[0]
+    target, _, backbone = name.partition("-")
+    with (ROOT / "book/paper-tables.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["backbone"] == (backbone or "densenet121")]
+    rows = [r for r in rows if r["target"] == PAPER[target]]
+    found = re.findall(r"^#   (.+?) +(0\.\d{3})  (0\.\d{3})$", head, re.M)
+    assert found == [(f"{r['approach']} {r['source'].replace('+', ' + ')}", r["accuracy"], r["macro_f1"]) for r in rows]
+    assert f"Table {rows[0]['table']} has it" in head and len(rows) == 5
+    used, count = chapter.passes(path)
+    assert used == (backbone or "densenet121") and f"# A seed is {count / 1e6:.2f} million training images" in head
+
+
+@pytest.mark.parametrize("name", [*PAPER, *(f"source-{source}" for source in set(PAIRS.values()))])
+def test_the_files_of_both_backbones_differ_in_nothing_else(name):
+    one, other = (load_yaml(ROOT / f"params/paper/{name}{end}.yaml") for end in ("", "-resnet50"))
+    assert other.pop("backbone") == "resnet50" and other.pop("title") == f"{one.pop('title')}, ResNet-50"
+    assert {k: v.replace("resnet50-", "densenet121-") if "weights" in k else v for k, v in other.items()} == one
 
 
 def test_sources_are_trained_on_the_papers_splits(project, sources):
@@ -118,6 +156,18 @@ def test_pairs_run_from_their_parameter_files(project, sources, name, caplog):
     expected = {"isic2019": (108, 36, 36), "aptos2019": (80, 10, 10), "rsna": (48, 6, 6)}
     images = tuple(records[-1].images[part] for part in ("train", "val", "test"))
     assert images == expected.get(name, images) and sum(images) == TOTAL[name]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_pairs_run_with_the_other_backbone_too(project, resnet_sources, name):
+    records = study.run(parameters(f"{name}-resnet50"))
+    source = PAIRS[name]
+    assert [record.label for record in records][-1] == f"MedMerge imagenet + {source}" and len(records) == 5
+    assert {record.run["parameters"]["backbone"] for record in records} == {"resnet18"}
+    assert len(records[-1].kernel_weights) == 20, "ResNet-18 has 20 convolutions"
+    assert (project / f"weights/paper/resnet50-{source}.safetensors").is_file()
+    epochs = [line.split(",")[0] for line in (records[-1].folder / "history.csv").read_text().splitlines()[1:]]
+    assert epochs == ["linear_probe"] * 2 + ["fine_tune"] * 2
 
 
 def test_the_clean_pairs_leave_out_what_the_papers_splits_leak(project, sources):

@@ -272,16 +272,16 @@ def test_a_page_is_current_as_long_as_what_it_was_drawn_from(project):
     assert pages.current(path, notebook, p)
     edited = nbformat.read(notebook, 4)
     edited.cells[0].source += " More."
-    kept = {place: place.read_bytes() for place in (path, notebook, record.folder / "run.json")}
-    for changed, content in zip(kept, (b"\n# more", nbformat.writes(edited).encode(), b"\n"), strict=True):
+    files = [record.folder / name for name in ("run.json", "predictions.csv", "kernel_weights.safetensors")]
+    kept = {place: place.read_bytes() for place in (path, notebook, *files)}
+    for changed, content in zip(kept, (b"\n# more", nbformat.writes(edited).encode(), *[b"\n"] * 3), strict=True):
         changed.write_bytes(content if changed == notebook else kept[changed] + content)
         assert not pages.current(path, notebook, p), changed
         changed.write_bytes(kept[changed])
     assert pages.current(path, notebook, p)
-    del page.metadata["medmerge"]["inputs"]  # as in pages from before it was noted
+    del page.metadata["medmerge"]["inputs"]
     nbformat.write(page, pages.output(p, path))
-    nbformat.write(edited, notebook)
-    assert pages.current(path, notebook, p)
+    assert not pages.current(path, notebook, p), "a page that does not say what it shows"
 
 
 # ---------------------------------------------------------------- the repository's own files

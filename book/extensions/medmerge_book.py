@@ -3,6 +3,7 @@
 Directives
     ``{status-built}``, ``{status-parameters}``, ``{status-runs}``: tables of the status page, from ``results/``.
     ``{benchmark} table``: a table of the chapter on speed, from ``benchmarks/*.json``.
+    ``{findings} text``: tables and sentences of the chapter on what was found, from ``results/`` and the plan.
     ``{paper} text``, ``{paper-figure}``: tables, sentences and the figure of the chapter on the paper's tables.
     ``{lent-figure} notebook.ipynb``: a figure of an executed notebook as a numbered figure of this page.
 """
@@ -139,6 +140,20 @@ class Paper(Computed):
         return paperpage.TEXTS[self.arguments[0]]()
 
 
+class Findings(Computed):
+    """A table or sentences of :mod:`medmerge.findingspage`, by its name."""
+
+    required_arguments = 1
+
+    def markdown(self) -> str:
+        from medmerge import findingspage
+
+        self.env.note_reread()  # it reads whatever records there are
+        if self.arguments[0] not in findingspage.TEXTS:
+            raise self.error(f"no text {self.arguments[0]}; there are {', '.join(findingspage.TEXTS)}")
+        return findingspage.TEXTS[self.arguments[0]]()
+
+
 class LentFigure(SphinxDirective):
     """A figure of an executed notebook as a numbered figure of this page; the caption is the content."""
 
@@ -231,6 +246,7 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.add_directive("status-parameters", ParameterFiles)
     app.add_directive("status-runs", Runs)
     app.add_directive("benchmark", Benchmark)
+    app.add_directive("findings", Findings)
     app.add_directive("paper", Paper)
     app.add_directive("paper-figure", PaperFigure)
     app.add_directive("lent-figure", LentFigure)
