@@ -10,6 +10,7 @@ import pandas as pd
 
 from medmerge import report
 from medmerge.backbones import SMALL, has_plain_head, patch_size
+from medmerge.data.images import FILL
 from medmerge.records import Record
 
 UNSTATED = "Not stated. The licences of both sources and of the images apply."
@@ -27,7 +28,7 @@ model = {build}
 model.load_state_dict(load_file("model.safetensors"), strict=True)
 model.eval()
 
-image = Image.open("image.png").convert("RGB").resize(({size}, {size}), Image.Resampling.BILINEAR)
+{image}
 pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
 mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
 with torch.inference_mode():
@@ -36,6 +37,15 @@ with torch.inference_mode():
 
 That is for images of 8 bits. Those of 16 bits and DICOM files were brought to 8 in training, which Pillow alone does
 not do alike: `medmerge.data.decode` does."""
+
+
+_STRETCH = 'image = Image.open("image.png").convert("RGB").resize(({size}, {size}), Image.Resampling.BILINEAR)'
+_PAD = """\
+opened = Image.open("image.png").convert("RGB")
+scale = min(1, {size} / max(opened.size))
+opened = opened.resize([max(1, round(scale * side)) for side in opened.size], Image.Resampling.BILINEAR)
+image = Image.new("RGB", ({size}, {size}), {fill})
+image.paste(opened, [({size} - side) // 2 for side in opened.size])"""
 
 
 def card(found: Sequence[Record], chosen: Record, name: str, licence: str = "") -> str:
@@ -92,7 +102,7 @@ def _loading(p: dict, chosen: Record) -> str:
         imports=imports,
         classes=json.dumps(classes, ensure_ascii=False),
         build=build,
-        size=p["image_size"],
+        image=(_PAD if p.get("resize") == "pad" else _STRETCH).format(size=p["image_size"], fill=FILL),
         activation="sigmoid()" if chosen.multilabel else "softmax(1)",
     )
 

@@ -4,6 +4,7 @@ import argparse
 import functools
 import os
 import re
+import shlex
 import sys
 import tempfile
 import threading
@@ -17,7 +18,7 @@ from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from medmerge import costsheets, datasheets, definitions, files, gpus, pages, premisesheets, records, study
+from medmerge import costsheets, datasheets, definitions, files, gpus, pages, plan, premisesheets, records, study
 from medmerge.params import Parameters, load_yaml
 
 
@@ -65,6 +66,7 @@ def _run(options: argparse.Namespace) -> int:
             print(f"medmerge: {_reason(error)}\nIt stopped in {failed}", file=sys.stderr)
             return 1
         notebook = nbformat.read(executed, 4)
+        notebook.cells.append(nbformat.v4.new_markdown_cell(_again(options.notebook, options.params, p)))
         _publish(notebook, output, pages.origin(options.params, options.notebook, p), p.title)
     failed.unlink(missing_ok=True)
     print(output)
@@ -121,6 +123,23 @@ def _reason(error: PapermillExecutionError | DeadKernelError) -> str:
             "image_size; what is finished is kept"
         )
     return f"{error.ename}: {error.evalue}"
+
+
+def _again(notebook: Path, params: Path, p: Parameters) -> str:
+    """The last section of a page: the commands that make it, and one run of it, again."""
+    names = [_short(notebook), _short(params)]
+    lines = ["## Run it again", "", "```bash", shlex.join(["medmerge", "run", *names]), "```"]
+    if plan.has_runs(p):
+        row = definitions.rows(p)[-1].name
+        one = shlex.join(["medmerge", "train", names[1], "--row", row, "--seed", str(p.seeds[0])])
+        lines += ["", "One row and seed alone, by the name of its folder:", "", "```bash", one, "```"]
+    return "\n".join(lines)
+
+
+def _short(path: Path) -> str:
+    """A path from the project's folder, else its name: a page names no place of the machine that drew it."""
+    home, whole = study.home().resolve(), path.resolve()
+    return str(whole.relative_to(home)) if whole.is_relative_to(home) else path.name
 
 
 def _publish(notebook: nbformat.NotebookNode, output: Path, origin: dict[str, str], title: str) -> None:

@@ -5,12 +5,30 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from medmerge import agreement, findings, papertables, planned, records, report
+from medmerge import (
+    agreement,
+    definitions,
+    figures_findings,
+    findings,
+    pages,
+    papertables,
+    planned,
+    records,
+    report,
+    study,
+)
 from medmerge.findings import CLEAN, LEAKY, PLANNED, Claim, Pair
 from medmerge.inputs import home
 from medmerge.paperpage import ENTRIES
 
 NAMES = {"densenet121": "DenseNet-121", "mobilenet_v2": "MobileNetV2"}
+EXTERNAL = {
+    "from scratch": ("external-scratch", "ResNet-18"),
+    "FT": ("external-ft", "MobileNetV2"),
+    "LP": ("external-lp", "MobileNetV2"),
+}
+"""Parameter files of the external check and their networks, by scheme."""
+
 WATTS = 10
 """Assumed power of a busy core of a server, memory and cooling included."""
 
@@ -166,8 +184,47 @@ def compute() -> str:
     return "\n".join([*lines, "", f"{energy} Failed and repeated runs, tests and timings are not counted."])
 
 
+def external() -> str:
+    """Published scores on RetinaMNIST and ours, scheme by scheme."""
+    lines = [
+        "| whose | network, input | scheme | accuracy | AUROC | seeds |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    published = pd.read_csv(home() / "book" / "external.csv")
+    for scheme, group in published.groupby("scheme", sort=False):
+        for row in group.itertuples():
+            scores = f"{_spread(row.accuracy, row.accuracy_sd)} | {_spread(row.auroc, row.auroc_sd)} | –"
+            lines.append(f"| {{cite:t}}`{row.source}` | {row.network}, {row.input} | {scheme} | {scores} |")
+        name, network = EXTERNAL[scheme]
+        metrics = pd.DataFrame([r.run["metrics"] for r in _external(name)], columns=["accuracy", "macro_auroc"])
+        means, sds = metrics.mean(), metrics.std()
+        scores = [_spread(means[column], sds[column]) if len(metrics) else "not run" for column in metrics]
+        where = f"{network}, {group['input'].iloc[0]} | {scheme} | {' | '.join(scores)} | {len(metrics) or '–'}"
+        lines.append(f"| **ours** | {where} |")
+    return "\n".join(lines)
+
+
+def _external(name: str) -> list[records.Record]:
+    path = home() / findings.FILES / f"{name}.yaml"
+    p = pages.parameters(path)
+    found = [study.finished(p, row, seed) for row in definitions.rows(p) for seed in p.seeds]
+    return [record for record in found if record]
+
+
+def _spread(value: float, sd: float) -> str:
+    return f"{value:.3f}" if pd.isna(sd) else f"{value:.3f} ± {sd:.3f}"
+
+
+def figure() -> figures_findings.BookFigure | None:
+    """MedMerge minus each baseline of the pairs that count; None where none does."""
+    counted = {f"{one.name}, {NAMES[backbone]}": one for backbone, one in _begun() if one.counts}
+    tables = {name: planned.comparisons(one.records) for name, one in counted.items()}
+    margins = {name: planned.margin(one.records) for name, one in counted.items()}
+    return figures_findings.differences(tables, margins, findings.GAIN) if counted else None
+
+
 TEXTS = {
     **{"verdict": verdict, "claims": claims, "scores": scores, "tests": tests, "progress": progress, "resnet": resnet},
-    **{"agreement": seeds_agree, "leak": leak, "compute": compute},
+    **{"agreement": seeds_agree, "leak": leak, "compute": compute, "external": external},
 }
 """By what ``{findings}`` asks for."""

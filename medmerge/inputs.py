@@ -96,6 +96,7 @@ def load_data(p: Parameters, done: Iterable[Record] = ()) -> data.Dataset:
         p.target_data,
         **_where(p),
         image_size=p.image_size,
+        resize=p.resize,
         split=p.split,
         fractions=tuple(p.fractions),
         split_seed=p.split_seed,

@@ -94,6 +94,9 @@ class Parameters(BaseModel):
         "densenet121", description="a torchvision CNN, ViT or Swin by its name; the paper's first choice"
     )
     image_size: int = Field(224, ge=16, le=1024, description="side in pixels; the paper's")
+    resize: Literal["stretch", "pad"] = Field(
+        "stretch", description="stretch to a square (the paper), or pad: keep proportions, never enlarge"
+    )
     batch_size: int = Field(32, ge=2, description="images a step; the paper is silent")
     seeds: list[Seed] = Field([0], min_length=1, description="one run each: head's initial values, order of images")
     approaches: list[str] = Field(

@@ -180,6 +180,7 @@ ELSEWHERE = (
     *(
         "explorer_data",
         "figures_data",
+        "figures_findings",
         "figures_paper",
         "findingspage",
         "paperpage",

@@ -1,5 +1,6 @@
 """The command line: parameters are refused before anything runs, and what a notebook leaves is fit to publish."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -159,6 +160,9 @@ def test_run_executes_the_pair_notebook(project, capsys):
     }
     assert not [cell for cell in notebook.cells if {"papermill", "execution"} & set(cell.metadata)]
     assert notebook.cells[0].source.startswith("# A pair, tiny\n")
+    commands = re.findall(r"^medmerge .*", notebook.cells[-1].source, re.M)
+    row = "--row medmerge-objects-lesions --seed 0"
+    assert commands == ["medmerge run pair.ipynb tiny.yaml", f"medmerge train tiny.yaml {row}"]
     assert "of the 4 baselines" in content and "MedMerge objects + lesions" in content
     assert len(list((project / "results/demo/tiny/densenet_small").glob("*/seed0/run.json"))) == 5
     assert [p.name for p in output.parent.iterdir() if p.suffix == ".ipynb"] == ["tiny.ipynb"]

@@ -179,6 +179,19 @@ def test_failures_stand_first(tmp_path, chapter):
     assert texts["agreement"].count("| chest, DenseNet-121 |") == 3
 
 
+def test_the_figure_has_the_pairs_that_count(tmp_path, chapter):
+    chapter(chest=pair(tmp_path, BEST), retina=pair(tmp_path, EVEN, "retina", seeds=(1,)))
+    figure = findingspage.figure()
+    (panel,) = figure.axes
+    assert panel.get_title(loc="left") == "chest, DenseNet-121" and len(panel.get_yticks()) == 4
+    lines = {line.get_gid(): line.get_xdata() for line in panel.lines if line.get_gid()}
+    table = planned.comparisons(findingspage._pair("chest", "densenet121").records)
+    assert [list(lines[f"chest, DenseNet-121/{y}"]) for y in range(4)] == table[["low", "high"]].values.tolist()
+    assert "4 of 4 intervals leave out 0" in figure.alt
+    chapter()
+    assert findingspage.figure() is None
+
+
 def test_what_the_overlap_is_worth(tmp_path, chapter):
     arms = {"skin-seeds": pair(tmp_path, EVEN, "skin-seeds"), "skin-leaky": pair(tmp_path, BEST, "skin-leaky")}
     lines = chapter(**arms)["leak"].splitlines()

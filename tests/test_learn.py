@@ -42,8 +42,11 @@ def command(*more: str, sources=("first.safetensors", "second source.safetensors
     return cli.main(["learn", *named, "--images", "images", *labels, "--out", "out", *FAST, *more])
 
 
-def test_ends_in_a_network_that_the_card_says_how_to_load(project, capsys, monkeypatch):
-    assert command("--licence", "CC-BY-4.0") == 0
+@pytest.mark.parametrize("resize", ["stretch", "pad"])
+def test_ends_in_a_network_that_the_card_says_how_to_load(project, capsys, monkeypatch, resize):
+    for path in (project / "images").iterdir():
+        Image.open(path).resize((50, 20)).save(path)
+    assert command("--licence", "CC-BY-4.0", "--set", f"resize={resize}") == 0
     printed = capsys.readouterr().out
     assert re.search(r"macro F1 [01]\.\d{3} on 1\d test images \(95 % interval", printed) and "out/README.md" in printed
     assert {path.name for path in (project / "out").iterdir()} == {

@@ -3,7 +3,7 @@
 Directives
     ``{status-built}``, ``{status-parameters}``, ``{status-runs}``: tables of the status page, from ``results/``.
     ``{benchmark} table``: a table of the chapter on speed, from ``benchmarks/*.json``.
-    ``{findings} text``: tables and sentences of the chapter on what was found, from ``results/`` and the plan.
+    ``{findings} text``, ``{findings-figure}``: the same of the chapter on what was found, from ``results/``.
     ``{paper} text``, ``{paper-figure}``: tables, sentences and the figure of the chapter on the paper's tables.
     ``{lent-figure} notebook.ipynb``: a figure of an executed notebook as a numbered figure of this page.
 """
@@ -187,19 +187,32 @@ class LentFigure(SphinxDirective):
         return figure
 
 
-class PaperFigure(LentFigure):
-    """The figure of the paper's tables; the caption is the content."""
+class DrawnFigure(LentFigure):
+    """The figure of a page's module, drawn when the book is built; the caption is the content."""
 
     required_arguments = 0
     option_spec = {"name": directives.unchanged_required}
+    module = ""
 
     def run(self) -> list[nodes.Node]:
-        from medmerge import paperpage
-
         with contextlib.chdir(ROOT):
-            figure = paperpage.figure()
+            figure = importlib.import_module(f"medmerge.{self.module}").figure()
+        if figure is None:
+            return []
         png, _ = figure._repr_png_()
         return [self.figure(base64.b64encode(png).decode(), figure.alt)]
+
+
+class PaperFigure(DrawnFigure):
+    """The figure of the paper's tables."""
+
+    module = "paperpage"
+
+
+class FindingsFigure(DrawnFigure):
+    """The figure of what was found; nothing where no pair counts."""
+
+    module = "findingspage"
 
 
 def _repository(config: object) -> str:
@@ -247,6 +260,7 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.add_directive("status-runs", Runs)
     app.add_directive("benchmark", Benchmark)
     app.add_directive("findings", Findings)
+    app.add_directive("findings-figure", FindingsFigure)
     app.add_directive("paper", Paper)
     app.add_directive("paper-figure", PaperFigure)
     app.add_directive("lent-figure", LentFigure)

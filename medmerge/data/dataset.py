@@ -65,6 +65,7 @@ def load(
     root: Path | None = None,
     *,
     image_size: int,
+    resize: str = "stretch",
     labels: str | None = None,
     missing: str = "error",
     exclude: Collection[str] = (),
@@ -83,6 +84,7 @@ def load(
         name: A key of `tables.DATASETS`.
         root: Folder of the dataset as unpacked; it is only read.
         image_size: Side of the images in pixels.
+        resize: How they get it; see `images.load_images`.
         labels: Path of the labels file, for "csv" only.
         missing: "error", or "drop" to go on with a partial download.
         exclude: Ids to leave out.
@@ -101,7 +103,7 @@ def load(
         DataError: As `load_table`, `splits.split`, `split_files.apply` and `load_images` say.
     """
     table = load_table(name, root, labels=labels, missing=missing, exclude=exclude, uncertain=uncertain, blank=blank)
-    images = load_images(table, image_size, cache=cache)
+    images = load_images(table, image_size, resize=resize, cache=cache)
     if group_identical:
         table = splits.join_identical(table, images.digests)
     if split == "file":

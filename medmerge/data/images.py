@@ -21,6 +21,9 @@ from medmerge.data.base import DataError, Table
 RESAMPLING = "pillow-bilinear-antialiased-1"
 """Names the rule from file to pixels; another rule needs another name, or caches go stale."""
 
+FILL = (124, 116, 104)
+"""What lies around a padded image: the mean of ImageNet, which normalisation takes to zero."""
+
 _CHUNK = 16  # images that a thread takes at a time, at most
 
 
@@ -67,18 +70,23 @@ class Images:
     fingerprint: str
 
 
-def load_images(table: Table, size: int, *, cache: Path | None = None, workers: int | None = None) -> Images:
+def load_images(
+    table: Table, size: int, *, resize: str = "stretch", cache: Path | None = None, workers: int | None = None
+) -> Images:
     """Decodes the images of a table, or finds them decoded in the cache.
 
     An image's path is a file (of any kind that Pillow reads, or DICOM: see `dicom.read_dicom`), a
-    row of an npz file, or a drawing. Images become RGB and are resized to `size` x `size` with
-    Pillow's antialiased bilinear filter; the aspect is not kept, as in the paper. Alpha and EXIF
-    orientation are ignored, 16-bit grey is scaled to 8 bits. Memory does not grow with the number
-    of images; npz files are unpacked in the cache folder for as long as they are read.
+    row of an npz file, or a drawing. Images become RGB and are brought to `size` x `size` with
+    Pillow's antialiased bilinear filter. Alpha and EXIF orientation are ignored, 16-bit grey is
+    scaled to 8 bits. Memory does not grow with the number of images; npz files are unpacked in the
+    cache folder for as long as they are read.
 
     Args:
         table: The dataset.
         size: Side in pixels.
+        resize: "stretch", which does not keep the aspect, as in the paper; or "pad", which keeps
+            it and never enlarges: the image lies in the middle of `FILL`, as MedMNIST+'s
+            benchmark has it (Doerrich et al. 2025).
         cache: Folder of the cache; else the environment's MEDMERGE_CACHE, else
             ~/.cache/medmerge. An entry serves as long as ids, paths, sizes and times of change
             of the image files stay as they are.
@@ -89,28 +97,45 @@ def load_images(table: Table, size: int, *, cache: Path | None = None, workers: 
     """
     if size < 1:
         raise DataError(f"image_size is {size}; it is a number of pixels, 1 or more")
+    if resize not in ("stretch", "pad"):
+        raise DataError(f"resize is {resize!r}; it is stretch or pad")
     paths = table.frame["path"].tolist()
     shape = (len(paths), size, size, 3)
-    key = _key(table, size)
+    key = _key(table, size, resize)
     name = f"{table.name.replace(':', '-')}-{size}px-{key[:32]}"
     folder = pixel_cache.folder(cache)
 
     def decode_all(pixels: np.ndarray) -> list[str]:
-        return _decode_all(table.name, paths, pixels, folder, workers)
+        return _decode_all(table.name, paths, pixels, resize, folder, workers)
 
     pixels, digests = pixel_cache.load_or_build(folder, name, shape, build=decode_all)
     return Images(pixels, tuple(digests), _fingerprint(table, digests))
 
 
-def _decode(path: str, size: int, arrays: decode.Arrays) -> tuple[np.ndarray, str]:
+def _decode(path: str, size: int, resize: str, arrays: decode.Arrays) -> tuple[np.ndarray, str]:
     """Returns uint8 [size, size, 3] and the digest of the image's content."""
     image, digest = decode.read_image(path, arrays)
-    if image.size != (size, size):
+    if resize == "pad":
+        image = _padded(image, size)
+    elif image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image), digest
 
 
-def _decode_all(name: str, paths: list[str], pixels: np.ndarray, folder: Path, workers: int | None) -> list[str]:
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    """The image, made smaller if it must be, in the middle of a square of `FILL`; odd pixels go right and down."""
+    scale = min(1.0, size / max(image.size))
+    sides = [max(1, round(scale * side)) for side in image.size]
+    if sides != list(image.size):
+        image = image.resize(sides, Image.Resampling.BILINEAR)
+    square = Image.new("RGB", (size, size), FILL)
+    square.paste(image, [(size - side) // 2 for side in sides])
+    return square
+
+
+def _decode_all(
+    name: str, paths: list[str], pixels: np.ndarray, resize: str, folder: Path, workers: int | None
+) -> list[str]:
     """Fills `pixels`, row by row in threads, and returns the digests of the contents."""
     arrays = decode.Arrays(folder)
     digests = [""] * len(paths)
@@ -118,7 +143,7 @@ def _decode_all(name: str, paths: list[str], pixels: np.ndarray, folder: Path, w
 
     def decode_row(row: int) -> None:
         try:
-            pixels[row], digests[row] = _decode(paths[row], pixels.shape[1], arrays)
+            pixels[row], digests[row] = _decode(paths[row], pixels.shape[1], resize, arrays)
         except DataError:
             raise
         except decode.UNDECODABLE as error:
@@ -156,10 +181,10 @@ def _in_threads(function: Callable[[int], None], count: int, workers: int | None
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _key(table: Table, size: int) -> str:
+def _key(table: Table, size: int, resize: str) -> str:
     """Hashes what decides the pixels: their rule, and the state of each image file."""
     hasher = hashlib.sha256()
-    pixel_cache.hash_row(hasher, [RESAMPLING, size])
+    pixel_cache.hash_row(hasher, [RESAMPLING, size] if resize == "stretch" else [RESAMPLING, size, resize, *FILL])
     for image, path in zip(table.frame["id"], table.frame["path"], strict=True):
         try:
             state = decode.state(path)
