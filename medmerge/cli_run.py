@@ -1,25 +1,11 @@
-"""``medmerge run``: a notebook with a parameter file, made fit to publish."""
+"""``medmerge run``: a notebook with a parameter file, checked before it starts."""
 
 import argparse
-import functools
-import os
-import re
-import shlex
 import sys
-import tempfile
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
-import papermill
-import psutil
-from jupyter_core.utils import ensure_event_loop
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
-
-from medmerge import costsheets, datasheets, definitions, files, gpus, pages, plan, premisesheets, records, study
-from medmerge.params import Parameters, load_yaml
+from medmerge import costsheets, datasheets, definitions, pages, premisesheets, records, study
+from medmerge.params import Parameters
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -38,39 +24,9 @@ def _run(options: argparse.Namespace) -> int:
     checks = ((p.datasets, datasheets.check), (p.studies, merged), (p.cost_repeats, costsheets.check))
     next((check for asked, check in checks if asked), to_run)(p)
     output = options.output or pages.output(p, options.params)
-    failed = output.with_name(f"{output.stem}.failed.ipynb")
-    with (
-        files.locked(output.with_name(f".{output.name}.lock"), str(output)),
-        gpus.claimed(p.device),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        executed = Path(folder, output.name)
-        execute = functools.partial(
-            papermill.execute_notebook,
-            options.notebook,
-            executed,
-            load_yaml(options.params),
-            kernel_name="python3",
-            language="python",
-            cwd=str(study.home()),
-            log_output=False,
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            shutdown_kernel="immediate",  # everything is written by then; asking politely interrupts it, loudly
-        )
-        try:
-            _interruptible(execute)
-        except (PapermillExecutionError, DeadKernelError) as error:
-            files.write(failed, executed.read_bytes())
-            print(f"medmerge: {_reason(error)}\nIt stopped in {failed}", file=sys.stderr)
-            return 1
-        notebook = nbformat.read(executed, 4)
-        notebook.cells.append(nbformat.v4.new_markdown_cell(_again(options.notebook, options.params, p)))
-        _publish(notebook, output, pages.origin(options.params, options.notebook, p), p.title)
-    failed.unlink(missing_ok=True)
-    print(output)
-    return 0
+    from medmerge import execution  # papermill takes seconds to import, which other commands need not wait for
+
+    return execution.run(options.notebook, options.params, p, output)
 
 
 def merged(p: Parameters) -> list[records.Record]:
@@ -84,102 +40,3 @@ def to_run(p: Parameters) -> list[tuple[definitions.Row, int]]:
     for warning in study.check_inputs(p, todo) if todo else ():
         print(f"medmerge: WARNING: {warning}", file=sys.stderr)
     return todo
-
-
-def _interruptible(execute: Callable[[], object]) -> None:
-    """Execute a notebook in a thread, and end its kernel when this process is interrupted or asked to end.
-
-    In the main thread nbclient would take these signals for itself, and nobody would know of them.
-    """
-    errors = []
-
-    def work() -> None:
-        try:
-            execute()
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            ensure_event_loop().close()  # which papermill opened for this thread
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(1)
-    except BaseException:
-        for child in psutil.Process(os.getpid()).children(recursive=True):
-            child.kill()
-        thread.join(30)
-        raise
-    if errors:
-        raise errors[0]
-
-
-def _reason(error: PapermillExecutionError | DeadKernelError) -> str:
-    """Why a notebook failed, in a line or two."""
-    if isinstance(error, DeadKernelError):
-        return (
-            "the notebook's kernel was killed. If the system did so because memory ran out, lower batch_size or "
-            "image_size; what is finished is kept"
-        )
-    return f"{error.ename}: {error.evalue}"
-
-
-def _again(notebook: Path, params: Path, p: Parameters) -> str:
-    """The last section of a page: the commands that make it, and one run of it, again."""
-    names = [_short(notebook), _short(params)]
-    lines = ["## Run it again", "", "```bash", shlex.join(["medmerge", "run", *names]), "```"]
-    if plan.has_runs(p):
-        row = definitions.rows(p)[-1].name
-        one = shlex.join(["medmerge", "train", names[1], "--row", row, "--seed", str(p.seeds[0])])
-        lines += ["", "One row and seed alone, by the name of its folder:", "", "```bash", one, "```"]
-    return "\n".join(lines)
-
-
-def _short(path: Path) -> str:
-    """A path from the project's folder, else its name: a page names no place of the machine that drew it."""
-    home, whole = study.home().resolve(), path.resolve()
-    return str(whole.relative_to(home)) if whole.is_relative_to(home) else path.name
-
-
-def _publish(notebook: nbformat.NotebookNode, output: Path, origin: dict[str, str], title: str) -> None:
-    """Write an executed notebook under its title, without times and durations; note what it came from."""
-    del notebook.metadata["papermill"]
-    _without_widgets(notebook)
-    if title:
-        first = notebook.cells[0]
-        if first.cell_type == "markdown" and first.source.startswith("# "):
-            first.source = "\n".join([f"# {title}", *first.source.split("\n")[1:]])
-        else:
-            notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {title}"))
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number}"
-        for name in ("papermill", "execution"):
-            cell.metadata.pop(name, None)
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata.tags.append("hide-input")
-        if figure := cell.metadata.get("mystnb", {}).get("figure"):
-            figure["name"] += f"-{output.parent.name}-{output.stem}"  # the book has a page a track and file
-        for shown in cell.get("outputs", []):
-            _settle(shown.get("data", {}), number)
-    notebook.metadata["medmerge"] = origin
-    files.write(output, nbformat.writes(notebook).rstrip("\n") + "\n")
-
-
-def _without_widgets(notebook: nbformat.NotebookNode) -> None:
-    """Keep the HTML of what is shown live as a widget: a page has no kernel, and a widget's ids are random."""
-    view = "application/vnd.jupyter.widget-view+json"
-    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
-    for data in shown:
-        if "text/html" in data:
-            data.pop(view, None)
-    if not any(view in data for data in shown):
-        notebook.metadata.pop("widgets", None)
-
-
-def _settle(data: dict, number: int) -> None:
-    """Take memory addresses out of an output, and give a styled table's random id the cell's number."""
-    if "text/plain" in data:
-        data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", data["text/plain"])
-    if "text/html" in data:
-        data["text/html"] = re.sub(r"\bT_[0-9a-f]{5}(?=[_ \"])", f"T_{number}", data["text/html"])

@@ -1,5 +1,6 @@
 """The claims of the paper held against the open study, as the analysis plan (`book/plan.md`) says they are decided."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,11 @@ class Pair:
     @property
     def sources(self) -> tuple[str, str]:
         return self.p.base_data, self.p.source_data
+
+    @functools.cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """:func:`medmerge.planned.comparisons` of the records."""
+        return planned.comparisons(self.records)
 
     def row(self, approach: str, *sources: str) -> list[Record]:
         """The runs of a row, by seed."""
@@ -129,10 +135,10 @@ def _verdict(outcomes: Sequence[str], whole: bool) -> str:
 def _beats(counted: Sequence[Pair], whole: bool) -> Claim:
     sentences, outcomes = [], []
     for one in counted:
-        table = planned.comparisons(one.records)
+        table = one.comparisons
         numbers = [(table["superior"] == word).sum() for word in ("superior", "inferior")]
         numbers.append((table["equivalence"] == "equivalent").sum())
-        outcomes.append(planned.outcome(one.records))
+        outcomes.append(planned.decide(table))
         words = "{}: superior to {}, inferior to {}, equivalent to {} of {}".format(one.name, *numbers, len(table))
         sentences.append(words)
     return Claim("MedMerge beats FT and LP-FT", "4, Table 1", _join(sentences), _verdict(outcomes, whole))
@@ -141,7 +147,7 @@ def _beats(counted: Sequence[Pair], whole: bool) -> Claim:
 def _gain(counted: Sequence[Pair], whole: bool) -> Claim:
     sentences, supported, below = [], [], []
     for one in counted:
-        scores, table = report.scores(one.records), planned.comparisons(one.records)
+        scores, table = report.scores(one.records), one.comparisons
         best = scores[scores["approach"] != "medmerge"].sort_values("mean").iloc[-1]["label"]
         line = table[table["against"] == best].iloc[0]
         supported.append(0 < line["low"] <= GAIN <= line["high"])

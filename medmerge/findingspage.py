@@ -102,7 +102,7 @@ def tests() -> str:
     heads = ("MedMerge minus", "difference", "95 % interval", "p (Holm)", "superiority", "within the margin")
     lines = ["| pair, network | " + " | ".join(heads) + " |", "| --- | --- | ---: | :---: | ---: | --- | --- |"]
     for backbone, one in _begun():
-        for row in planned.comparisons(one.records).itertuples():
+        for row in one.comparisons.itertuples():
             numbers = f"{row.difference:+.3f} | {row.low:+.3f} to {row.high:+.3f} | {row.p_holm:.2g}"
             words = f"{row.superior} | {row.equivalence}"
             lines.append(f"| {one.name}, {NAMES[backbone]} | {row.against} | {numbers} | {words} |")
@@ -155,7 +155,7 @@ def leak() -> str:
             "such a split hides, without training a merge, is in the chapter on datasets."
         )
     lines = ["| MedMerge minus | without the overlap | with it |", "| --- | ---: | ---: |"]
-    tables = [planned.comparisons(one.records).set_index("against") for one in (clean, leaky)]
+    tables = [one.comparisons.set_index("against") for one in (clean, leaky)]
     for label in tables[0].index:
         cells = [
             f"{t.loc[label, 'difference']:+.3f} ({t.loc[label, 'low']:+.3f} to {t.loc[label, 'high']:+.3f})"
@@ -218,7 +218,7 @@ def _spread(value: float, sd: float) -> str:
 def figure() -> figures_findings.BookFigure | None:
     """MedMerge minus each baseline of the pairs that count; None where none does."""
     counted = {f"{one.name}, {NAMES[backbone]}": one for backbone, one in _begun() if one.counts}
-    tables = {name: planned.comparisons(one.records) for name, one in counted.items()}
+    tables = {name: one.comparisons for name, one in counted.items()}
     margins = {name: planned.margin(one.records) for name, one in counted.items()}
     return figures_findings.differences(tables, margins, findings.GAIN) if counted else None
 

@@ -10,8 +10,6 @@ import json
 import re
 from pathlib import Path
 
-import nbformat
-
 from medmerge import costsheets, definitions, premisesheets
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters, assigned_values, load_yaml
@@ -44,15 +42,11 @@ def defaults(notebook: Path) -> dict[str, object]:
     if not notebook.is_file():
         there = ", ".join(map(str, Path().glob("notebooks/*.ipynb")))
         raise ParameterError(f"no notebook at {notebook}; there are {there}")
-    try:
-        cells = nbformat.read(notebook, 4).cells
-    except Exception as error:  # nbformat raises several kinds
-        raise ParameterError(f"{notebook} is not a notebook: {error}") from error
-    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    tagged = [cell for cell in _cells(notebook) if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise ParameterError(f"{notebook} has {len(tagged)} cells tagged `parameters`; papermill needs exactly one")
     try:
-        return assigned_values(tagged[0].source)
+        return assigned_values(tagged[0]["source"])
     except (ValueError, SyntaxError) as error:
         raise ParameterError(
             f"{notebook}: the cell tagged `parameters` must hold `name = value` lines: {error}"
@@ -118,9 +112,26 @@ def current(params: Path, notebook: Path, p: Parameters) -> bool:
     return noted == origin(params, notebook, p)
 
 
+def _cells(notebook: Path) -> list[dict]:
+    """Cells of a notebook of format 4, sources as one text. nbformat would take seconds to import for it.
+
+    Raises:
+        ParameterError: it is none.
+    """
+    try:
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+        if content["nbformat"] != 4:
+            raise ValueError(f"its format is {content['nbformat']!r}, not 4")
+        wanted = ("cell_type", "metadata", "source")
+        cells = [{name: cell[name] for name in wanted} for cell in content["cells"]]
+        return [{**cell, "source": "".join(cell["source"])} for cell in cells]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ParameterError(f"{notebook} is not a notebook: {error}") from error
+
+
 def _digest(notebook: Path, p: Parameters) -> str:
     """SHA-256 over a notebook's cells, whatever their ids, and the bytes of the records that it shows."""
-    cells = [[cell.cell_type, cell.source, cell.metadata] for cell in nbformat.read(notebook, 4).cells]
+    cells = [[cell["cell_type"], cell["source"], cell["metadata"]] for cell in _cells(notebook)]
     total = hashlib.sha256(json.dumps(cells, sort_keys=True).encode())
     for path in shown(p):
         total.update(hashlib.sha256(path.read_bytes()).digest())

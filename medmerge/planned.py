@@ -90,8 +90,12 @@ def outcome(records: Sequence[Record]) -> str:
 
     Support: superior to every baseline. Failure: inferior, or equivalent, to one. With one seed nothing is decided.
     """
-    found = comparisons(records)
-    if margin(records) is None:
+    return decide(comparisons(records))
+
+
+def decide(found: pd.DataFrame) -> str:
+    """:func:`outcome` of a table of :func:`comparisons`."""
+    if (found["equivalence"] == "unknown").any():
         return "undecided"
     if (found["superior"] == "superior").all():
         return "support"
@@ -113,7 +117,7 @@ def verdict(records: Sequence[Record]) -> str:
         f"Over {len(seeds)} seeds and the test images together MedMerge is superior to {counts['superior'] or 'none'}, "
         f"inferior to {counts['inferior'] or 'none'} and equivalent to {equivalent or 'none'} of {len(found)} "
         f"baselines. The margin, which is what another seed changes, is {spread:.3f}. For the plan's claim that "
-        f"MedMerge beats them, this pair counts as **{outcome(records)}**."
+        f"MedMerge beats them, this pair counts as **{decide(found)}**."
     )
 
 

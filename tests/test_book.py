@@ -176,7 +176,7 @@ MODULES = (
     "plotstyle",
 )
 ELSEWHERE = (
-    *("card", "channels", "checkpoints", "cli", "cli_data", "cli_plan", "cli_run", "devices", "explorer"),
+    *("card", "channels", "checkpoints", "cli", "cli_data", "cli_plan", "cli_run", "devices", "execution", "explorer"),
     *(
         "explorer_data",
         "figures_data",
