@@ -52,6 +52,7 @@ class Pair:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """The seeds that all five rows have."""
         return tuple(sorted({record.run["seed"] for record in self.records}))
 
     @property
@@ -61,6 +62,7 @@ class Pair:
 
     @property
     def sources(self) -> tuple[str, str]:
+        """What b and c were trained on."""
         return self.p.base_data, self.p.source_data
 
     @functools.cached_property

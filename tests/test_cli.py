@@ -203,7 +203,8 @@ def test_a_title_never_replaces_code(project, monkeypatch):
     monkeypatch.setattr(study, "check", lambda p: [])
     assert cli.main(["run", "n.ipynb", "p.yaml"]) == 0
     cells = nbformat.read("results/demo/p.ipynb", 4).cells
-    assert [cell.source.splitlines()[0] for cell in cells] == ["# Hello", "title = ''", "# Parameters"]
+    firsts = [cell.source.splitlines()[0] for cell in cells]
+    assert firsts == ["# Hello", "title = ''", "# Parameters", "## Run it again"]
 
 
 def test_plain_papermill_refuses_an_unknown_parameter(project):

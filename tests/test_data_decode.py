@@ -172,8 +172,8 @@ def test_pixels_and_fingerprints_of_ham10k_are_as_ever(tmp_path):
 @pytest.mark.parametrize(("width", "height"), [(20, 15), (32, 32), (31, 1), (64, 48), (9, 300), (1, 400)])
 def test_a_padded_image_keeps_its_proportions_and_is_never_enlarged(tmp_path, width, height):
     path = write_image(tmp_path / "a.png", 3, (width, height))
-    table = load_table("csv", tmp_path, labels=write_csv(tmp_path, "image,label\na.png,x\n"))
-    (found,) = load_images(table, 32, resize="pad", cache=tmp_path / "cache").pixels
+    table = load_table("csv", tmp_path, labels=write_csv(tmp_path, "image,label\na.png,x\nb.png,y\n", ("b.png",)))
+    found = load_images(table, 32, resize="pad", cache=tmp_path / "cache").pixels[0]
     sides = [max(1, round(side * min(1, 32 / max(width, height)))) for side in (width, height)]
     left, top = ((32 - side) // 2 for side in sides)
     inner = found[top : top + sides[1], left : left + sides[0]]
@@ -185,7 +185,7 @@ def test_a_padded_image_keeps_its_proportions_and_is_never_enlarged(tmp_path, wi
 
 def test_padded_and_stretched_images_are_kept_apart(tmp_path):
     write_image(tmp_path / "a.png", 3, (20, 10))
-    table = load_table("csv", tmp_path, labels=write_csv(tmp_path, "image,label\na.png,x\n"))
+    table = load_table("csv", tmp_path, labels=write_csv(tmp_path, "image,label\na.png,x\nb.png,y\n", ("b.png",)))
     ways = [load_images(table, 16, resize=way, cache=tmp_path / "cache") for way in ("stretch", "pad", "stretch")]
     assert np.array_equal(ways[0].pixels, ways[2].pixels) and not np.array_equal(ways[0].pixels, ways[1].pixels)
     assert ways[0].fingerprint == ways[1].fingerprint, "of the files"
