@@ -133,8 +133,11 @@ def _publish(notebook: nbformat.NotebookNode, output: Path, origin: dict[str, st
         cell.id = f"cell-{number}"
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata.tags.append("hide-input")
+        tags = cell.metadata.get("tags", [])
+        if "injected-parameters" in tags:
+            tags.append("hide-input")
+        if "hide-output" in tags:  # what a run prints as it trains, which a page that only reads the record has not
+            cell.outputs = []
         if figure := cell.metadata.get("mystnb", {}).get("figure"):
             figure["name"] += f"-{output.parent.name}-{output.stem}"  # the book has a page a track and file
         for shown in cell.get("outputs", []):
