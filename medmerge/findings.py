@@ -41,7 +41,7 @@ class Pair:
     """The five rows of a parameter file of the plan, with the seeds that all of them have.
 
     Attributes:
-        name: of the file, without its backbone: a key of :data:`CLEAN`, or :data:`LEAKY`.
+        name: of the file, without its backbone: a key of ``CLEAN``, or ``LEAKY``.
         records: of the seeds that every row has; none where there is no such seed.
         begun: runs that are finished, of any seed.
         asked: runs that the plan asks for.
@@ -118,7 +118,7 @@ def claims(found: Sequence[Pair]) -> list[Claim]:
     """The claims that the pairs' scores and merging weights decide.
 
     Args:
-        found: the clean pairs; those with fewer than :data:`LEAST` seeds decide nothing.
+        found: the clean pairs; those with fewer than two seeds decide nothing.
     """
     counted = [one for one in found if one.counts]
     whole = len(counted) == len(found)
