@@ -118,7 +118,7 @@ def test_heads_say_what_the_paper_found_and_what_it_takes(name):
     assert used == (backbone or "densenet121") and f"# A seed is {count / 1e6:.2f} million training images" in head
 
 
-@pytest.mark.parametrize("name", [*PAPER, *(f"source-{source}" for source in set(PAIRS.values()))])
+@pytest.mark.parametrize("name", [*PAPER, *(f"source-{source}" for source in sorted(set(PAIRS.values())))])
 def test_the_files_of_both_backbones_differ_in_nothing_else(name):
     one, other = (load_yaml(ROOT / f"params/paper/{name}{end}.yaml") for end in ("", "-resnet50"))
     assert other.pop("backbone") == "resnet50" and other.pop("title") == f"{one.pop('title')}, ResNet-50"
