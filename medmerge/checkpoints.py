@@ -34,8 +34,8 @@ class Progress:
     Kept are the weights, the optimiser's state, the history, what is watched, and the weights of the best epoch. A
     random state is not: every epoch draws its own from seed, phase and epoch, and nothing else is random.
 
-    It is written after the first epoch and the last, and between them as often as :data:`SHARE` allows. Writing takes
-    a quarter of a second for a large network; where its epochs take one, a kill costs five.
+    It is written after the first epoch and the last, and between them as often as :data:`SHARE` allows: a kill
+    costs up to twenty times what a write takes, or the epoch that it falls into.
 
     Args:
         model, optimizer: what is trained; set to the checkpoint's state where there is one with the same key.

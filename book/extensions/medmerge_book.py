@@ -126,32 +126,30 @@ class Benchmark(Computed):
             raise self.error(str(error)) from error
 
 
-class Paper(Computed):
-    """A table or sentences of :mod:`medmerge.paperpage`, by its name."""
+class Text(Computed):
+    """A table or sentences of a page's module, by its name in ``TEXTS``."""
 
     required_arguments = 1
+    module = ""
 
     def markdown(self) -> str:
-        from medmerge import paperpage
-
-        self.env.note_dependency(str(ROOT / paperpage.ENTRIES))
-        if self.arguments[0] not in paperpage.TEXTS:
-            raise self.error(f"no text {self.arguments[0]}; there are {', '.join(paperpage.TEXTS)}")
-        return paperpage.TEXTS[self.arguments[0]]()
-
-
-class Findings(Computed):
-    """A table or sentences of :mod:`medmerge.findingspage`, by its name."""
-
-    required_arguments = 1
-
-    def markdown(self) -> str:
-        from medmerge import findingspage
-
         self.env.note_reread()  # it reads whatever records there are
-        if self.arguments[0] not in findingspage.TEXTS:
-            raise self.error(f"no text {self.arguments[0]}; there are {', '.join(findingspage.TEXTS)}")
-        return findingspage.TEXTS[self.arguments[0]]()
+        texts = importlib.import_module(f"medmerge.{self.module}").TEXTS
+        if self.arguments[0] not in texts:
+            raise self.error(f"no text {self.arguments[0]}; there are {', '.join(texts)}")
+        return texts[self.arguments[0]]()
+
+
+class Paper(Text):
+    """Of the chapter on the paper's tables."""
+
+    module = "paperpage"
+
+
+class Findings(Text):
+    """Of the chapter on what was found."""
+
+    module = "findingspage"
 
 
 class LentFigure(SphinxDirective):
