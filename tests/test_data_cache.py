@@ -36,9 +36,9 @@ def decoded(monkeypatch):
     """The paths that were decoded, in a list that grows."""
     paths, decode = [], images_module._decode
 
-    def spy(path, size, arrays):
+    def spy(path, *arguments):
         paths.append(path)
-        return decode(path, size, arrays)
+        return decode(path, *arguments)
 
     monkeypatch.setattr(images_module, "_decode", spy)
     return paths
@@ -142,10 +142,10 @@ def test_undecodable_files_are_counted_and_leave_nothing(table, cache):
 def test_interrupt_leaves_nothing(table, cache, monkeypatch, error):
     decode = images_module._decode
 
-    def interrupted(path, size, arrays):
+    def interrupted(path, *arguments):
         if path.endswith("ISIC_0000007.jpg"):
             raise error
-        return decode(path, size, arrays)
+        return decode(path, *arguments)
 
     monkeypatch.setattr(images_module, "_decode", interrupted)
     with pytest.raises(error):
