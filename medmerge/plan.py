@@ -89,8 +89,8 @@ class Page:
         p = self.p
         if p.datasets:
             return any(datasheets.read(p, one.partition("=")[0]) is None for one in p.datasets)
-        if p.studies:
-            return self.notebook.stem == "features" and not featuresheets.path(featuresheets.choose(p)).is_file()
+        if self.notebook.stem == "features":
+            return not _merged(p) or not featuresheets.path(featuresheets.choose(p)).is_file()
         return bool(p.cost_repeats and not costsheets.read(p) or p.premise and not premisesheets.read(p))
 
 
@@ -157,7 +157,7 @@ class Plan:
             if todo:
                 study.check(p, todo, coming={*coming, *names})
             for page in self.pages.values():
-                if page.file == file and page.measures and not coming:
+                if page.file == file and page.measures and not coming and not p.studies:
                     (datasheets if p.datasets else costsheets if p.cost_repeats else premisesheets).check(p)
         except ParameterError as error:
             problems += str(error).split("\n")

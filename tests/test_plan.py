@@ -232,6 +232,15 @@ def record_files(record: records.Record) -> dict[str, object]:
     return found | {"run.json": run | {"parameters": {**run["parameters"], "results": ""}}}
 
 
+def test_a_page_of_features_comes_after_a_merged_run(project, capsys):
+    """Its notebook measures, so it is not drawn from records alone; before there is a run, nothing is wrong with it."""
+    path = write("features", "features", track="own", studies=["p"])
+    found = plan.load()
+    (page,) = [page for page in found.pages.values() if page.file == path]
+    assert page.measures and not page.current and len(page.needs) == 5
+    assert found.missing(path) == [] and "features" not in drawable(capsys)
+
+
 def test_train_runs_what_it_is_asked_for_alone(project, capsys):
     write_weights(project)
     path = write("pair", **SMALL, pair="p", seeds=[3, 5], approaches=["ft"])
