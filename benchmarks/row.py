@@ -1,5 +1,7 @@
 """The five approaches of a pair from JPEG files to test scores, against the same as a plain script (`plain.py`)."""
 
+import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -8,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -19,11 +20,13 @@ from benchmarks import photographs
 from benchmarks.settings import Settings
 from medmerge import backbones, devices
 
-ROWS = ("medmerge-first-second", "ft-first", "ft-second", "lp_ft-first", "lp_ft-second")
-"""The longest first, for where several run side by side."""
+ROWS = 5
 
 SIZE = {"backbone": "densenet121", "image_size": 64, "epochs": 10, "images": 200, "test": 400, "side": (600, 450)}
 """HAM10000's photographs are as large."""
+
+PR_SET_CHILD_SUBREAPER = 36
+"""Of prctl(2)."""
 
 PAPER = 50
 """The paper's epochs, with all cores and one seed: what is done once is then a smaller part."""
@@ -83,7 +86,7 @@ def _plain(folder: Path, size: dict, seed: int, cores: list[int], device: str) -
 
 
 def _ours(folder: Path, size: dict, seed: int, cores: list[int], precision: str, device: torch.device) -> dict:
-    """All rows in one process on one core; on several, a process a row, as many at a time as there are cores."""
+    """All rows in one process on one core; on several, a process a row, as many side by side as there are cores."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         project = Path(name)
         (project / "_config.yml").touch()
@@ -96,11 +99,9 @@ def _ours(folder: Path, size: dict, seed: int, cores: list[int], precision: str,
             **{"device": device.type, "score_controls": False},  # the plain script scores no controls either
         }
         (project / "p.yaml").write_text(yaml.safe_dump(parameters))
-        train = [sys.executable, "-m", "medmerge.cli", "train", "p.yaml"]
-        calls = [train] if len(cores) == 1 else [[*train, "--row", row] for row in ROWS]
+        words = [sys.executable, "-m", "medmerge.cli", "train", "p.yaml", "--jobs", str(len(cores))]
         environment = {"MEDMERGE_CACHE": str(project / "cache")}
-        with ThreadPoolExecutor(len(cores)) as pool:
-            _, spent = _spent(lambda: [*pool.map(lambda words: _call(words, cores, 1, project, environment), calls)])
+        _, spent = _spent(lambda: _call(words, cores, 1, project, environment))
         runs = [json.loads(path.read_text()) for path in project.glob("results/**/run.json")]
         return spent | _mean([run["metrics"] for run in runs])
 
@@ -111,14 +112,31 @@ def _call(words: list[str], cores: list[int], threads: int, folder: Path, enviro
             os.sched_setaffinity(0, cores)
 
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **environment}
-    done = subprocess.run(words, cwd=folder, env=environment, preexec_fn=pin, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout
+    options = {"cwd": folder, "env": environment, "preexec_fn": pin, "start_new_session": True, "text": True}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    printed, complaints = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)}\n{printed[-2000:]}{complaints[-2000:]}")
+    _outlived(process.pid)
+    return printed
+
+
+def _adopt() -> None:
+    """Make this process the parent of those whose own ends before them, so that their seconds are counted (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _outlived(group: int) -> None:
+    """Wait for what is left of a command's processes, such as the one that runs side by side were forked from."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-group, 0)
 
 
 def _spent(call) -> tuple[object, dict]:
     """What a call returns, and the seconds by the clock and of the processors that its processes took."""
+    _adopt()
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     value = call()
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -128,6 +146,6 @@ def _spent(call) -> tuple[object, dict]:
 
 def _mean(runs: list[dict]) -> dict:
     frame = pd.DataFrame(runs)
-    if len(frame) != len(ROWS):
-        raise RuntimeError(f"{len(frame)} of {len(ROWS)} approaches have finished")
+    if len(frame) != ROWS:
+        raise RuntimeError(f"{len(frame)} of {ROWS} approaches have finished")
     return {name: round(float(frame[name].mean()), 4) for name in SCORES}

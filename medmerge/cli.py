@@ -1,13 +1,10 @@
 """The command line: ``medmerge check``, ``run``, ``plan``, ``train``, ``data`` and ``learn``."""
 
 import argparse
-import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -19,24 +16,14 @@ from medmerge import (
     costsheets,
     datasheets,
     definitions,
+    endings,
     learn,
     pages,
     premisesheets,
     report,
 )
-from medmerge.backbones import CheckpointError
-from medmerge.data import DataError
-from medmerge.files import DiskError
+from medmerge.endings import EXPECTED
 from medmerge.params import ParameterError, Parameters
-from medmerge.records import RecordError
-from medmerge.training import TrainingError
-
-EXPECTED = (ParameterError, DataError, CheckpointError, RecordError, TrainingError, DiskError, ConnectionError)
-"""Errors that a user can mend: shown as a message, without a traceback."""
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM), as schedulers do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,37 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        with _terminable():
-            return options.command(options)
+        return endings.status(lambda: options.command(options))
     except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
         sys.stdout = open(os.devnull, "w")
         return 0
-    except EXPECTED as error:
-        print(f"medmerge: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print(
-            "\nmedmerge: stopped. What is finished is kept; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return 143 if isinstance(error, Terminated) else 130
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises :class:`Terminated`, so that what is half-written is cleared away."""
-
-    def terminate(*_) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:

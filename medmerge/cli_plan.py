@@ -6,11 +6,13 @@ import json
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from medmerge import definitions, gpus, pages, plan, study
+from medmerge import definitions, gpus, jobs, pages, plan, study
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
+from medmerge.registry import APPROACHES
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -26,6 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     train.add_argument("params", type=Path, metavar="PARAMS.yaml")
     train.add_argument("--row", help="this row only, by its folder's name, such as lp_ft-ham10k")
     train.add_argument("--seed", type=int, help="this seed only")
+    train.add_argument("--jobs", type=int, default=1, metavar="N", help="so many runs side by side, each on its own")
     train.set_defaults(command=_train)
 
 
@@ -34,11 +37,39 @@ def _train(options: argparse.Namespace) -> int:
     if not plan.has_runs(p):
         raise ParameterError(f"{options.params} asks for a page, not for runs: medmerge run NOTEBOOK.ipynb PARAMS.yaml")
     chosen = _chosen(p, options.row, options.seed)
-    logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+    if options.jobs < 1:
+        raise ParameterError(
+            f"--jobs {options.jobs}: at least 1; as many as there are cores, or GPUs, is a good number"
+        )
+    status, todo = 0, study.check(p, chosen)
+    if min(options.jobs, len(todo)) > 1:
+        status = jobs.run(_jobs(p, todo), min(options.jobs, len(todo)))
+        chosen = [one for one in chosen if study.finished(p, *one)]
+    else:
+        logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+        _compute(p, chosen)
+    for row, seed in chosen:
+        print(definitions.folder(p, row, seed))
+    return status
+
+
+def _compute(p: Parameters, chosen: Sequence[tuple[definitions.Row, int]]) -> int:
+    """Runs one after the other, on a GPU that no other process has."""
     with gpus.claimed(p.device):
-        for record in study.run(p, chosen):
-            print(record.folder)
+        study.run(p, chosen)
     return 0
+
+
+def _jobs(p: Parameters, todo: Sequence[tuple[definitions.Row, int]]) -> list[jobs.Job]:
+    """A job a run, those that merge first, since they take the longest; a row that combines others comes after them."""
+
+    def name(row: definitions.Row, seed: int) -> str:
+        return f"{row.name} {seed}"
+
+    ordered = sorted(todo, key=lambda one: not APPROACHES[one[0].approach].merges)
+    names = {one: name(*one) for one in ordered}
+    after = {one: tuple(name(part, one[1]) for part in definitions.parts(one[0])) for one in ordered}
+    return [jobs.Job(names[one], _compute, (p, [one]), after[one]) for one in ordered]
 
 
 def _chosen(p: Parameters, row: str | None, seed: int | None) -> list[tuple[definitions.Row, int]]:

@@ -1,6 +1,11 @@
 """What all tests share: one thread, the real data where it is, and the rule that CI skips nothing."""
 
+import contextlib
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
@@ -74,3 +79,26 @@ def official_rows(monkeypatch):
 def every_epoch_on_disk(monkeypatch):
     """Checkpoints are written whatever that takes: where a test interrupts a run does not depend on the machine."""
     monkeypatch.setattr(checkpoints, "SHARE", 1.0)
+
+
+@pytest.fixture
+def start():
+    """Starts a command in a session of its own, which ends with the test."""
+    processes = []
+
+    def start(*arguments: str, **more) -> subprocess.Popen:
+        # A shell starts what runs in its background deaf to Ctrl-C, and so would be all that is started from there.
+        heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+        command = [sys.executable, "-m", "medmerge.cli", *arguments]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        try:
+            processes.append(subprocess.Popen(command, **options, **more))
+        finally:
+            signal.signal(signal.SIGINT, heard)
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

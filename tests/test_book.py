@@ -167,6 +167,7 @@ MODULES = (
         "plan",
         "pages",
         "gpus",
+        "jobs",
     ),
     *("cost", "costsheets", "figures_cost", "steps", "stepsheets"),
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
@@ -178,6 +179,7 @@ MODULES = (
 ELSEWHERE = (
     *("card", "channels", "checkpoints", "cli", "cli_data", "cli_plan", "cli_run", "devices", "execution", "explorer"),
     *(
+        "endings",
         "explorer_data",
         "figures_data",
         "figures_findings",

@@ -1,13 +1,11 @@
 """What ends a run early, and what is said then: Ctrl-C, SIGTERM, a full disk, no memory, a second process."""
 
-import contextlib
 import errno
 import json
 import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -33,29 +31,6 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "_config.yml").touch()
     write_weights(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def start():
-    """Starts a command in a session of its own, which ends with the test."""
-    processes = []
-
-    def start(*arguments: str, **more) -> subprocess.Popen:
-        # A shell starts what runs in its background deaf to Ctrl-C, and so would be all that is started from there.
-        heard = signal.signal(signal.SIGINT, signal.default_int_handler)
-        command = [sys.executable, "-m", "medmerge.cli", *arguments]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-        try:
-            processes.append(subprocess.Popen(command, **options, **more))
-        finally:
-            signal.signal(signal.SIGINT, heard)
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def wait_for(happened, process: subprocess.Popen, seconds: float = 120):

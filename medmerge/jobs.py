@@ -1,0 +1,97 @@
+"""Work side by side, each piece in a process of its own that is forked from one which has loaded PyTorch already."""
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+
+import torch
+
+from medmerge import endings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work.
+
+    Attributes:
+        name: one of its own; its lines begin with it.
+        call: a function at the top of a module; it returns an exit status.
+        arguments: what it is called with; they can be pickled.
+        after: names of jobs that must have ended before.
+    """
+
+    name: str
+    call: Callable[..., int]
+    arguments: tuple = ()
+    after: tuple[str, ...] = ()
+
+
+def run(jobs: Sequence[Job], at_once: int) -> int:
+    """Run jobs in their order, some at a time; the largest of their exit statuses.
+
+    A job that fails stops no other. Where this process is interrupted, or dies, its jobs are told to stop (SIGTERM).
+    Each has the same share of the processor's cores as threads, unless ``OMP_NUM_THREADS`` is set.
+
+    Args:
+        at_once: processes at a time, at least one.
+    """
+    waiting, running, found = list(jobs), {}, 0
+    try:
+        while waiting or running:
+            unfinished = {job.name for job in waiting} | set(running)
+            free = [job for job in waiting if unfinished.isdisjoint(job.after)]
+            for job in free[: at_once - len(running)]:
+                waiting.remove(job)
+                running[job.name] = _started(job, at_once)
+            multiprocessing.connection.wait([process.sentinel for process in running.values()])
+            for name in [name for name, process in running.items() if not process.is_alive()]:
+                found = max(found, _status(name, running.pop(name)))
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.join()
+    return found
+
+
+def _started(job: Job, at_once: int) -> BaseProcess:
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(["medmerge.cli_plan"])
+    process = context.Process(target=_work, args=(job, at_once), name=job.name)
+    process.start()
+    return process
+
+
+def _work(job: Job, at_once: int) -> None:
+    """In a process of its own: the job, whose parent alone hears Ctrl-C and says that it was stopped."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.basicConfig(level="INFO", format=f"{job.name}: %(message)s", stream=sys.stdout)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // at_once))
+    sys.exit(endings.status(lambda: job.call(*job.arguments), f"medmerge: {job.name}", stopped=""))
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _status(name: str, process: BaseProcess) -> int:
+    """The exit status of a job that has ended, with a line where something else ended it."""
+    if process.exitcode >= 0:
+        return process.exitcode
+    reason = signal.Signals(-process.exitcode).name
+    print(f"medmerge: {name}: its process was ended by {reason}; the same command goes on", file=sys.stderr)
+    return 128 - process.exitcode
