@@ -80,7 +80,7 @@ def _check(options: argparse.Namespace) -> int:
             unmeasured = p.premise and not premisesheets.check(p)
             todo, all_rows = cli_run.to_run(p), [(row, seed) for row in definitions.rows(p) for seed in p.seeds]
         except EXPECTED as error:
-            print(f"medmerge: {path}: {error}", file=sys.stderr)
+            print(f"medmerge: {endings.about(path, error)}", file=sys.stderr)
             status = 2
             continue
         print(f"{path}: {len(all_rows)} runs, {len(all_rows) - len(todo)} finished")

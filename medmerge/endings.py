@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from medmerge.backbones import CheckpointError
 from medmerge.data import DataError
@@ -43,6 +44,11 @@ def status(call: Callable[[], int], name: str = "medmerge", stopped: str = STOPP
         if stopped:
             print(f"\n{name}: {stopped}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
+
+
+def about(path: Path, error: Exception) -> str:
+    """What an error says, with the file that it is about before it unless it names that itself."""
+    return str(error) if str(path) in str(error) else f"{path}: {error}"
 
 
 @contextlib.contextmanager

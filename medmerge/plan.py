@@ -18,6 +18,7 @@ from medmerge import (
     costsheets,
     datasheets,
     definitions,
+    endings,
     featuresheets,
     inputs,
     pages,
@@ -195,7 +196,7 @@ def load(more: Sequence[Path] = ()) -> Plan:
                 raise ParameterError(f"{path}: " + "\n".join(problems))
             read[path] = p, notebook
         except ParameterError as error:
-            unread[path] = str(error) if str(path) in str(error) else f"{path}: {error}"
+            unread[path] = endings.about(path, error)
     if problems := [problem for path, problem in unread.items() if path.resolve() in given]:
         raise ParameterError("\n".join(problems))
     files = _sorted({path: p for path, (p, _) in read.items()})

@@ -89,8 +89,9 @@ def test_check_goes_on_after_a_file_that_is_refused(project, capsys):
     assert cli.main(["check", "typo.yaml", "absent.yaml", "nowhere.yaml", "tiny.yaml"]) == 2
     out, error = capsys.readouterr()
     assert out.startswith("tiny.yaml: 5 runs")
-    for words in ("did you mean ft_epochs?", "medmerge: absent.yaml: base_weights: no file", "no parameter file at"):
-        assert words in error
+    for words in ("typo.yaml: 1 problem", "absent.yaml: base_weights: no file", "no parameter file at nowhere.yaml"):
+        assert f"medmerge: {words}" in error
+    assert "did you mean ft_epochs?" in error
     assert files(project) == before
 
 
