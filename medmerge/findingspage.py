@@ -154,7 +154,7 @@ def leak() -> str:
             f"{len(clean.seeds) or 'none'} and of the contaminated one {len(leaky.seeds) or 'none'} are finished. What "
             "such a split hides, without training a merge, is in the chapter on datasets."
         )
-    lines = ["| MedMerge minus | without the overlap | with it |", "| --- | ---: | ---: |"]
+    lines = [_seen(leaky), "", "| MedMerge minus | without the overlap | with it |", "| --- | ---: | ---: |"]
     tables = [one.comparisons.set_index("against") for one in (clean, leaky)]
     for label in tables[0].index:
         cells = [
@@ -163,6 +163,23 @@ def leak() -> str:
         ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _seen(leaky: Pair) -> str:
+    """How many of the contaminated arm's test images its medical source has met."""
+    (run, *_) = leaky.row("medmerge")
+    source = leaky.p.source_data
+    found = run.run["data"].get("overlap", {}).get(source, {})
+    images, groups = (found.get(kind, {}).get("test", 0) for kind in ("images", "groups"))
+    if not images + groups:
+        return (
+            f"**The contaminated arm has no overlap**: its records say that {source} has seen none of its test images."
+        )
+    tested = len(run.predictions)
+    return (
+        f"Of the contaminated arm's {tested:,} test images, {source} has been trained or validated on {images:,} "
+        f"({images / tested:.0%}), and on another image of the same patient or lesion for {groups:,} more."
+    )
 
 
 def compute() -> str:

@@ -208,15 +208,19 @@ def overlap_sentence(name: str, found: Mapping) -> str:
 
 
 def warn_of_overlap(found: Mapping[str, Mapping]) -> None:
-    """Log a warning for every source that has seen target images, where the parameters do not say that it is meant."""
+    """Log a warning for every source that has seen target images and was not meant to, or was and has not."""
     for name, one in found.items():
         if _meets(one):
             log.warning("WARNING: %s", overlap_sentence(name, one))
+        elif one.get("allowed") and not _shared(one):
+            log.warning("WARNING: allow_overlap: true, but the target holds no image that %s has seen", name)
 
 
 def _meets(found: Mapping) -> bool:
-    if "unknown" in found or found["allowed"]:
-        return False
+    return "unknown" not in found and not found["allowed"] and _shared(found)
+
+
+def _shared(found: Mapping) -> bool:
     return any(found["images"].values()) or any(found["groups"].values())
 
 

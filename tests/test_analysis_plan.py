@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from medmerge import report, significance
+from medmerge.data import load_table, splits
 from medmerge.params import Parameters, load_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,8 @@ def test_a_planned_pair_has_the_plans_seeds_rows_and_epochs(name):
     assert p.seeds == planned[: len(p.seeds)] and 0 not in planned and len(planned) >= 3
     assert len(p.seeds) >= 2, "a pair counts with two seeds at least"
     assert (p.seeds == planned) != ("computing time ended" in text), "fewer seeds than planned are said and why"
-    same = ("approaches", "lp_epochs", "lp_lr", "ft_epochs", "ft_lr", "weight_decay", "select", "fractions")
+    same = ("approaches", "lp_epochs", "lp_lr", "ft_epochs", "ft_lr", "weight_decay", "select")
+    same += () if name == "skin-leaky" else ("fractions",)
     assert all(getattr(p, key) == getattr(default, key) for key in same)
     assert p.image_size == 64
     assert p.backbone == ("mobilenet_v2" if name in FURTHER else "densenet121")
@@ -45,6 +47,29 @@ def test_the_table_holds_the_pairs_and_their_splits():
         assert row.split()[0] == parameters(name).split
     clean, leaky = parameters("skin-seeds"), parameters("skin-leaky")
     assert clean.exclude_data == "ham10k" and not leaky.exclude_data and leaky.allow_overlap
+    assert clean.target_data == leaky.target_data and clean.source_weights == leaky.source_weights
+
+
+def test_the_arms_of_the_skin_pair_learn_from_as_many_images(real_data, tmp_path):
+    """The contaminated arm's folder is ISIC 2019's with HAM10000's images, as its file says."""
+    together = tmp_path / "isic2019-all"
+    (together / "ISIC_2019_Training_Input").mkdir(parents=True)
+    for path in (real_data / "isic2019").glob("*.csv"):
+        (together / path.name).symlink_to(path)
+    for folder in ("isic2019/ISIC_2019_Training_Input", "ham10000/images"):
+        for path in (real_data / folder).glob("*.jpg"):
+            (together / "ISIC_2019_Training_Input" / path.name).symlink_to(path)
+    source = set(load_table("ham10k", real_data / "ham10000").frame["id"])
+    numbers, shares = [], []
+    for name, root in (("skin-seeds", real_data / "isic2019"), ("skin-leaky", together)):
+        p = parameters(name)
+        table = load_table("isic2019", root, missing="drop", exclude=source if p.exclude_data else ())
+        parts = splits.split(table, method=p.split, fractions=tuple(p.fractions), seed=p.split_seed)
+        numbers.append([int((parts == part).sum()) for part in ("train", "val", "test")])
+        shares.append(table.frame["id"][parts == "test"].isin(source).mean())
+    assert numbers == [[1647, 549, 549], [1646, 549, 10565]]
+    assert shares[0] == 0 and shares[1] > 0.75, "what the arms differ in"
+    assert all(f"{number:,}" in PLAN for number in (sum(numbers[1]), numbers[1][2]))
 
 
 def test_the_rate_and_the_family_are_the_codes():

@@ -192,5 +192,10 @@ def test_the_figure_has_the_pairs_that_count(tmp_path, chapter):
 
 def test_what_the_overlap_is_worth(tmp_path, chapter):
     arms = {"skin-seeds": pair(tmp_path, EVEN, "skin-seeds"), "skin-leaky": pair(tmp_path, BEST, "skin-leaky")}
+    (merge, *_) = arms["skin-leaky"].row("medmerge")
+    assert "**The contaminated arm has no overlap**" in chapter(**arms)["leak"]
+    merge.run["data"]["overlap"] = {"c": {"images": {"train": 9, "test": 30}, "groups": {"test": 5}, "allowed": True}}
     lines = chapter(**arms)["leak"].splitlines()
-    assert len(lines) == 6 and lines[2].startswith("| FT b | +0.000 (+0.000 to +0.000) | +0.")
+    assert lines[0].startswith(f"Of the contaminated arm's {len(merge.predictions)} test images, c has been trained or")
+    assert f"on 30 ({30 / len(merge.predictions):.0%}), and on another image" in lines[0] and "for 5 more" in lines[0]
+    assert len(lines) == 8 and lines[4].startswith("| FT b | +0.000 (+0.000 to +0.000) | +0.")

@@ -106,6 +106,20 @@ def test_what_is_meant_is_recorded_without_a_warning(project, caplog):
     assert study.check(p.model_copy(update={"allow_overlap": False})) == [], "numbers do not depend on it"
 
 
+def test_an_overlap_that_is_meant_and_is_not_there_is_warned_of(project, caplog):
+    """A contaminated arm whose target lacks the source's images would measure nothing, and would look as if it had."""
+    rows = "".join(f"{seed}.png,{'ab'[seed % 2]}\n" for seed in range(100, 140))
+    for seed in range(100, 140):
+        write_image(project / "more" / f"{seed}.png", seed)
+    write_csv(project / "more", "image,label\n" + rows)
+    changes = {"target_root": "more", "target_labels": "more/labels.csv", "pair": "other", "allow_overlap": True}
+    p = trained_source().model_copy(update=changes)
+    with caplog.at_level(logging.WARNING):
+        study.run(p, {(row, 0) for row in definitions.rows(p) if row.name in ("ft-objects", "ft-mine")})
+    messages = [record.message for record in caplog.records if "WARNING" in record.message]
+    assert messages == ["WARNING: allow_overlap: true, but the target holds no image that mine has seen"]
+
+
 def test_other_images_of_the_same_patients_count(project):
     p = trained_source(split="random")
     rows = [f"{seed}.png,{'ab'[seed % 2]},patient{seed % 6}" for seed in range(100, 140)]
