@@ -1,4 +1,4 @@
-"""``medmerge plan`` and ``medmerge train``: what is to run and in which order, and a single run without a notebook."""
+"""``medmerge plan``, ``train`` and ``rerun``: what is to run and in which order, and runs without a notebook."""
 
 import argparse
 import difflib
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from medmerge import definitions, gpus, jobs, pages, plan, study
+from medmerge import definitions, gpus, jobs, pages, plan, reruns, study
 from medmerge.inputs import home
 from medmerge.params import ParameterError, Parameters
 from medmerge.registry import APPROACHES
@@ -30,13 +30,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--seed", type=int, help="this seed only")
     train.add_argument("--jobs", type=int, default=1, metavar="N", help="so many runs side by side, each on its own")
     train.set_defaults(command=_train)
+    again = commands.add_parser("rerun", help="compute finished runs again, and hold them against their records")
+    again.add_argument("params", type=Path, metavar="PARAMS.yaml")
+    again.add_argument("--row", help="this row only")
+    again.add_argument("--seed", type=int, help="this seed only")
+    again.set_defaults(command=_rerun)
 
 
 def _train(options: argparse.Namespace) -> int:
-    p = pages.parameters(options.params, pages.notebook(options.params))
-    if not plan.has_runs(p):
-        raise ParameterError(f"{options.params} asks for a page, not for runs: medmerge run NOTEBOOK.ipynb PARAMS.yaml")
-    chosen = _chosen(p, options.row, options.seed)
+    p, chosen = _asked(options)
     if options.jobs < 1:
         raise ParameterError(
             f"--jobs {options.jobs}: at least 1; as many as there are cores, or GPUs, is a good number"
@@ -70,6 +72,24 @@ def _jobs(p: Parameters, todo: Sequence[tuple[definitions.Row, int]]) -> list[jo
     names = {one: name(*one) for one in ordered}
     after = {one: tuple(name(part, one[1]) for part in definitions.parts(one[0])) for one in ordered}
     return [jobs.Job(names[one], _compute, (p, [one]), after[one]) for one in ordered]
+
+
+def _rerun(options: argparse.Namespace) -> int:
+    p, chosen = _asked(options)
+    logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+    with gpus.claimed(p.device):
+        for row, seed in chosen:
+            found = reruns.run(p, row, seed)
+            print(found.sentence())
+    return 0
+
+
+def _asked(options: argparse.Namespace) -> tuple[Parameters, list[tuple[definitions.Row, int]]]:
+    """The parameters of a file, and those of its rows and seeds that the options name."""
+    p = pages.parameters(options.params, pages.notebook(options.params))
+    if not plan.has_runs(p):
+        raise ParameterError(f"{options.params} asks for a page, not for runs: medmerge run NOTEBOOK.ipynb PARAMS.yaml")
+    return p, _chosen(p, options.row, options.seed)
 
 
 def _chosen(p: Parameters, row: str | None, seed: int | None) -> list[tuple[definitions.Row, int]]:

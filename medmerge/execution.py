@@ -108,8 +108,15 @@ def _again(notebook: Path, params: Path, p: Parameters) -> str:
     lines = ["## Run it again", "", "```bash", shlex.join(["medmerge", "run", *names]), "```"]
     if plan.has_runs(p):
         row = definitions.rows(p)[-1].name
-        one = shlex.join(["medmerge", "train", names[1], "--row", row, "--seed", str(p.seeds[0])])
-        lines += ["", "One row and seed alone, by the name of its folder:", "", "```bash", one, "```"]
+        one = shlex.join(["medmerge", "rerun", names[1], "--row", row, "--seed", str(p.seeds[0])])
+        lines += [
+            "",
+            "One row and seed, by the name of its folder, held against its record:",
+            "",
+            "```bash",
+            one,
+            "```",
+        ]
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from medmerge import (
     planned,
     records,
     report,
+    reruns,
     study,
 )
 from medmerge.findings import CLEAN, LEAKY, PLANNED, Claim, Pair
@@ -201,6 +202,25 @@ def compute() -> str:
     return "\n".join([*lines, "", f"{energy} Failed and repeated runs, tests and timings are not counted."])
 
 
+def again() -> str:
+    """Runs that were computed a second time, and what differed."""
+    lines = [
+        "| pair | row, seed | on, and then on | files the same | macro F1, and then | another seed changes it by |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    for backbone, one in _begun():
+        spread = planned.margin(one.records)
+        for found in reruns.of(one.records):
+            there, rerun = found.record.run, found.rerun
+            files = f"{len(rerun.same)} of {len(rerun.same) + len(rerun.different)}"
+            scores = f"{there['metrics']['macro_f1']:.4f}, {rerun.metrics['macro_f1']:.4f}"
+            where = f"{there['device']}; {rerun.device}"
+            row = f"{found.record.label}, {there['seed']}"
+            changes = "–" if spread is None else f"{spread:.4f}"
+            lines.append(f"| {one.name}, {NAMES[backbone]} | {row} | {where} | {files} | {scores} | {changes} |")
+    return "\n".join(lines) if len(lines) > 2 else "No run of a pair has been computed a second time yet."
+
+
 def external() -> str:
     """Published scores on RetinaMNIST and ours, scheme by scheme."""
     lines = [
@@ -242,6 +262,6 @@ def figure() -> figures_findings.BookFigure | None:
 
 TEXTS = {
     **{"verdict": verdict, "claims": claims, "scores": scores, "tests": tests, "progress": progress, "resnet": resnet},
-    **{"agreement": seeds_agree, "leak": leak, "compute": compute, "external": external},
+    **{"agreement": seeds_agree, "leak": leak, "compute": compute, "external": external, "again": again},
 }
 """By what ``{findings}`` asks for."""

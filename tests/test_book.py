@@ -167,7 +167,7 @@ MODULES = (
         "plan",
         "pages",
         "gpus",
-        "jobs",
+        *("jobs", "reruns"),
     ),
     *("cost", "costsheets", "figures_cost", "steps", "stepsheets"),
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),

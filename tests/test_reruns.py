@@ -1,0 +1,99 @@
+"""A run computed once more: the same, not the same, and what is kept of it."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_study import TINY, write_weights
+
+from medmerge import cli, findingspage, records, reruns
+from medmerge.findings import Pair
+from medmerge.recordcheck import RecordError
+
+FOLDER = Path("results/demo/demo/densenet_small")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with two sources and the finished FT from both."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    (tmp_path / "_config.yml").touch()
+    write_weights(tmp_path)
+    Path("p.yaml").write_text(json.dumps({**TINY, "approaches": ["ft"], "ft_epochs": 2}))
+    assert cli.main(["train", "p.yaml"]) == 0
+    return tmp_path
+
+
+def rerun(capsys, status: int = 0) -> str:
+    capsys.readouterr()
+    assert cli.main(["rerun", "p.yaml", "--row", "ft-objects", "--seed", "0"]) == status
+    return capsys.readouterr().out.splitlines()[-1] if not status else capsys.readouterr().err
+
+
+def test_the_same_machine_gives_every_file_again_and_touches_none(project, capsys):
+    folder = project / FOLDER / "ft-objects/seed0"
+    before = {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()}
+    assert rerun(capsys) == "FT objects, seed 0: all 3 files of the record the same, byte for byte"
+    after = {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()}
+    (kept,) = after.keys() - before.keys()
+    assert kept == project / "results/demo/demo/reruns/densenet_small-ft-objects-seed0.json"
+    assert {path: after[path] for path in before} == before
+    found = reruns.read(records.read(folder))
+    assert found.identical and set(found.rerun.same) == {"history.csv", "predictions.csv", "run.json"}
+    assert found.rerun.metrics == found.record.run["metrics"] and found.rerun.device == found.record.run["device"]
+
+
+def test_what_differs_is_named_with_both_scores(project, capsys):
+    """The record's own numbers are changed, as if another machine had computed it."""
+    path = project / FOLDER / "ft-objects/seed0/run.json"
+    run = json.loads(path.read_text())
+    here, run["metrics"]["macro_f1"], run["device"] = run["metrics"]["macro_f1"], 0.123456, "another machine"
+    path.write_text(json.dumps(run))
+    line = rerun(capsys)
+    assert line.startswith("FT objects, seed 0: 2 files of the record the same, 1 different (run.json). macro_f1: ")
+    assert f"macro_f1: {here:.4f} on " in line and line.endswith(", 0.1235 on another machine")
+    found = reruns.read(records.read(path.parent))
+    assert not found.identical and found.rerun.different == ("run.json",)
+    run["metrics"]["macro_f1"] = here
+    path.write_text(json.dumps(run))
+    with pytest.raises(RecordError, match=r"is about another record than the one of .*; run medmerge rerun again"):
+        reruns.read(records.read(path.parent))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"format": 2}', b'{"format": 1, "record": "x"}', b"NaN"])
+def test_a_damaged_file_is_named(project, capsys, content):
+    rerun(capsys)
+    record = records.read(project / FOLDER / "ft-objects/seed0")
+    reruns.path(record).write_bytes(content)
+    with pytest.raises(RecordError, match=r"seed0.json is damaged \(.*\); restore it, or remove it"):
+        reruns.of([record])
+
+
+def test_what_is_not_finished_is_not_run_again(project, capsys):
+    shutil.rmtree(project / FOLDER / "ft-objects")
+    assert "FT objects, seed 0 is not finished: there is nothing to hold a rerun against" in rerun(capsys, 2)
+    assert not (project / FOLDER / "ft-objects").exists()
+
+
+def test_weights_that_the_run_saves_stay_as_they_are(project, capsys):
+    values = {**TINY, "approaches": ["ft"], "ft_epochs": 1, "source_data": "", "source_weights": "", "pair": "source"}
+    Path("p.yaml").write_text(json.dumps({**values, "save_weights": "w/mine.safetensors"}))
+    assert cli.main(["train", "p.yaml"]) == 0
+    stamp = Path("w/mine.safetensors").stat().st_mtime_ns
+    assert "all 3 files" in rerun(capsys) and Path("w/mine.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_the_chapter_lists_what_was_run_again(project, capsys, monkeypatch):
+    rerun(capsys)
+    found = tuple(records.gather(project / "results"))
+    one = Pair("chest", SimpleNamespace(base_data="b", source_data="c", seeds=[0]), found, 2, 15)
+    monkeypatch.setattr(findingspage, "_begun", lambda: iter([("densenet121", one)]))
+    lines = findingspage.again().splitlines()
+    score, device = f"{found[1].run['metrics']['macro_f1']:.4f}", found[1].run["device"]
+    row = f"| chest, DenseNet-121 | FT objects, 0 | {device}; {device} | 3 of 3 | {score}, {score} | – |"
+    assert lines[2:] == [row]
+    monkeypatch.setattr(findingspage, "_begun", lambda: iter(()))
+    assert findingspage.again() == "No run of a pair has been computed a second time yet."
