@@ -163,7 +163,7 @@ def test_run_executes_the_pair_notebook(project, capsys):
     assert notebook.cells[0].source.startswith("# A pair, tiny\n")
     commands = re.findall(r"^medmerge .*", notebook.cells[-1].source, re.M)
     row = "--row medmerge-objects-lesions --seed 0"
-    assert commands == ["medmerge run pair.ipynb tiny.yaml", f"medmerge train tiny.yaml {row}"]
+    assert commands == ["medmerge run pair.ipynb tiny.yaml", f"medmerge rerun tiny.yaml {row}"]
     assert "of the 4 baselines" in content and "MedMerge objects + lesions" in content
     assert len(list((project / "results/demo/tiny/densenet_small").glob("*/seed0/run.json"))) == 5
     assert [p.name for p in output.parent.iterdir() if p.suffix == ".ipynb"] == ["tiny.ipynb"]

@@ -245,7 +245,7 @@ with devices.memory_kept():
     with devices.memory_kept():
         faults(1)
     kept, held = faults(5), resident()
-assert kept < 0.05 * cleared, "a context within does not end it"
+assert kept < 0.05 * cleared + 8, "a context within does not end it; a busy system takes a page back now and then"
 assert held - resident() > 60, "it is given back afterwards"
 assert faults(3) > 0.5 * cleared
 """
