@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from medmerge import reruns
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "cluster.json"
 PAGE = "results/demo/grid.ipynb"
@@ -177,14 +179,9 @@ def compare(one: Path, two: Path) -> tuple[int, list[str]]:
 
 def files(results: Path) -> dict[str, bytes]:
     """What the runs' folders hold, without checkpoints, and without the circumstances in run.json."""
-    found = {}
-    for path in sorted(results.glob("*/densenet_small/*/seed*/*.*")):
-        content = path.read_bytes()
-        if path.name == "run.json":
-            run = {key: value for key, value in json.loads(content).items() if key not in CIRCUMSTANCES}
-            content = json.dumps(run).encode()
-        found[str(path.relative_to(results))] = content
-    return found
+    folders = sorted(results.glob("*/densenet_small/*/seed*"))
+    records = {folder.relative_to(results): reruns.content(folder, CIRCUMSTANCES) for folder in folders}
+    return {str(folder / name): content for folder, record in records.items() for name, content in record.items()}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from benchmarks.settings import Settings
 from medmerge import backbones, devices
 
 ROWS = 5
+"""Approaches of a pair: FT and LP-FT from either source, and MedMerge."""
 
 SIZE = {"backbone": "densenet121", "image_size": 64, "epochs": 10, "images": 200, "test": 400, "side": (600, 450)}
 """HAM10000's photographs are as large."""

@@ -43,8 +43,8 @@ def _train(options: argparse.Namespace) -> int:
         raise ParameterError(
             f"--jobs {options.jobs}: at least 1; as many as there are cores, or GPUs, is a good number"
         )
-    status, todo = 0, study.check(p, chosen)
-    if min(options.jobs, len(todo)) > 1:
+    status, todo = 0, study.check(p, chosen) if options.jobs > 1 else []
+    if len(todo) > 1:
         status = jobs.run(_jobs(p, todo), min(options.jobs, len(todo)))
         chosen = [one for one in chosen if study.finished(p, *one)]
     else:
@@ -69,9 +69,8 @@ def _jobs(p: Parameters, todo: Sequence[tuple[definitions.Row, int]]) -> list[jo
         return f"{row.name} {seed}"
 
     ordered = sorted(todo, key=lambda one: not APPROACHES[one[0].approach].merges)
-    names = {one: name(*one) for one in ordered}
-    after = {one: tuple(name(part, one[1]) for part in definitions.parts(one[0])) for one in ordered}
-    return [jobs.Job(names[one], _compute, (p, [one]), after[one]) for one in ordered]
+    after = [tuple(name(part, seed) for part in definitions.parts(row)) for row, seed in ordered]
+    return [jobs.Job(name(*one), _compute, (p, [one]), before) for one, before in zip(ordered, after, strict=True)]
 
 
 def _rerun(options: argparse.Namespace) -> int:

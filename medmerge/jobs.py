@@ -15,8 +15,6 @@ import torch
 
 from medmerge import endings
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Job:

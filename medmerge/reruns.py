@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medmerge import files, study
+from medmerge import files, inputs, study
 from medmerge.definitions import Row
 from medmerge.params import ParameterError, Parameters
 from medmerge.records import Record, RecordError
@@ -58,7 +58,7 @@ class Compared:
     def sentence(self) -> str:
         """What was found, for a terminal."""
         name = f"{self.record.label}, seed {self.record.run['seed']}"
-        same, different, metric = len(self.rerun.same), self.rerun.different, score(self.record)
+        same, different, metric = len(self.rerun.same), self.rerun.different, _score(self.record)
         if self.identical:
             return f"{name}: all {same} files of the record the same, byte for byte"
         there, here = self.record.run["metrics"][metric], self.rerun.metrics[metric]
@@ -68,7 +68,7 @@ class Compared:
         )
 
 
-def score(record: Record) -> str:
+def _score(record: Record) -> str:
     """The metric that runs of a target are compared by."""
     return "macro_auroc" if record.multilabel else "macro_f1"
 
@@ -78,14 +78,19 @@ def run(p: Parameters, row: Row, seed: int) -> Compared:
 
     Raises:
         ParameterError: the run is not finished, or what it needs is not here.
-        DataError, CheckpointError, RecordError, TrainingError, DiskError: as :func:`medmerge.study.run`.
+        RecordError: the images or weights that are here are not those that it was computed from.
+        DataError, CheckpointError, TrainingError, DiskError: as :func:`medmerge.study.run`.
     """
     record = study.finished(p, row, seed)
     if record is None:
         raise ParameterError(f"{row.label}, seed {seed} is not finished: there is nothing to hold a rerun against")
     with tempfile.TemporaryDirectory(prefix="medmerge-rerun-") as name:
-        (again,) = study.run(p.model_copy(update={"results": name, "save_weights": ""}), {(row, seed)})
-        there, here = _content(record.folder), _content(again.folder)
+        apart, only = p.model_copy(update={"results": name, "save_weights": ""}), {(row, seed)}
+        study.check(apart, only)
+        inputs.load_data(apart, [record])
+        inputs.check_sources(apart, row.sources, [record])
+        (again,) = study.run(apart, only)
+        there, here = content(record.folder), content(again.folder)
         found = Rerun(
             record=_digest(record),
             device=again.run["device"],
@@ -131,12 +136,12 @@ def _digest(record: Record) -> str:
     return hashlib.sha256((record.folder / "run.json").read_bytes()).hexdigest()
 
 
-def _content(folder: Path) -> dict[str, bytes]:
-    """The files of a record, ``run.json`` without its circumstances."""
+def content(folder: Path, circumstances: Sequence[str] = CIRCUMSTANCES) -> dict[str, bytes]:
+    """The files of a record by name, ``run.json`` without its circumstances; what lies in folders below is no part."""
     found = {}
     for file in sorted(folder.iterdir()):
         if file.is_file() and not file.name.startswith("."):
             found[file.name] = file.read_bytes()
     run = json.loads(found["run.json"])
-    found["run.json"] = json.dumps({name: value for name, value in run.items() if name not in CIRCUMSTANCES}).encode()
+    found["run.json"] = json.dumps({name: value for name, value in run.items() if name not in circumstances}).encode()
     return found

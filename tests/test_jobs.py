@@ -28,7 +28,7 @@ def project(tmp_path, monkeypatch):
 
 
 def note(name: str, seconds: float = 0, ending: str = "") -> int:
-    """A job: writes down when it begins and ends, beside its thread's number; the seconds between are in vain."""
+    """A job: writes down when it begins and ends, and in which process; between them it sleeps."""
     began = time.monotonic()
     time.sleep(seconds)
     if ending == "raise":

@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from test_study import TINY, write_weights
 
 from medmerge import cli, findingspage, records, reruns
+from medmerge.backbones import backbone, save_backbone
 from medmerge.findings import Pair
 from medmerge.recordcheck import RecordError
 
@@ -70,6 +72,20 @@ def test_a_damaged_file_is_named(project, capsys, content):
     reruns.path(record).write_bytes(content)
     with pytest.raises(RecordError, match=r"seed0.json is damaged \(.*\); restore it, or remove it"):
         reruns.of([record])
+
+
+def test_other_weights_or_images_are_refused_before_any_training(project, capsys, monkeypatch):
+    """What would be put down to the machine would come from them."""
+    path = project / FOLDER / "ft-objects/seed0/run.json"
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps({**run, "data": {**run["data"], "fingerprint": "0" * 64}}))
+    monkeypatch.setattr("medmerge.training.fit", lambda *_, **__: pytest.fail("trained"))
+    assert "was computed on other images, labels or splits than are here now" in rerun(capsys, 2)
+    path.write_text(json.dumps(run))
+    torch.manual_seed(99)
+    save_backbone(backbone("densenet_small", "random"), Path("w/objects.safetensors"), "densenet_small")
+    assert "started from other weights of objects than are here now" in rerun(capsys, 2)
+    assert not (project / "results/demo/demo/reruns").exists()
 
 
 def test_what_is_not_finished_is_not_run_again(project, capsys):
