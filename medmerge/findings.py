@@ -198,13 +198,14 @@ def _better_source(counted: Sequence[Pair], whole: bool) -> Claim:
         scores = {
             source: np.mean([r.run["metrics"]["macro_f1"] for r in one.row("ft", source)]) for source in one.sources
         }
-        better = max(scores, key=scores.get)
+        better, ahead, spread = max(scores, key=scores.get), np.ptp([*scores.values()]), planned.margin(one.records)
         shares = [_mean_weight(record) for record in one.row("medmerge")]
         sign = 1 if better == one.sources[0] else -1
         towards = [sign * (share - 0.5) > 0 for share in shares]
         outcomes.append(SUPPORT if all(towards) else UNDECIDED if any(towards) else FAILURE)
         values = ", ".join(f"{share:.4f}" for share in shares)
-        sentences.append(f"{one.name}: FT is better from {better}; mean w of {one.sources[0]} by seed {values}")
+        lead = f"{one.name}: FT is better from {better} by {ahead:.3f} (margin {spread:.3f})"
+        sentences.append(f"{lead}; mean w of {one.sources[0]} by seed {values}")
     return Claim("w shifts to the source whose FT is better", "4, Fig. 2", _join(sentences), _verdict(outcomes, whole))
 
 

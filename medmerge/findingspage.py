@@ -66,7 +66,7 @@ def verdict() -> str:
     lines = [f"- **{names[word]}:** {'; '.join(claims)}." for word, claims in by.items() if claims]
     missing = [one.name for one in _pairs("densenet121") if not one.counts]
     rest = f" Not run with enough seeds: {', '.join(missing)}; what needs all pairs stays undecided." if missing else ""
-    return "\n".join([f"Pairs that count, with DenseNet-121: {pairs}.{rest}", "", *lines])
+    return "\n".join([f"By the plan's rules, on the pairs that count with DenseNet-121: {pairs}.{rest}", "", *lines])
 
 
 def claims() -> str:

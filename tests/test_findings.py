@@ -3,11 +3,12 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import test_report
 from test_report import make
 
-from medmerge import definitions, findings, findingspage, pages, report, study
+from medmerge import definitions, findings, findingspage, pages, planned, report, study
 from medmerge.findings import FAILURE, SUPPORT, UNDECIDED, Pair
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +102,9 @@ def test_weights_shift_to_the_better_source(tmp_path):
     towards, away = (40, 20, 30, 30, 10), (20, 40, 30, 30, 10)
     one = pair(tmp_path, towards)
     claim = findings.claims([one])[3]
-    assert claim.verdict == SUPPORT and "FT is better from c; mean w of b by seed 0.3333, 0.3333, 0.3333" in claim.found
+    assert claim.verdict == SUPPORT and claim.found.endswith("; mean w of b by seed 0.3333, 0.3333, 0.3333")
+    b, c = (np.mean([r.run["metrics"]["macro_f1"] for r in one.row("ft", source)]) for source in "bc")
+    assert f"FT is better from c by {c - b:.3f} (margin {planned.margin(one.records):.3f});" in claim.found
     assert verdicts(one, pair(tmp_path, away, "retina"))[3] == FAILURE
     for weights in one.row("medmerge")[0].kernel_weights.values():
         weights[:] = 0.75
