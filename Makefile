@@ -98,9 +98,8 @@ cost: $(STAMP) ## Measure again, on this machine, what a step of each phase cost
 	$(call run,notebooks/cost.ipynb,params/open/cost-densenet121.yaml)
 	$(call run,notebooks/cost.ipynb,params/open/cost-resnet50.yaml)
 
-# xargs -P: as many pages at a time as JOBS says
 report: $(STAMP) ## Draw every page of results/ again from its records alone: the same files
-	@$(BIN)/medmerge plan --pages params/{open,paper}/*.yaml | sed 's:^:$(BIN)/:' | xargs -P $(JOBS) -d '\n' -I{} $(SHELL) -c '{}'
+	@$(BIN)/medmerge report --jobs $(JOBS) params/{open,paper}/*.yaml
 
 bench: $(STAMP) ## Measure again what a step, an epoch and a study cost against other ways; an hour and a half
 	@$(BIN)/python -m benchmarks

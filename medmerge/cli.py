@@ -1,4 +1,4 @@
-"""The command line: ``medmerge check``, ``run``, ``plan``, ``train``, ``rerun``, ``data`` and ``learn``."""
+"""The command line: ``medmerge check``, ``run``, ``report``, ``plan``, ``train``, ``rerun``, ``data`` and ``learn``."""
 
 import argparse
 import logging

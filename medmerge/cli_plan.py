@@ -22,7 +22,6 @@ def add(commands: argparse._SubParsersAction) -> None:
     how = graph.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="the whole graph, for programs")
     how.add_argument("--ready", action="store_true", help="a command a line for each run that can start now")
-    how.add_argument("--pages", action="store_true", help="a command a line for each page whose records are all here")
     graph.set_defaults(command=_plan)
     train = commands.add_parser("train", help="run rows and seeds of a parameter file, without a notebook")
     train.add_argument("params", type=Path, metavar="PARAMS.yaml")
@@ -39,10 +38,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     p, chosen = _asked(options)
-    if options.jobs < 1:
-        raise ParameterError(
-            f"--jobs {options.jobs}: at least 1; as many as there are cores, or GPUs, is a good number"
-        )
+    jobs.check(options.jobs)
     status, todo = 0, study.check(p, chosen) if options.jobs > 1 else []
     if len(todo) > 1:
         status = jobs.run(_jobs(p, todo), min(options.jobs, len(todo)))
@@ -110,10 +106,6 @@ def _chosen(p: Parameters, row: str | None, seed: int | None) -> list[tuple[defi
 
 def _plan(options: argparse.Namespace) -> int:
     found = plan.load(options.params).of(options.params)
-    if options.pages:
-        for page in found.drawable():
-            print(shlex.join(["medmerge", "run", _relative(page.notebook), str(page.file)]))
-        return 0
     missing = {file: problems for file in found.files if (problems := found.missing(file))}
     if options.json:
         print(json.dumps(_content(found, missing), indent=1, ensure_ascii=False))

@@ -1,20 +1,24 @@
-"""``medmerge run``: a notebook with a parameter file, checked before it starts."""
+"""``medmerge run`` and ``report``: a notebook with a parameter file, checked before it starts; pages from records."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from medmerge import costsheets, datasheets, definitions, pages, premisesheets, records, study
-from medmerge.params import Parameters
+from medmerge import costsheets, datasheets, definitions, jobs, pages, plan, premisesheets, records, study
+from medmerge.params import ParameterError, Parameters
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command to the parser."""
+    """Add both commands to the parser."""
     run = commands.add_parser("run", help="check a parameter file, then run a notebook with it")
     run.add_argument("notebook", type=Path, metavar="NOTEBOOK.ipynb")
     run.add_argument("params", type=Path, metavar="PARAMS.yaml")
     run.add_argument("--output", type=Path, help="the executed notebook (results/TRACK/PARAMS.ipynb)")
     run.set_defaults(command=_run)
+    report = commands.add_parser("report", help="draw again each page whose records are all here: the same files")
+    report.add_argument("params", type=Path, nargs="+", metavar="PARAMS.yaml")
+    report.add_argument("--jobs", type=int, default=1, metavar="N", help="so many pages side by side")
+    report.set_defaults(command=_report)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -27,6 +31,17 @@ def _run(options: argparse.Namespace) -> int:
     from medmerge import execution  # papermill takes seconds to import, which other commands need not wait for
 
     return execution.run(options.notebook, options.params, p, output)
+
+
+def _report(options: argparse.Namespace) -> int:
+    jobs.check(options.jobs)
+    drawable = plan.load(options.params).of(options.params).drawable()
+    if not drawable:
+        raise ParameterError("no page's records are all here; `medmerge plan` with the same files lists what is to run")
+    from medmerge import execution
+
+    work = [(page.notebook, page.file, page.p, page.path) for page in drawable]
+    return jobs.run([jobs.Job(str(page[1]), execution.run, page) for page in work], options.jobs)
 
 
 def merged(p: Parameters) -> list[records.Record]:

@@ -9,11 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 import torch
 
 from medmerge import endings
+from medmerge.params import ParameterError
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Job:
     after: tuple[str, ...] = ()
 
 
+def check(at_once: int) -> None:
+    """Refuse a number of processes that is none.
+
+    Raises:
+        ParameterError: it is less than one.
+    """
+    if at_once < 1:
+        raise ParameterError(f"--jobs {at_once}: at least 1; as many as there are cores, or GPUs, is a good number")
+
+
 def run(jobs: Sequence[Job], at_once: int) -> int:
     """Run jobs in their order, some at a time; the largest of their exit statuses.
 
@@ -42,6 +54,7 @@ def run(jobs: Sequence[Job], at_once: int) -> int:
     Args:
         at_once: processes at a time, at least one.
     """
+    context = _context(sorted({job.call.__module__ for job in jobs}))
     waiting, running, found = list(jobs), {}, 0
     try:
         while waiting or running:
@@ -49,7 +62,8 @@ def run(jobs: Sequence[Job], at_once: int) -> int:
             free = [job for job in waiting if unfinished.isdisjoint(job.after)]
             for job in free[: at_once - len(running)]:
                 waiting.remove(job)
-                running[job.name] = _started(job, at_once)
+                running[job.name] = context.Process(target=_work, args=(job, at_once), name=job.name)
+                running[job.name].start()
             multiprocessing.connection.wait([process.sentinel for process in running.values()])
             for name in [name for name, process in running.items() if not process.is_alive()]:
                 found = max(found, _status(name, running.pop(name)))
@@ -61,21 +75,21 @@ def run(jobs: Sequence[Job], at_once: int) -> int:
     return found
 
 
-def _started(job: Job, at_once: int) -> BaseProcess:
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    if forks:
-        context.set_forkserver_preload(["medmerge.cli_plan"])
-    process = context.Process(target=_work, args=(job, at_once), name=job.name)
-    process.start()
-    return process
+def _context(modules: list[str]) -> BaseContext:
+    """Where processes come from: forks of one that has loaded these modules, where there is fork."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *modules])
+    return context
 
 
 def _work(job: Job, at_once: int) -> None:
     """In a process of its own: the job, whose parent alone hears Ctrl-C and says that it was stopped."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    logging.basicConfig(level="INFO", format=f"{job.name}: %(message)s", stream=sys.stdout)
+    logging.basicConfig(format=f"{job.name}: %(message)s", stream=sys.stdout)
+    logging.getLogger("medmerge").setLevel("INFO")  # papermill's own would tell of every cell
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // at_once))
     sys.exit(endings.status(lambda: job.call(*job.arguments), f"medmerge: {job.name}", stopped=""))

@@ -139,8 +139,11 @@ class Plan:
     def drawable(self) -> list[Page]:
         """The pages that can be drawn from the records that are here, whether they were drawn before or not."""
         finished = {folder for folder, run in self.runs.items() if run.finished}
-        found = [page for page in self.pages.values() if _merged(page.p) or finished.issuperset(page.needs)]
-        return [page for page in found if not page.measures]
+        return [
+            page
+            for page in self.pages.values()
+            if (_merged(page.p) if page.p.studies else finished.issuperset(page.needs)) and not page.measures
+        ]
 
     def missing(self, file: Path) -> list[str]:
         """A line for each thing that what is left of a file's own runs and page needs, and that nothing here will make.

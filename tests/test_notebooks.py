@@ -121,6 +121,33 @@ def test_the_page_of_weights_shows_the_merged_runs_of_its_studies(project, capsy
     assert "no merged run of hearts" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_report_draws_side_by_side_what_there_are_records_for(project, start, capsys):
+    """The same pages as one by one; one whose notebook fails stops no other, one without records is left alone."""
+    record(project / "results", 0), record(project / "results", 1)
+    notebook, failing = ROOT / "notebooks/weights.ipynb", project / "failing.ipynb"
+    cells = nbformat.read(notebook, 4)
+    cells.cells[-1] = nbformat.v4.new_code_cell("raise ValueError('this cell')")
+    nbformat.write(cells, failing)
+    files = []
+    for name, study, made in (("a", "moles", notebook), ("b", "moles", failing), ("c", "hearts", notebook)):
+        files.append(Path(f"{name}.yaml"))
+        files[-1].write_text(f"#   medmerge run {made} {name}.yaml\ntrack: open\ntitle: {name}\nstudies: [{study}]\n")
+    process = start("report", "--jobs", "2", *map(str, files))
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and "Traceback" not in printed, printed
+    assert "medmerge: ValueError: this cell" in printed and "c.yaml" not in printed
+    drawn = Path("results/open/a.ipynb")
+    assert sorted(path.name for path in drawn.parent.glob("*.ipynb")) == ["a.ipynb", "b.failed.ipynb"]
+    found = drawn.read_bytes()
+    drawn.unlink()
+    assert cli.main(["run", str(notebook), "a.yaml"]) == 0 and drawn.read_bytes() == found
+    assert cli.main(["report", "c.yaml"]) == 2
+    assert "no page's records are all here" in capsys.readouterr().err
+    assert cli.main(["report", "--jobs", "0", "a.yaml"]) == 2
+    assert "--jobs 0: at least 1" in capsys.readouterr().err
+
+
 def test_the_page_on_datasets_needs_what_it_names(project, capsys):
     Path("data.yaml").write_text("datasets: [ham10k=nowhere]\nbase_weights: w/objects.safetensors\n")
     assert cli.main(["run", str(ROOT / "notebooks/data.ipynb"), "data.yaml"]) == 2

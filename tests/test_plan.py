@@ -185,7 +185,7 @@ def test_runs_one_by_one_as_the_plan_lists_them(project, capsys):
     assert "to run    MedMerge objects + lesions, seed 0" in shown and shown.endswith(
         "7 runs, 0 finished; 1 pages, 0 current\n"
     )
-    assert drawable(capsys) == []
+    assert drawable() == []
     rounds = []
     while ready := commands(capsys):
         rounds.append([words[1].split("/")[-1] + " " + words[3] for words in ready])
@@ -198,7 +198,7 @@ def test_runs_one_by_one_as_the_plan_lists_them(project, capsys):
     assert len(content["runs"]) == 7 and all(run["finished"] for run in content["runs"].values())
     (page,) = content["pages"].values()
     assert page["current"] is False and page["needs"][0] in content["runs"] and content["missing"] == {}
-    assert drawable(capsys) == ["base", "pair", "source", "weights"]
+    assert drawable() == ["base", "pair", "source", "weights"]
     p = pages.parameters(Path("params/own/pair.yaml"), pages.notebook(Path("params/own/pair.yaml")))
     alone = {record.folder: record_files(record) for record in study.run(p)}
     again = study.run(p.model_copy(update={"results": "again"}))
@@ -209,18 +209,14 @@ def test_runs_one_by_one_as_the_plan_lists_them(project, capsys):
     assert "no w/lesions.safetensors, although params/own/source.yaml is finished: `medmerge train params" in line
     assert cli.main(["train", "params/own/source.yaml"]) == 0 and Path(SAVES["source"]).is_file()
     assert plan.load().missing(Path("params/own/pair.yaml")) == []
-    assert drawable(capsys) == ["base", "source", "weights"], "a run of the pair is not here"
+    assert drawable() == ["base", "source", "weights"], "a run of the pair is not here"
     (project / "results/own/p/densenet_small/medmerge-objects-lesions/seed0/run.json").unlink()
-    assert drawable(capsys) == ["base", "source"], "nor is a merge"
+    assert drawable() == ["base", "source"], "nor is a merge"
 
 
-def drawable(capsys) -> list[str]:
-    """The parameter files of the commands that `medmerge plan --pages` prints for all pages."""
-    capsys.readouterr()
-    assert cli.main(["plan", "--pages", *map(str, sorted(Path("params/own").iterdir()))]) == 0
-    words = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    assert all(word[:2] == ["medmerge", "run"] and Path(word[2]).suffix == ".ipynb" for word in words)
-    return sorted(Path(word[3]).stem for word in words)
+def drawable() -> list[str]:
+    """The parameter files of the pages whose records are all here."""
+    return sorted(page.file.stem for page in plan.load().drawable())
 
 
 def record_files(record: records.Record) -> dict[str, object]:
@@ -232,13 +228,13 @@ def record_files(record: records.Record) -> dict[str, object]:
     return found | {"run.json": run | {"parameters": {**run["parameters"], "results": ""}}}
 
 
-def test_a_page_of_features_comes_after_a_merged_run(project, capsys):
+def test_a_page_of_features_comes_after_a_merged_run(project):
     """Its notebook measures, so it is not drawn from records alone; before there is a run, nothing is wrong with it."""
     path = write("features", "features", track="own", studies=["p"])
     found = plan.load()
     (page,) = [page for page in found.pages.values() if page.file == path]
     assert page.measures and not page.current and len(page.needs) == 5
-    assert found.missing(path) == [] and "features" not in drawable(capsys)
+    assert found.missing(path) == [] and "features" not in drawable()
 
 
 def test_train_runs_what_it_is_asked_for_alone(project, capsys):
