@@ -1,7 +1,11 @@
 """A step of MedMerge's linear probe against a step of fine-tuning, and against three other ways to write it."""
 
+import gc
+import itertools
 from collections.abc import Iterator
 from statistics import median
+
+import torch
 
 from benchmarks import turns
 from benchmarks.settings import Settings
@@ -40,10 +44,24 @@ def make(**case: object) -> turns.Call:
     return lambda: steps(step.inputs, step.labels).item()
 
 
-def held(**case: object) -> turns.Call:
-    """Counts the MiB that the same step holds when its forward pass is done (:func:`medmerge.cost.memory`)."""
-    step, _ = prepared(**case)
-    return lambda: sum(cost.memory(step).values()) / 2**20
+def requested(**case) -> turns.Call:
+    """Counts the MiB of all tensors at the peak of two such steps, the second of which has AdamW's.
+
+    Unlike the peak of a process it has nothing of what the C library holds between pieces in use, and is the same on
+    every machine with the same kernels.
+    """
+
+    def call() -> float:
+        gc.collect()  # nothing that was left by others is freed meanwhile
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profiled:
+            step = make(**case)
+            step(), step()
+        events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+        here = [event for event in events if event.device_type() == torch.autograd.DeviceType.CPU]
+        return max(itertools.accumulate(event.nbytes() for event in sorted(here, key=lambda e: e.start_ns()))) / 2**20
+
+    return call
 
 
 def kernel_mib(backbone: str) -> float:
@@ -62,12 +80,12 @@ def measure(settings: Settings) -> Iterator[dict]:
             cases = {way: (make, case | {"way": way}) for way in ("FT", *WAYS)}
             cases[GIVEN_BACK] = (make, case | {"way": "FT", "keep": False})
             found = turns.measure(cases, ROUNDS[image_size], device.type)
-            counted = {way: _held(case, way) for way in ("FT", *WAYS)}
+            counted = {way: _requested(case, way) for way in ("FT", *WAYS)}
             yield from (_row(case, way, found, counted) for way in (*WAYS, GIVEN_BACK))
 
 
-def _held(case: dict, way: str) -> float:
-    return turns.measure({way: (held, case | {"way": way})}, 1, case["device"], 0)[way].values[0]
+def _requested(case: dict, way: str) -> float:
+    return turns.measure({way: (requested, case | {"way": way})}, 1, case["device"], 0)[way].values[0]
 
 
 def _row(case: dict, way: str, found: dict[str, turns.Measured], counted: dict[str, float]) -> dict:

@@ -127,11 +127,11 @@ def test_the_steps_that_are_timed_have_the_same_losses():
     assert len({tuple(losses[way]) for way in WAYS}) == 1 and all(map(math.isfinite, losses["FT"]))
 
 
-def test_every_way_is_counted_to_hold_as_much_and_less_than_fine_tuning():
-    counted = {way: step.held(**CASE, way=way)() for way in [*WAYS, "FT"]}
-    assert len({round(counted[way], 3) for way in WAYS}) == 1
-    copies = (counted["FT"] - counted["KernelMerge"]) / step.kernel_mib("densenet_small")
-    assert 1.5 < copies < 2.1, "two frozen copies, against one with its gradients and two of AdamW"
+def test_the_peak_of_a_merge_is_counted_a_copy_below_that_of_fine_tuning():
+    counted = {way: step.requested(**CASE, way=way)() for way in [*WAYS, "FT"]}
+    copies = {way: (counted[way] - counted["FT"]) / step.kernel_mib("densenet_small") for way in WAYS}
+    assert -1.1 < copies["KernelMerge"] < -0.8, "two frozen copies and a merged one, against AdamW's two as well"
+    assert copies["KernelMerge"] < min(copies.values()) + 0.01
 
 
 @pytest.mark.slow
