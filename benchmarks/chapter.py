@@ -231,12 +231,7 @@ def targets() -> list[str]:
     asked = [
         ("probe step, of an FT step", "at most 1.05", f"{slowest:.3f} at most", slowest <= 1.05),
         ("probe step, of another way", "at most 1", f"{worst:.3f} at most ({low:.3f} to {high:.3f})", worst <= 1),
-        (
-            "peak of its tensors above FT, in copies of the kernels",
-            "at most 2",
-            f"{counted:+.1f} at most",
-            counted <= 2,
-        ),
+        ("peak of its tensors above FT, copies of the kernels", "at most 2", f"{counted:+.1f} at most", counted <= 2),
         ("the same of the process, with what lies free in it", "at most 2", f"{copies:+.1f} at most", copies <= 2),
         ("LP from features computed once", "20 x", f"{faster:.0f} x", faster >= 20),
         ("its head, of LP through the backbone", "within 1e-5", f"{apart:.1g}", apart <= 1e-5),

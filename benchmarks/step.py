@@ -58,7 +58,8 @@ def requested(**case) -> turns.Call:
             step = make(**case)
             step(), step()
         events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-        here = [event for event in events if event.device_type() == torch.autograd.DeviceType.CPU]
+        there = torch.autograd.DeviceType.CUDA if case["device"] == "cuda" else torch.autograd.DeviceType.CPU
+        here = [event for event in events if event.device_type() == there]
         return max(itertools.accumulate(event.nbytes() for event in sorted(here, key=lambda e: e.start_ns()))) / 2**20
 
     return call
