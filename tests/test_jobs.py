@@ -27,10 +27,12 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def note(name: str, seconds: float = 0, ending: str = "") -> int:
-    """A job: writes down when it begins and ends, and in which process; between them it sleeps."""
+def note(name: str, beside: str = "", ending: str = "") -> int:
+    """A job: writes down when it begins and ends, and in which process; between them it waits for another to begin."""
     began = time.monotonic()
-    time.sleep(seconds)
+    Path(f"{name}.began").touch()
+    while beside and not Path(f"{beside}.began").exists() and time.monotonic() < began + 120:
+        time.sleep(0.01)
     if ending == "raise":
         raise ParameterError("not like this")
     if ending == "kill":
@@ -45,7 +47,7 @@ def noted(name: str) -> list:
 
 @pytest.mark.slow
 def test_side_by_side_in_their_order_and_no_more_than_asked_for(project):
-    first = [jobs.Job(name, note, (name, 1.0)) for name in "abc"]
+    first = [jobs.Job(name, note, (name, beside)) for name, beside in (("a", "b"), ("b", "a"), ("c", ""))]
     assert jobs.run([*first, jobs.Job("d", note, ("d",), after=("a", "b", "c"))], 2) == 0
     spans = {name: noted(name)[1:] for name in "abcd"}
     assert spans["c"][0] >= min(spans["a"][1], spans["b"][1]), "two at a time"
@@ -63,7 +65,7 @@ def test_side_by_side_in_their_order_and_no_more_than_asked_for(project):
     ],
 )
 def test_one_that_fails_stops_no_other(project, capsys, ending, status, line):
-    these = [jobs.Job("bad", note, ("bad", 0, ending)), jobs.Job("good", note, ("good",), after=("bad",))]
+    these = [jobs.Job("bad", note, ("bad", "", ending)), jobs.Job("good", note, ("good",), after=("bad",))]
     assert jobs.run(these, 1) == status
     assert capsys.readouterr().err == line
     assert Path("good").is_file() and not Path("bad").exists()
