@@ -247,7 +247,7 @@ def targets() -> list[str]:
 
 
 def _row_targets() -> list[tuple[str, str, str, bool]]:
-    """By processor, core count and epochs: the median over seeds."""
+    """By processor, core count and epochs: the median over seeds and repeats."""
     found: dict[str, list[float]] = {}
     for one in _rows("row"):
         if one["precision"] == "auto":

@@ -44,11 +44,10 @@ def make(**case: object) -> turns.Call:
     return lambda: steps(step.inputs, step.labels).item()
 
 
-def requested(**case) -> turns.Call:
+def requested(**case: object) -> turns.Call:
     """Counts the MiB of all tensors at the peak of two such steps, the second of which has AdamW's.
 
-    Unlike the peak of a process it has nothing of what the C library holds between pieces in use, and is the same on
-    every machine with the same kernels.
+    Unlike the peak of a process it has nothing of what the C library holds between pieces in use.
     """
 
     def call() -> float:
