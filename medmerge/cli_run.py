@@ -38,10 +38,11 @@ def _report(options: argparse.Namespace) -> int:
     drawable = plan.load(options.params).of(options.params).drawable()
     if not drawable:
         raise ParameterError("no page's records are all here; `medmerge plan` with the same files lists what is to run")
-    from medmerge import execution
+    from medmerge import execution, notebook_kernels
 
     work = [(page.notebook, page.file, page.p, page.path) for page in drawable]
-    return jobs.run([jobs.Job(str(page[1]), execution.run, page) for page in work], options.jobs)
+    todo = [jobs.Job(str(page[1]), execution.run, page, companion=notebook_kernels.serve) for page in work]
+    return jobs.run(todo, options.jobs, loaded=notebook_kernels.LOADED)
 
 
 def merged(p: Parameters) -> list[records.Record]:

@@ -13,20 +13,23 @@ from pathlib import Path
 import nbformat
 import papermill
 import psutil
+from jupyter_client import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from medmerge import definitions, files, gpus, pages, plan, study
+from medmerge import definitions, files, gpus, notebook_kernels, pages, plan, study
+from medmerge.jobs import Companion
 from medmerge.params import Parameters, load_yaml
 
 
-def run(notebook: Path, params: Path, p: Parameters, output: Path) -> int:
+def run(notebook: Path, params: Path, p: Parameters, output: Path, companion: Companion | None = None) -> int:
     """Execute a notebook with the parameters of a file and publish it; returns the exit status.
 
     Args:
         p: the file's parameters, checked.
         output: where the page goes. If a cell fails it stays as it is, and ``<name>.failed.ipynb`` shows where.
+        companion: the process for the notebook's kernel, which runs :func:`medmerge.notebook_kernels.serve`.
     """
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     with (
@@ -43,6 +46,7 @@ def run(notebook: Path, params: Path, p: Parameters, output: Path) -> int:
             kernel_name="python3",
             language="python",
             cwd=str(study.home()),
+            kernel_manager_class=notebook_kernels.managed(companion) if companion else AsyncKernelManager,
             log_output=False,
             progress_bar=False,
             stdout_file=sys.stdout,

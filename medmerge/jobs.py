@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
@@ -27,12 +28,23 @@ class Job:
         call: a function at the top of a module; it returns an exit status.
         arguments: what it is called with; they can be pickled.
         after: names of jobs that must have ended before.
+        companion: runs in a second process, which is forked from the job's own before that does anything, and is sent
+            what the job has for it. Where there is fork, ``call`` gets a :class:`Companion` as a last argument.
     """
 
     name: str
     call: Callable[..., int]
     arguments: tuple = ()
     after: tuple[str, ...] = ()
+    companion: Callable[[Connection], None] | None = None
+
+
+@dataclass(frozen=True)
+class Companion:
+    """The second process of a job, and the connection on which it waits; without the job it ends."""
+
+    process: BaseProcess
+    connection: Connection
 
 
 def check(at_once: int) -> None:
@@ -45,16 +57,17 @@ def check(at_once: int) -> None:
         raise ParameterError(f"--jobs {at_once}: at least 1; as many as there are cores, or GPUs, is a good number")
 
 
-def run(jobs: Sequence[Job], at_once: int) -> int:
+def run(jobs: Sequence[Job], at_once: int, loaded: Sequence[str] = ()) -> int:
     """Run jobs in their order, some at a time; the largest of their exit statuses.
 
     A job that fails stops no other. Where this process is interrupted, or dies, its jobs are told to stop (SIGTERM).
     Each has the same share of the processor's cores as threads, unless ``OMP_NUM_THREADS`` is set.
 
     Args:
-        at_once: processes at a time, at least one.
+        at_once: jobs at a time, at least one.
+        loaded: names of modules, besides their own, that jobs find loaded where there is fork.
     """
-    context = _context(sorted({job.call.__module__ for job in jobs}))
+    context = _context([*sorted({job.call.__module__ for job in jobs}), *loaded])
     waiting, running, found = list(jobs), {}, 0
     try:
         while waiting or running:
@@ -87,12 +100,29 @@ def _context(modules: list[str]) -> BaseContext:
 def _work(job: Job, at_once: int) -> None:
     """In a process of its own: the job, whose parent alone hears Ctrl-C and says that it was stopped."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    arguments = (*job.arguments, *_companion(job))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(format=f"{job.name}: %(message)s", stream=sys.stdout)
     logging.getLogger("medmerge").setLevel("INFO")  # papermill's own would tell of every cell
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // at_once))
-    sys.exit(endings.status(lambda: job.call(*job.arguments), f"medmerge: {job.name}", stopped=""))
+    sys.exit(endings.status(lambda: job.call(*arguments), f"medmerge: {job.name}", stopped=""))
+
+
+def _companion(job: Job) -> list[Companion]:
+    """The job's, if it asks for one, in a list. To be called while this process has a single thread."""
+    if job.companion is None or multiprocessing.get_start_method() == "spawn":
+        return []
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_accompany, args=(job.companion, here, there))
+    process.start()
+    there.close()
+    return [Companion(process, here)]
+
+
+def _accompany(call: Callable[[Connection], None], here: Connection, there: Connection) -> None:
+    here.close()  # so that the job's end is the only one, and its closing is seen
+    call(there)
 
 
 def _end_with_parent() -> None:

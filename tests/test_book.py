@@ -167,7 +167,7 @@ MODULES = (
         "plan",
         "pages",
         "gpus",
-        *("jobs", "reruns"),
+        *("jobs", "notebook_kernels", "reruns"),
     ),
     *("cost", "costsheets", "figures_cost", "steps", "stepsheets"),
     *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),

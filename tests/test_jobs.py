@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -69,6 +70,33 @@ def test_one_that_fails_stops_no_other(project, capsys, ending, status, line):
     assert jobs.run(these, 1) == status
     assert capsys.readouterr().err == line
     assert Path("good").is_file() and not Path("bad").exists()
+
+
+def answer(connection) -> None:
+    """A companion: says which process it is, what it was sent, and how many threads it was forked from; then waits."""
+    asked = connection.recv()
+    connection.send([os.getpid(), asked, threading.active_count()])
+    time.sleep(600)
+
+
+def converse(name: str, companion: jobs.Companion) -> int:
+    """A job: asks its companion, writes down what it said, and ends it."""
+    companion.connection.send(name)
+    assert companion.connection.poll(60)
+    Path(name).write_text(json.dumps([os.getpid(), companion.process.pid, *companion.connection.recv()]))
+    companion.process.kill()
+    companion.process.join()
+    return 0
+
+
+@pytest.mark.slow
+def test_a_companion_is_a_process_of_its_jobs_own(project):
+    assert jobs.run([jobs.Job(name, converse, (name,), companion=answer) for name in "ab"], 2) == 0
+    found = {name: noted(name) for name in "ab"}
+    for name, (job, companion, said, asked, threads) in found.items():
+        assert companion == said != job and asked == name and threads == 1
+        assert not alive(companion)
+    assert len({pid for one in found.values() for pid in one[:2]} | {os.getpid()}) == 5
 
 
 @pytest.mark.slow

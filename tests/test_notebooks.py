@@ -1,7 +1,10 @@
 """The notebooks beyond the demo: several labels an image, a source that has seen the target, the page on datasets."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import nbformat
@@ -11,6 +14,7 @@ import torch
 from data_fixtures import write_aptos2019, write_csv, write_ham10k, write_image
 from PIL import Image
 from test_explorer import record
+from test_stopping import alive, wait_for
 
 from medmerge import backbone, cli, save_backbone
 
@@ -121,24 +125,37 @@ def test_the_page_of_weights_shows_the_merged_runs_of_its_studies(project, capsy
     assert "no merged run of hearts" in capsys.readouterr().err
 
 
+def ending_with(path: Path, code: str) -> None:
+    """Write the notebook of weights with other code in its last cell."""
+    cells = nbformat.read(ROOT / "notebooks/weights.ipynb", 4)
+    cells.cells[-1] = nbformat.v4.new_code_cell(code)
+    nbformat.write(cells, path)
+
+
+def weights_page(name: str, study: str, notebook: Path) -> Path:
+    """Write a parameter file of a page of weights."""
+    path = Path(f"{name}.yaml")
+    path.write_text(f"#   medmerge run {notebook} {path}\ntrack: open\ntitle: {name}\nstudies: [{study}]\n")
+    return path
+
+
 @pytest.mark.slow
 def test_report_draws_side_by_side_what_there_are_records_for(project, start, capsys):
     """The same pages as one by one; one whose notebook fails stops no other, one without records is left alone."""
     record(project / "results", 0), record(project / "results", 1)
     notebook, failing = ROOT / "notebooks/weights.ipynb", project / "failing.ipynb"
-    cells = nbformat.read(notebook, 4)
-    cells.cells[-1] = nbformat.v4.new_code_cell("raise ValueError('this cell')")
-    nbformat.write(cells, failing)
-    files = []
-    for name, study, made in (("a", "moles", notebook), ("b", "moles", failing), ("c", "hearts", notebook)):
-        files.append(Path(f"{name}.yaml"))
-        files[-1].write_text(f"#   medmerge run {made} {name}.yaml\ntrack: open\ntitle: {name}\nstudies: [{study}]\n")
+    ended = project / "ended.ipynb"
+    ending_with(failing, "raise ValueError('this cell')")
+    ending_with(ended, "import os; os.kill(os.getpid(), 9)")
+    pages = {"a": ("moles", notebook), "b": ("moles", failing), "c": ("hearts", notebook), "d": ("moles", ended)}
+    files = [weights_page(name, *page) for name, page in pages.items()]
     process = start("report", "--jobs", "2", *map(str, files))
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 1 and "Traceback" not in printed, printed
     assert "medmerge: ValueError: this cell" in printed and "c.yaml" not in printed
+    assert "medmerge: the notebook's kernel was killed" in printed
     drawn = Path("results/open/a.ipynb")
-    assert sorted(path.name for path in drawn.parent.glob("*.ipynb")) == ["a.ipynb", "b.failed.ipynb"]
+    assert sorted(path.name for path in drawn.parent.glob("*.ipynb")) == ["a.ipynb", "b.failed.ipynb", "d.failed.ipynb"]
     found = drawn.read_bytes()
     drawn.unlink()
     assert cli.main(["run", str(notebook), "a.yaml"]) == 0 and drawn.read_bytes() == found
@@ -146,6 +163,27 @@ def test_report_draws_side_by_side_what_there_are_records_for(project, start, ca
     assert "no page's records are all here" in capsys.readouterr().err
     assert cli.main(["report", "--jobs", "0", "a.yaml"]) == 2
     assert "--jobs 0: at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_report_that_is_stopped_leaves_no_kernel_behind(project, start, number, status):
+    record(project / "results", 0), record(project / "results", 1)
+    ending_with(
+        project / "n.ipynb", "import os, pathlib, time\npathlib.Path(f'{os.getpid()}.pid').touch()\ntime.sleep(600)"
+    )
+    files = [str(weights_page(name, "moles", project / "n.ipynb")) for name in "ab"]
+    process = start("report", "--jobs", "2", *files)
+    kernels = wait_for(lambda: len(found := list(project.glob("*.pid"))) == 2 and found, process, 300)
+    assert all(alive(int(path.stem)) for path in kernels)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == status and "Traceback" not in printed, printed
+    end = time.monotonic() + 60
+    while (left := [path.stem for path in kernels if alive(int(path.stem))]) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left
+    assert not list(project.glob("results/open/*.ipynb")), "no half page"
 
 
 def test_the_page_on_datasets_needs_what_it_names(project, capsys):
