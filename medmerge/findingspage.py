@@ -10,6 +10,7 @@ from medmerge import (
     definitions,
     figures_findings,
     findings,
+    findings_leak,
     pages,
     papertables,
     planned,
@@ -147,40 +148,9 @@ def seeds_agree() -> str:
 
 
 def leak() -> str:
-    """MedMerge minus each baseline on the clean and on the contaminated skin pair."""
+    """What the overlap of the contaminated skin pair is worth."""
     clean, leaky = (_pair(name, "densenet121") for name in ("skin-seeds", LEAKY))
-    if not (clean.counts and leaky.counts):
-        return (
-            "**Not answered.** It needs both arms of the skin pair with two seeds; of the clean one "
-            f"{len(clean.seeds) or 'none'} and of the contaminated one {len(leaky.seeds) or 'none'} are finished. What "
-            "such a split hides, without training a merge, is in the chapter on datasets."
-        )
-    lines = [_seen(leaky), "", "| MedMerge minus | without the overlap | with it |", "| --- | ---: | ---: |"]
-    tables = [one.comparisons.set_index("against") for one in (clean, leaky)]
-    for label in tables[0].index:
-        cells = [
-            f"{t.loc[label, 'difference']:+.3f} ({t.loc[label, 'low']:+.3f} to {t.loc[label, 'high']:+.3f})"
-            for t in tables
-        ]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _seen(leaky: Pair) -> str:
-    """How many of the contaminated arm's test images its medical source has met."""
-    (run, *_) = leaky.row("medmerge")
-    source = leaky.p.source_data
-    found = run.run["data"].get("overlap", {}).get(source, {})
-    images, groups = (found.get(kind, {}).get("test", 0) for kind in ("images", "groups"))
-    if not images + groups:
-        return (
-            f"**The contaminated arm has no overlap**: its records say that {source} has seen none of its test images."
-        )
-    tested = len(run.predictions)
-    return (
-        f"Of the contaminated arm's {tested:,} test images, {source} has been trained or validated on {images:,} "
-        f"({images / tested:.0%}), and on another image of the same patient or lesion for {groups:,} more."
-    )
+    return findings_leak.text(clean, leaky)
 
 
 def compute() -> str:

@@ -159,7 +159,7 @@ MODULES = (
         "definitions",
         "study",
         "revisits",
-        *("planned", "findings", "papertables"),
+        *("planned", "findings", "findings_leak", "papertables"),
         "inputs",
         "learn",
         "datasheets",

@@ -4,11 +4,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import test_report
+from sklearn.metrics import f1_score
 from test_report import make
 
-from medmerge import definitions, findings, findingspage, pages, planned, report, study
+from medmerge import definitions, findings, findings_leak, findingspage, pages, planned, report, study
 from medmerge.findings import FAILURE, SUPPORT, UNDECIDED, Pair
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -201,4 +203,51 @@ def test_what_the_overlap_is_worth(tmp_path, chapter):
     lines = chapter(**arms)["leak"].splitlines()
     assert lines[0].startswith(f"Of the contaminated arm's {len(merge.predictions)} test images, c has been trained or")
     assert f"on 30 ({30 / len(merge.predictions):.0%}), and on another image" in lines[0] and "for 5 more" in lines[0]
-    assert len(lines) == 8 and lines[4].startswith("| FT b | +0.000 (+0.000 to +0.000) | +0.")
+    assert lines[4].startswith("| FT b | +0.000 (+0.000 to +0.000) | +0.")
+    assert len(lines) == 10 and lines[-1].startswith("Which test images the source has learnt from is not known here")
+
+
+def test_an_arm_of_one_seed_is_described(tmp_path, chapter):
+    arms = {name: pair(tmp_path, BEST, name, seeds) for name, seeds in (("skin-seeds", (1, 2)), ("skin-leaky", (1,)))}
+    text = chapter(**arms)["leak"]
+    assert "Of skin-leaky there is one seed: intervals are then of test images alone." in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| FT b |")]
+    for one in arms.values():
+        row = one.comparisons.set_index("against").loc["FT b"]
+        assert f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" in line
+
+
+def test_what_having_seen_an_image_is_worth(tmp_path, chapter, monkeypatch):
+    """The rows of c are right wherever c has learnt from the image, and elsewhere as good as FT from b."""
+    leaky = pair(tmp_path, EVEN, "skin-leaky")
+    split = pd.Series(np.array(["train", "test", "val", None])[np.arange(100) % 4], [str(k) for k in range(100)])
+    learnt = findings_leak.chosen(leaky.records[0], split, "train")
+    assert learnt.sum() == 25 and list(np.flatnonzero(learnt)[:2]) == [0, 4]
+    for record in leaky.records:
+        if "c" in record.run["row"]["sources"]:
+            shown = record.predictions.iloc[:, 2:].to_numpy()
+            shown[learnt] = np.eye(3)[record.labels[learnt]]
+            record.predictions.iloc[:, 2:] = shown
+    found = {one.row: one for one in findings_leak.worth(leaky, split)}
+    assert list(found) == ["FT c", "LP-FT b", "LP-FT c", "MedMerge b + c"]
+    check = found.pop("LP-FT b")
+    assert check.learnt.difference == check.held_out.difference == check.difference == 0
+    for one in found.values():
+        assert one.held_out.difference == 0 and one.difference == one.learnt.difference
+        assert 0 < one.low < one.difference < one.high
+    plain = leaky.row("ft", "b")
+    alone = [f1_score(run.labels[learnt], run.probabilities[learnt].argmax(1), average="macro") for run in plain]
+    assert one.learnt.difference == pytest.approx(1 - np.mean(alone))
+    monkeypatch.setattr(findings_leak, "source_split", lambda: split)
+    lines = chapter(**{"skin-seeds": leaky, "skin-leaky": leaky})["leak"].splitlines()
+    assert "| minus FT b | learnt from (25 images) | held out (25) | difference |" in lines
+    assert f"| FT c | {one.difference:+.3f} (" in lines[-4]
+
+
+def test_the_split_of_the_contaminated_arms_source():
+    leaky, source = (
+        pages.parameters(ROOT / f"params/open/{name}.yaml") for name in ("skin-leaky", findings_leak.SOURCE)
+    )
+    assert source.save_weights == leaky.source_weights and source.target_data == leaky.source_data
+    split = findings_leak.source_split()
+    assert split.empty or (set(split) == {"train", "val", "test"} and split.index.str.startswith("ISIC_").all())
