@@ -1,5 +1,6 @@
 """Work side by side, each piece in a process of its own that is forked from one which has loaded PyTorch already."""
 
+import functools
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -100,13 +101,18 @@ def _context(modules: list[str]) -> BaseContext:
 def _work(job: Job, at_once: int) -> None:
     """In a process of its own: the job, whose parent alone hears Ctrl-C and says that it was stopped."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    arguments = (*job.arguments, *_companion(job))
+    companion = _companion(job)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(format=f"{job.name}: %(message)s", stream=sys.stdout)
     logging.getLogger("medmerge").setLevel("INFO")  # papermill's own would tell of every cell
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // at_once))
-    sys.exit(endings.status(lambda: job.call(*arguments), f"medmerge: {job.name}", stopped=""))
+    try:
+        call = functools.partial(job.call, *job.arguments, *companion)
+        sys.exit(endings.status(call, f"medmerge: {job.name}", stopped=""))
+    finally:
+        for one in companion:  # at its exit this process would wait for one that still waits to hear of it
+            one.process.kill()
 
 
 def _companion(job: Job) -> list[Companion]:

@@ -99,6 +99,18 @@ def test_a_companion_is_a_process_of_its_jobs_own(project):
     assert len({pid for one in found.values() for pid in one[:2]} | {os.getpid()}) == 5
 
 
+def refuse(name: str, companion: jobs.Companion) -> int:
+    """A job that cannot go on, before its companion has heard of it."""
+    Path(name).write_text(json.dumps([companion.process.pid]))
+    raise ParameterError("not like this")
+
+
+@pytest.mark.slow
+def test_a_companion_that_waits_ends_with_its_job(project):
+    assert jobs.run([jobs.Job("a", refuse, ("a",), companion=answer)], 1) == 2
+    assert not alive(*noted("a"))
+
+
 @pytest.mark.slow
 def test_train_writes_what_it_writes_one_by_one(project, start):
     """All rows, one of them a soup, which takes the networks of four others."""
