@@ -6,6 +6,7 @@ it is complete and on the disk: a reader never sees a part of it, and the file t
 
 import contextlib
 import errno
+import gzip
 import logging
 import os
 import shutil
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
 """Ending of a file that is being written. Git ignores these."""
+
+LONGEST = 900_000
+"""Bytes of the longest file that is not compressed: more is a burden to a repository."""
 
 _POLL = 0.2  # seconds between two looks at a lock that another process holds
 _OF_THE_DISK = {
@@ -63,6 +67,31 @@ def write(path: Path, content: bytes | str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_long(path: Path, content: bytes) -> None:
+    """Write a file whole; one of more than :data:`LONGEST` bytes as ``<name>.gz``. The other form is removed.
+
+    Raises:
+        DiskError: as :func:`write`.
+    """
+    packed = _packed(path)
+    if len(content) > LONGEST:
+        write(packed, gzip.compress(content, mtime=0))
+        path.unlink(missing_ok=True)
+    else:
+        write(path, content)
+        packed.unlink(missing_ok=True)
+
+
+def stored(path: Path) -> Path:
+    """The name under which :func:`write_long` has left a file: its own, unless only the compressed one is there."""
+    packed = _packed(path)
+    return packed if packed.is_file() and not path.is_file() else path
+
+
+def _packed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:

@@ -100,8 +100,11 @@ def text(clean: Pair, leaky: Pair) -> str:
 
 def _arms(clean: Pair, leaky: Pair) -> list[str]:
     """MedMerge minus each baseline in both arms."""
+    classes = [len(one.records[0].run["data"]["classes"]) for one in (clean, leaky)]
     few = [one.name for one in (clean, leaky) if len(one.seeds) == 1]
     lines = [f"Of {' and '.join(few)} there is one seed: intervals are then of test images alone.", ""] if few else []
+    if classes[0] != classes[1]:
+        lines += [f"The arms differ in more: their images are of {classes[0]} and of {classes[1]} classes.", ""]
     lines += ["| MedMerge minus | without the overlap | with it |", "| --- | ---: | ---: |"]
     tables = [planned.comparisons(one.records).set_index("against") for one in (clean, leaky)]
     for label in tables[0].index:

@@ -87,7 +87,7 @@ def shown(p: Parameters) -> list[Path]:
 
 def _files(run: Path) -> list[Path]:
     """The files of a finished run's record, which its networks are no part of."""
-    kinds = (".json", ".csv", ".safetensors")
+    kinds = (".json", ".csv", ".gz", ".safetensors")
     return sorted(path for path in run.glob("[!.]*") if path.suffix in kinds) if (run / "run.json").is_file() else []
 
 

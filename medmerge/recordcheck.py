@@ -5,6 +5,7 @@ field or row, what it holds, and the next step.
 """
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -223,7 +224,7 @@ def table(path: Path) -> pd.DataFrame:
 def _table(path: Path, **options: Any) -> pd.DataFrame:
     try:
         return pd.read_csv(path, **options)
-    except (ValueError, OSError, OverflowError) as error:  # pandas' own are ValueErrors
+    except (ValueError, OSError, OverflowError, EOFError, zlib.error) as error:  # pandas' own are ValueErrors
         raise RecordError(f"{path} is damaged ({str(error).strip()}); {_AGAIN}") from error
 
 

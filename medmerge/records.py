@@ -40,7 +40,7 @@ class Record:
             ``parameters`` as resolved; ``data`` (classes, counts, fingerprint, notes and, absent from older records,
             multilabel, images, split, overlap); ``sources`` (fingerprints); ``metrics`` on test, and in ``stages``
             those of the network as the linear probe left it; ``cost`` by phase; ``provenance``.
-        file: name of its test predictions.
+        file: name of its test predictions, without the ``.gz`` that follows where they are many.
     """
 
     folder: Path
@@ -68,7 +68,8 @@ class Record:
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
         """A row a test image, as :func:`prediction_frame` makes them."""
-        return recordcheck.predictions(self.folder / self.file, self.run["data"]["classes"], self.multilabel)
+        path = files.stored(self.folder / self.file)
+        return recordcheck.predictions(path, self.run["data"]["classes"], self.multilabel)
 
     @property
     def multilabel(self) -> bool:
@@ -146,7 +147,7 @@ class Record:
         return self._table("controls")
 
     def _table(self, name: str) -> pd.DataFrame:
-        path = self.folder / f"{name}.csv"
+        path = files.stored(self.folder / f"{name}.csv")
         return recordcheck.table(path) if path.exists() else pd.DataFrame()
 
     @functools.cached_property
@@ -212,12 +213,12 @@ def write(
         kernel_history: w - 1/n after every epoch of the linear probe by layer, float16 ``[epochs, kernels]``, of n > 2
             sources ``[epochs, n, kernels]``. The last epoch is always kept, the others as far as :data:`HISTORY_BYTES`
             allow.
-        tables: further tables, each written to ``<name>.csv``.
+        tables: further tables, each written to ``<name>.csv``. One that is long, as of many test images, is compressed
+            (:func:`medmerge.files.write_long`).
     """
     files.write(folder / "history.csv", history.to_csv(index=False).encode())
-    files.write(folder / "predictions.csv", predictions.to_csv(index=False, float_format="%.9g").encode())
-    for name, table in (tables or {}).items():
-        files.write(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g").encode())
+    for name, table in {"predictions": predictions, **(tables or {})}.items():
+        files.write_long(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g").encode())
     if kernel_weights:
         dims = 2 if len(run["row"]["sources"]) > 2 else 1
         kept = {name: w.mean(tuple(range(dims, w.ndim))) if w.ndim > dims else w for name, w in kernel_weights.items()}
@@ -258,7 +259,7 @@ def read(folder: Path) -> Record:
         "predictions.csv",
         *(["kernel_weights.safetensors"] if run["layers"] else []),
     ]
-    missing = {name for name in wanted if not (folder / name).is_file()}
+    missing = {name for name in wanted if not files.stored(folder / name).is_file()}
     if missing:
         raise RecordError(f"the record in {folder} lacks {', '.join(sorted(missing))}; restore it or run it again")
     return Record(folder, run)

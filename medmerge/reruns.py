@@ -1,8 +1,10 @@
 """A finished run computed once more, from its parameter file, and held against its record file by file."""
 
+import gzip
 import hashlib
 import json
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,12 +138,27 @@ def _digest(record: Record) -> str:
     return hashlib.sha256((record.folder / "run.json").read_bytes()).hexdigest()
 
 
+def _unpacked(file: Path) -> bytes:
+    if file.suffix != ".gz":
+        return file.read_bytes()
+    try:
+        return gzip.decompress(file.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise RecordError(f"{file} is damaged ({error}); restore it, or run it again") from error
+
+
 def content(folder: Path, circumstances: Sequence[str] = CIRCUMSTANCES) -> dict[str, bytes]:
-    """The files of a record by name, ``run.json`` without its circumstances; what lies in folders below is no part."""
+    """The files of a record by name, ``run.json`` without its circumstances; what lies in folders below is no part.
+
+    Those that are compressed are not compared as such: another version of the library may pack them otherwise.
+
+    Raises:
+        RecordError: a compressed file is damaged.
+    """
     found = {}
     for file in sorted(folder.iterdir()):
         if file.is_file() and not file.name.startswith("."):
-            found[file.name] = file.read_bytes()
+            found[file.name] = _unpacked(file)
     run = json.loads(found["run.json"])
     found["run.json"] = json.dumps({name: value for name, value in run.items() if name not in circumstances}).encode()
     return found

@@ -1,5 +1,6 @@
 """The record of a run: written whole, read back exactly, refused where it is damaged."""
 
+import gzip
 import json
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 
 import medmerge
-from medmerge import records
+from medmerge import files, records, reruns
 from medmerge.records import RecordError
 
 WHERE = Path("demo/moles/densenet_small/medmerge-b-c/seed0")
@@ -151,7 +152,41 @@ def test_committed_predictions_are_written_again_byte_by_byte():
         ids, classes = record.predictions["id"], record.run["data"]["classes"]
         frame = records.prediction_frame(ids, record.labels, record.probabilities.astype(np.float32), classes)
         found = frame.to_csv(index=False, float_format="%.9g").encode()
-        assert found == (record.folder / "predictions.csv").read_bytes()
+        kept = files.stored(record.folder / "predictions.csv")
+        assert found == (gzip.decompress(kept.read_bytes()) if kept.suffix == ".gz" else kept.read_bytes())
+        assert kept.stat().st_size < 1_000_000
+
+
+def test_long_tables_are_compressed_and_read_like_others(tmp_path, monkeypatch):
+    plain = write(tmp_path / "plain" / WHERE)
+    text = (plain.folder / "predictions.csv").read_bytes()
+    folder = tmp_path / "long" / WHERE
+    write(folder)
+    monkeypatch.setattr(files, "LONGEST", len(text) - 1)
+    record = write(folder)
+    assert not (folder / "predictions.csv").exists(), "what a shorter table left"
+    packed = (folder / "predictions.csv.gz").read_bytes()
+    assert gzip.decompress(packed) == text and gzip.compress(text, mtime=0) == packed
+    pd.testing.assert_frame_equal(records.read(folder).predictions, plain.predictions, check_exact=True)
+    assert np.array_equal(record.probabilities, plain.probabilities)
+    monkeypatch.setattr(files, "LONGEST", len(text))
+    write(folder)
+    assert (folder / "predictions.csv").read_bytes() == text and not (folder / "predictions.csv.gz").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[1:], lambda b: b[:40] + b"\xff\xff" + b[42:]])
+def test_a_damaged_compressed_table_is_named(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(files, "LONGEST", 10)
+    folder = write(tmp_path / WHERE).folder
+    path = folder / "predictions.csv.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RecordError, match=r"predictions\.csv\.gz is damaged .*; restore it"):
+        records.read(folder).predictions  # noqa: B018
+    with pytest.raises(RecordError, match=r"predictions\.csv\.gz is damaged .*restore it"):
+        reruns.content(folder)
+    path.unlink()
+    with pytest.raises(RecordError, match=r"lacks predictions\.csv;"):
+        records.read(folder)
 
 
 def test_images_are_counted_by_part_not_by_label(tmp_path):
