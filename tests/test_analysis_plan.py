@@ -28,7 +28,7 @@ def test_a_planned_pair_has_the_plans_seeds_rows_and_epochs(name):
     text = (ROOT / "params/open" / f"{name}.yaml").read_text()
     planned = [int(seed) for seed in re.search(r"\*\*Seeds: ([\d, ]+)\*\*", PLAN)[1].split(", ")]
     assert p.seeds == planned[: len(p.seeds)] and 0 not in planned and len(planned) >= 3
-    assert len(p.seeds) >= 2, "a pair counts with two seeds at least"
+    assert len(p.seeds) >= 2 or "decides nothing" in text, "a pair counts with two seeds at least"
     assert (p.seeds == planned) != ("computing time ended" in text), "fewer seeds than planned are said and why"
     same = ("approaches", "lp_epochs", "lp_lr", "ft_epochs", "ft_lr", "weight_decay", "select")
     same += () if name == "skin-leaky" else ("fractions",)

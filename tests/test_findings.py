@@ -211,6 +211,11 @@ def test_an_arm_of_one_seed_is_described(tmp_path, chapter):
     arms = {name: pair(tmp_path, BEST, name, seeds) for name, seeds in (("skin-seeds", (1, 2)), ("skin-leaky", (1,)))}
     text = chapter(**arms)["leak"]
     assert "Of skin-leaky there is one seed: intervals are then of test images alone." in text
+    assert "The arms differ" not in text
+    for record in arms["skin-leaky"].records:
+        record.run["data"]["classes"] = ["a", "b", "c", "d"]
+        record.predictions["p_d"] = 0.0
+    assert "The arms differ in more: their images are of 3 and of 4 classes." in chapter(**arms)["leak"]
     (line,) = [line for line in text.splitlines() if line.startswith("| FT b |")]
     for one in arms.values():
         row = one.comparisons.set_index("against").loc["FT b"]
