@@ -143,7 +143,8 @@ def _seen(leaky: Pair) -> str:
             f"**The contaminated arm has no overlap**: its records say that {source} has seen none of its test images."
         )
     tested = len(run.predictions)
+    related = f", and on another image of the same patient or lesion for {groups:,} more" if groups else ""
     return (
         f"Of the contaminated arm's {tested:,} test images, {source} has been trained or validated on {images:,} "
-        f"({images / tested:.0%}), and on another image of the same patient or lesion for {groups:,} more."
+        f"({images / tested:.0%}){related}."
     )

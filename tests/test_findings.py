@@ -203,6 +203,8 @@ def test_what_the_overlap_is_worth(tmp_path, chapter):
     lines = chapter(**arms)["leak"].splitlines()
     assert lines[0].startswith(f"Of the contaminated arm's {len(merge.predictions)} test images, c has been trained or")
     assert f"on 30 ({30 / len(merge.predictions):.0%}), and on another image" in lines[0] and "for 5 more" in lines[0]
+    merge.run["data"]["overlap"]["c"]["groups"]["test"] = 0
+    assert chapter(**arms)["leak"].splitlines()[0].endswith(f"on 30 ({30 / len(merge.predictions):.0%}).")
     assert lines[4].startswith("| FT b | +0.000 (+0.000 to +0.000) | +0.")
     assert len(lines) == 10 and lines[-1].startswith("Which test images the source has learnt from is not known here")
 
