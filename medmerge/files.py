@@ -23,7 +23,7 @@ PARTIAL = ".partial"
 """Ending of a file that is being written. Git ignores these."""
 
 LONGEST = 900_000
-"""Bytes of the longest file that is not compressed: more is a burden to a repository."""
+"""Bytes of the longest file that is not compressed; more would be a burden to a repository."""
 
 _POLL = 0.2  # seconds between two looks at a lock that another process holds
 _OF_THE_DISK = {
