@@ -13,12 +13,12 @@ from pathlib import Path
 import nbformat
 import papermill
 import psutil
-from jupyter_client import AsyncKernelManager
+from jupyter_client import AsyncKernelManager, KernelManager
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from medmerge import definitions, files, gpus, notebook_kernels, pages, plan, study
+from medmerge import definitions, files, gpus, pages, plan, study
 from medmerge.jobs import Companion
 from medmerge.params import Parameters, load_yaml
 
@@ -46,7 +46,7 @@ def run(notebook: Path, params: Path, p: Parameters, output: Path, companion: Co
             kernel_name="python3",
             language="python",
             cwd=str(study.home()),
-            kernel_manager_class=notebook_kernels.managed(companion) if companion else AsyncKernelManager,
+            kernel_manager_class=_manager(companion),
             log_output=False,
             progress_bar=False,
             stdout_file=sys.stdout,
@@ -65,6 +65,14 @@ def run(notebook: Path, params: Path, p: Parameters, output: Path, companion: Co
     failed.unlink(missing_ok=True)
     print(output)
     return 0
+
+
+def _manager(companion: Companion | None) -> type[KernelManager]:
+    if companion is None:
+        return AsyncKernelManager
+    from medmerge import notebook_kernels  # it loads ipykernel, which has no use in this process else
+
+    return notebook_kernels.managed(companion)
 
 
 def _interruptible(execute: Callable[[], object]) -> None:

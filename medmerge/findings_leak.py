@@ -6,13 +6,14 @@ fine-tuning from the base weights should differ between them by chance alone, un
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
-from medmerge import definitions, pages, planned, report, significance
+from medmerge import definitions, pages, report, significance
+from medmerge.data import split_files
 from medmerge.findings import FILES, Pair
 from medmerge.inputs import home
 from medmerge.records import Record
@@ -44,15 +45,17 @@ class Worth:
     high: float
 
 
-def source_split() -> pd.Series:
-    """The part of the source's own split, ``train``, ``val`` or ``test``, by the id of its images; empty without it."""
+def source_split() -> dict[str, str]:
+    """The part of the source's own split, ``train``, ``val`` or ``test``, by the id of its images; empty without it.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     path = definitions.split_path(pages.parameters(home() / FILES / f"{SOURCE}.yaml"))
-    if not path.is_file():
-        return pd.Series(dtype=object)
-    return pd.read_csv(path, comment="#", dtype=str).set_index("id")["split"]
+    return split_files.read(path).parts if path.is_file() else {}
 
 
-def worth(leaky: Pair, split: pd.Series) -> list[Worth]:
+def worth(leaky: Pair, split: Mapping[str, str]) -> list[Worth]:
     """Every row but fine-tuning from the base weights, in the order of the records.
 
     Images of the two parts are others, so that their variances add; the seeds' share is counted in both, which errs on
@@ -69,7 +72,7 @@ def worth(leaky: Pair, split: pd.Series) -> list[Worth]:
     ]
 
 
-def _worth(label: str, runs: list[Record], plain: list[Record], split: pd.Series) -> Worth:
+def _worth(label: str, runs: list[Record], plain: list[Record], split: Mapping[str, str]) -> Worth:
     learnt, held_out = (_gain(runs, plain, chosen(plain[0], split, part)) for part in (LEARNT, HELD_OUT))
     difference, error = learnt.difference - held_out.difference, math.hypot(learnt.error, held_out.error)
     reach = float(stats.t.ppf(1 - significance.ALPHA / 2, min(learnt.freedom, held_out.freedom))) * error
@@ -82,7 +85,7 @@ def _gain(runs: list[Record], plain: list[Record], images: np.ndarray) -> SeedIn
     return significance.over_seeds(labels[images], a[:, images], b[:, images], classes)
 
 
-def chosen(record: Record, split: pd.Series, part: str) -> np.ndarray:
+def chosen(record: Record, split: Mapping[str, str], part: str) -> np.ndarray:
     """Which of a record's test images, bool [N], are in a part of the source's split."""
     return (record.predictions["id"].map(split) == part).to_numpy()
 
@@ -106,7 +109,7 @@ def _arms(clean: Pair, leaky: Pair) -> list[str]:
     if classes[0] != classes[1]:
         lines += [f"The arms differ in more: their images are of {classes[0]} and of {classes[1]} classes.", ""]
     lines += ["| MedMerge minus | without the overlap | with it |", "| --- | ---: | ---: |"]
-    tables = [planned.comparisons(one.records).set_index("against") for one in (clean, leaky)]
+    tables = [one.comparisons.set_index("against") for one in (clean, leaky)]
     for label in tables[0].index:
         cells = [_interval(*table.loc[label, ["difference", "low", "high"]]) for table in tables]
         lines.append(f"| {label} | {' | '.join(cells)} |")

@@ -78,4 +78,5 @@ class _Process:
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        if self.poll() is None:  # else its number may be another's by now
+            os.kill(self.pid, number)

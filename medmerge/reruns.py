@@ -150,7 +150,7 @@ def _unpacked(file: Path) -> bytes:
 def content(folder: Path, circumstances: Sequence[str] = CIRCUMSTANCES) -> dict[str, bytes]:
     """The files of a record by name, ``run.json`` without its circumstances; what lies in folders below is no part.
 
-    Those that are compressed are not compared as such: another version of the library may pack them otherwise.
+    Those that are compressed are here as they were before, content and name: what counts is what they hold.
 
     Raises:
         RecordError: a compressed file is damaged.
@@ -158,7 +158,7 @@ def content(folder: Path, circumstances: Sequence[str] = CIRCUMSTANCES) -> dict[
     found = {}
     for file in sorted(folder.iterdir()):
         if file.is_file() and not file.name.startswith("."):
-            found[file.name] = _unpacked(file)
+            found[file.name.removesuffix(".gz")] = _unpacked(file)
     run = json.loads(found["run.json"])
     found["run.json"] = json.dumps({name: value for name, value in run.items() if name not in circumstances}).encode()
     return found

@@ -1,16 +1,17 @@
 """The plan's claims, on hand-made records whose answers are known, and on the files and records of the repository."""
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import test_report
 from sklearn.metrics import f1_score
 from test_report import make
 
 from medmerge import definitions, findings, findings_leak, findingspage, pages, planned, report, study
+from medmerge.data import split_files
 from medmerge.findings import FAILURE, SUPPORT, UNDECIDED, Pair
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -227,7 +228,7 @@ def test_an_arm_of_one_seed_is_described(tmp_path, chapter):
 def test_what_having_seen_an_image_is_worth(tmp_path, chapter, monkeypatch):
     """The rows of c are right wherever c has learnt from the image, and elsewhere as good as FT from b."""
     leaky = pair(tmp_path, EVEN, "skin-leaky")
-    split = pd.Series(np.array(["train", "test", "val", None])[np.arange(100) % 4], [str(k) for k in range(100)])
+    split = {str(k): ["train", "test", "val"][k % 4] for k in range(100) if k % 4 < 3}
     learnt = findings_leak.chosen(leaky.records[0], split, "train")
     assert learnt.sum() == 25 and list(np.flatnonzero(learnt)[:2]) == [0, 4]
     for record in leaky.records:
@@ -257,4 +258,9 @@ def test_the_split_of_the_contaminated_arms_source():
     )
     assert source.save_weights == leaky.source_weights and source.target_data == leaky.source_data
     split = findings_leak.source_split()
-    assert split.empty or (set(split) == {"train", "val", "test"} and split.index.str.startswith("ISIC_").all())
+    (trained,) = [study.finished(source, row, seed) for row in definitions.rows(source) for seed in source.seeds]
+    assert split_files.fingerprint(list(split), list(split.values())) == trained.run["data"]["split"]["fingerprint"]
+    assert Counter(split.values()) == trained.run["data"]["images"]
+    merge = findings.pair("skin-leaky").row("medmerge")[0]
+    met = sum(findings_leak.chosen(merge, split, part).sum() for part in ("train", "val"))
+    assert met == merge.run["data"]["overlap"]["ham10k"]["images"]["test"], "as counted from the weights' own list"

@@ -1,6 +1,8 @@
 """The notebooks beyond the demo: several labels an image, a source that has seen the target, the page on datasets."""
 
+import importlib.util
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -16,7 +18,8 @@ from PIL import Image
 from test_explorer import record
 from test_stopping import alive, wait_for
 
-from medmerge import backbone, cli, save_backbone
+from medmerge import backbone, cli, notebook_kernels, save_backbone
+from medmerge.jobs import Companion
 
 ROOT = Path(__file__).parents[1]
 
@@ -163,6 +166,22 @@ def test_report_draws_side_by_side_what_there_are_records_for(project, start, ca
     assert "no page's records are all here" in capsys.readouterr().err
     assert cli.main(["report", "--jobs", "0", "a.yaml"]) == 2
     assert "--jobs 0: at least 1" in capsys.readouterr().err
+
+
+def test_a_kernel_that_has_ended_is_sent_no_signal(monkeypatch):
+    """nbclient may ask for its end at any time; its number can be another process's by then."""
+    process = multiprocessing.get_context("spawn").Process(target=int)
+    process.start()
+    kernel = notebook_kernels._Process(Companion(process, None))
+    assert kernel.wait() == 0 and kernel.poll() == 0
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("sent"))
+    kernel.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("name", notebook_kernels.LOADED)
+def test_what_a_kernel_finds_loaded_is_there(name):
+    """The server of forks says nothing of a module that it cannot import."""
+    assert importlib.util.find_spec(name)
 
 
 @pytest.mark.slow

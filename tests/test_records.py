@@ -168,6 +168,7 @@ def test_long_tables_are_compressed_and_read_like_others(tmp_path, monkeypatch):
     packed = (folder / "predictions.csv.gz").read_bytes()
     assert gzip.decompress(packed) == text and gzip.compress(text, mtime=0) == packed
     pd.testing.assert_frame_equal(records.read(folder).predictions, plain.predictions, check_exact=True)
+    assert reruns.content(folder) == reruns.content(plain.folder)
     assert np.array_equal(record.probabilities, plain.probabilities)
     monkeypatch.setattr(files, "LONGEST", len(text))
     write(folder)
