@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from medmerge import explorer_data, figures
+from medmerge import explorer_data, figures_depth
 from medmerge.explorer_data import Run
 from medmerge.merge import KernelMerge
 from medmerge.records import Record
@@ -218,7 +218,7 @@ def still(runs: Sequence[Run]) -> str:
         networks.setdefault((run.sources, *((name, len(w)) for name, w in run.weights.items())), []).append(run)
     pictures = []
     for (sources, *_), alike in networks.items():
-        figure = figures.depth_heatmap({run.name: run.weights for run in alike}, *sources)
+        figure = figures_depth.depth_heatmap({run.name: run.weights for run in alike}, *sources)
         caption = f"Mean merging weight w of every layer, from the input (left); w is the share of {sources[0]}."
         pictures.append(figure.html(f"Heatmap: mean w by layer, runs {', '.join(run.name for run in alike)}", caption))
     rows = []

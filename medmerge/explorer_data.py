@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from torch import nn
 
 from medmerge import backbones
-from medmerge.figures import half_range
+from medmerge.figures_depth import half_range
 from medmerge.kernels import split_attention
 from medmerge.merge import KernelMerge
 from medmerge.records import Record, score_column

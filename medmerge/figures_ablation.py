@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from medmerge.figures import mark_depth
+from medmerge.figures_depth import mark_depth
 from medmerge.plotstyle import BookFigure, book_style
 
 MOMENTS = {"before probe": ("#D55E00", "o"), "after probe": ("#0173B2", "s")}

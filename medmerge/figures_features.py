@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from medmerge.featuresheets import Found, agreement
-from medmerge.figures import half_range
+from medmerge.figures_depth import half_range
 from medmerge.plotstyle import BookFigure, book_style
 
 _TEXT = {"fontsize": 6.5, "linespacing": 1.25}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from medmerge.figures import mark_depth
+from medmerge.figures_depth import mark_depth
 from medmerge.plotstyle import BookFigure, book_style
 
 _COLOURS = ("#0173B2", "#D55E00", "#029E73", "#CC78BC")

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from medmerge.agreement import layer_agreement, seed_agreement
-from medmerge.figures import depth_heatmap, half_range, mark_depth
+from medmerge.figures_depth import depth_heatmap, half_range, mark_depth
 from medmerge.kernelstats import alternation, layer_kinds, mean_weights, merged_rows
 from medmerge.plotstyle import APPROACH_COLOURS, BookFigure, book_style
 from medmerge.records import Record

@@ -132,7 +132,8 @@ def _parts(leaky: Pair) -> list[str]:
 
 
 def _interval(difference: float, low: float, high: float) -> str:
-    return f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
+    """A narrow column breaks before the interval, not within it."""
+    return f"{difference:+.3f} ({low:+.3f} to {high:+.3f})".replace(" to ", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}")
 
 
 def _seen(leaky: Pair) -> str:

@@ -170,7 +170,7 @@ MODULES = (
         *("jobs", "notebook_kernels", "reruns"),
     ),
     *("cost", "costsheets", "figures_cost", "steps", "stepsheets"),
-    *("kernelstats", "agreement", "shift", "figures_weights", "figures_ablation"),
+    *("kernelstats", "agreement", "shift", "figures_depth", "figures_weights", "figures_ablation"),
     *("matching", "premise", "figures_premise", "premisesheets", "premise_report"),
     *("batchnorm", "controls", "serving", "ablation", "figures_controls"),
     *("features", "featuresheets", "figures_features"),
@@ -180,6 +180,7 @@ ELSEWHERE = (
     *("card", "channels", "checkpoints", "cli", "cli_data", "cli_plan", "cli_run", "devices", "execution", "explorer"),
     *(
         "endings",
+        "evaluation_inputs",
         "explorer_data",
         "figures_data",
         "figures_findings",

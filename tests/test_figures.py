@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from medmerge import figures, plotstyle
+from medmerge import figures, figures_depth, plotstyle
 from medmerge.registry import APPROACHES
 
 SCORES = ["train_loss", "val_loss", "val_macro_f1"]
@@ -82,12 +82,12 @@ DENSENET = ["features.conv0"] + [
         lambda: figures.learning_curves(history([("FT A", "ft")], seeds=1, epochs=1)),
         lambda: figures.learning_curves(history([(f"run {i}", f"kind{i}") for i in range(10)])),
         lambda: figures.learning_curves(history().assign(val_macro_f1=0.5)),
-        lambda: figures.depth_heatmap({"one": kernel_weights(1)}, "A", "B"),
-        lambda: figures.depth_heatmap({"same": {"conv": np.full(3, 0.5)}}, "A", "B"),
-        lambda: figures.depth_heatmap({f"run {i}": kernel_weights(150) for i in range(10)}, "A", "B"),
-        lambda: figures.depth_heatmap({"dense": {name: [0.4, 0.5] for name in DENSENET}}, "A", "B"),
-        lambda: figures.weight_spread(kernel_weights(150), "A", "B"),
-        lambda: figures.weight_spread({"conv": [0.5]}, "A", "B"),
+        lambda: figures_depth.depth_heatmap({"one": kernel_weights(1)}, "A", "B"),
+        lambda: figures_depth.depth_heatmap({"same": {"conv": np.full(3, 0.5)}}, "A", "B"),
+        lambda: figures_depth.depth_heatmap({f"run {i}": kernel_weights(150) for i in range(10)}, "A", "B"),
+        lambda: figures_depth.depth_heatmap({"dense": {name: [0.4, 0.5] for name in DENSENET}}, "A", "B"),
+        lambda: figures_depth.weight_spread(kernel_weights(150), "A", "B"),
+        lambda: figures_depth.weight_spread({"conv": [0.5]}, "A", "B"),
         lambda: figures.score_intervals(table()),
         lambda: figures.score_intervals(table().iloc[:1].drop(columns="paper")),
         lambda: figures.confusion([0], [0], ["only"]),
@@ -190,7 +190,7 @@ def test_names_of_lines_do_not_overlap():
 
 def test_heatmap_draws_the_mean_of_each_layer():
     weights = {"first run": kernel_weights(5), "second run": kernel_weights(5, spread=0.2, seed=1)}
-    figure = figures.depth_heatmap(weights, "ImageNet", "HAM10K")
+    figure = figures_depth.depth_heatmap(weights, "ImageNet", "HAM10K")
     (image,) = figure.axes[0].images
     means = [[w.mean() for w in row.values()] for row in weights.values()]
     assert np.asarray(image.get_array()) == pytest.approx(np.array(means))
@@ -204,7 +204,7 @@ def test_heatmap_draws_the_mean_of_each_layer():
 )
 def test_heatmap_scale_is_symmetric_about_a_half(means, half):
     weights = {"run": {f"conv{i}": np.full(3, mean) for i, mean in enumerate(means)}}
-    figure = figures.depth_heatmap(weights, "ImageNet", "HAM10K")
+    figure = figures_depth.depth_heatmap(weights, "ImageNet", "HAM10K")
     (image,) = figure.axes[0].images
     assert image.get_clim() == pytest.approx((0.5 - half, 0.5 + half))
     middle = np.array(image.cmap(image.norm(0.5)))
@@ -215,19 +215,19 @@ def test_heatmap_scale_is_symmetric_about_a_half(means, half):
 
 
 def test_blocks_stand_where_they_begin_and_end():
-    figure = figures.depth_heatmap({"run": {name: [0.5] for name in DENSENET}}, "A", "B")
+    figure = figures_depth.depth_heatmap({"run": {name: [0.5] for name in DENSENET}}, "A", "B")
     assert {"stem", "block 1", "T1", "block 2", "T2", "block 3", "T3", "block 4"} <= set(words(figure))
     middle = {text.get_text(): text.xy[0] for text in figure.axes[0].texts}
     assert (middle["stem"], middle["block 1"], middle["T1"]) == (0, (1 + 28) / 2, 29)
     resnet = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2.0.downsample.0"]
-    found = words(figures.weight_spread({name: [0.5, 0.6] for name in resnet}, "A", "B"))
+    found = words(figures_depth.weight_spread({name: [0.5, 0.6] for name in resnet}, "A", "B"))
     assert {"stem", "layer 1", "layer 2"} <= set(found)
-    assert "stem" not in words(figures.weight_spread(kernel_weights(), "A", "B"))
+    assert "stem" not in words(figures_depth.weight_spread(kernel_weights(), "A", "B"))
 
 
 def test_spread_draws_quantiles_and_counts_every_kernel():
     weights = kernel_weights(7)
-    depth, histogram = figures.weight_spread(weights, "ImageNet", "HAM10K").axes
+    depth, histogram = figures_depth.weight_spread(weights, "ImageNet", "HAM10K").axes
     median = depth.lines[0].get_ydata()
     assert median == pytest.approx([np.median(w) for w in weights.values()])
     bands = np.array([segment[:, 1] for segment in depth.collections[0].get_segments()])
@@ -298,14 +298,14 @@ def test_class_counts_draw_every_number():
         ),
         (lambda: figures.learning_curves(history().assign(phase="warmup")), "warmup.*linear_probe"),
         (lambda: figures.learning_curves(history().assign(val_loss=np.nan)), "not finite"),
-        (lambda: figures.depth_heatmap({}, "A", "B"), "weights is empty"),
-        (lambda: figures.depth_heatmap({"run": {}}, "A", "B"), "0 layers"),
+        (lambda: figures_depth.depth_heatmap({}, "A", "B"), "weights is empty"),
+        (lambda: figures_depth.depth_heatmap({"run": {}}, "A", "B"), "0 layers"),
         (
-            lambda: figures.depth_heatmap({"a": kernel_weights(3), "b": kernel_weights(2)}, "A", "B"),
+            lambda: figures_depth.depth_heatmap({"a": kernel_weights(3), "b": kernel_weights(2)}, "A", "B"),
             "layer None",
         ),
-        (lambda: figures.weight_spread({"conv": [[0.5]]}, "A", "B"), r"wrong: \['conv'\]"),
-        (lambda: figures.weight_spread({"conv": [np.nan]}, "A", "B"), r"wrong: \['conv'\]"),
+        (lambda: figures_depth.weight_spread({"conv": [[0.5]]}, "A", "B"), r"wrong: \['conv'\]"),
+        (lambda: figures_depth.weight_spread({"conv": [np.nan]}, "A", "B"), r"wrong: \['conv'\]"),
         (lambda: figures.score_intervals(table().iloc[:0]), "0 rows"),
         (lambda: figures.score_intervals(table().assign(low=np.nan)), "not finite"),
         (lambda: figures.confusion([], [], ["a"]), "N > 0"),
@@ -324,14 +324,18 @@ def test_refuses(draw, message):
         draw()
 
 
-def test_draws_from_records_only():
+@pytest.mark.parametrize(
+    ("module", "known"),
+    [(figures, {"medmerge.plotstyle", "medmerge.records"}), (figures_depth, {"medmerge.plotstyle"})],
+)
+def test_draws_from_records_only(module, known):
     """The module imports neither torch nor anything of the package but its style and its records."""
-    nodes = list(ast.walk(ast.parse(inspect.getsource(figures))))
+    nodes = list(ast.walk(ast.parse(inspect.getsource(module))))
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)}
     assert "numpy" in imported
     assert not {name.split(".")[0] for name in imported} & {"torch", "torchvision", ""}
-    assert {name for name in imported if name.startswith("medmerge")} == {"medmerge.plotstyle", "medmerge.records"}
+    assert {name for name in imported if name.startswith("medmerge")} == known
 
 
 def test_a_figure_in_html_is_one_element_with_its_picture_and_words():
