@@ -11,6 +11,7 @@ from medmerge import (
     figures_findings,
     findings,
     findings_leak,
+    findings_rivals,
     pages,
     papertables,
     planned,
@@ -153,6 +154,11 @@ def leak() -> str:
     return findings_leak.text(clean, leaky)
 
 
+def rivals() -> str:
+    """MedMerge against its rivals and controls, on the skin pair with MobileNetV2."""
+    return findings_rivals.text(_pair(*findings_rivals.PAIR), findings_rivals.rows())
+
+
 def compute() -> str:
     """Hours and an estimate of energy, by study."""
     found = records.gather(home() / "results" / "open", "*/*/*/seed*")
@@ -232,6 +238,13 @@ def figure() -> figures_findings.BookFigure | None:
 
 TEXTS = {
     **{"verdict": verdict, "claims": claims, "scores": scores, "tests": tests, "progress": progress, "resnet": resnet},
-    **{"agreement": seeds_agree, "leak": leak, "compute": compute, "external": external, "again": again},
+    **{
+        "agreement": seeds_agree,
+        "leak": leak,
+        "rivals": rivals,
+        "compute": compute,
+        "external": external,
+        "again": again,
+    },
 }
 """By what ``{findings}`` asks for."""

@@ -8,6 +8,9 @@ import pandas as pd
 from medmerge import report, significance
 from medmerge.records import Record
 
+BASELINES = ("ft", "lp_ft")
+"""Approaches that the plan's first claim is about; a page with others among its rows is no family of the plan."""
+
 GRADED = ("aptos2019", "eyepacs", "medmnist:retinamnist")
 """Targets whose classes are grades, in order."""
 
@@ -116,9 +119,21 @@ def verdict(records: Sequence[Record]) -> str:
     return (
         f"Over {len(seeds)} seeds and the test images together MedMerge is superior to {counts['superior'] or 'none'}, "
         f"inferior to {counts['inferior'] or 'none'} and equivalent to {equivalent or 'none'} of {len(found)} "
-        f"baselines. The margin, which is what another seed changes, is {spread:.3f}. For the plan's claim that "
-        f"MedMerge beats them, this pair counts as **{decide(found)}**."
+        f"baselines. The margin, which is what another seed changes, is {spread:.3f}. {_counts_as(records, found)}"
     )
+
+
+def _counts_as(records: Sequence[Record], found: pd.DataFrame) -> str:
+    others = {run.run["row"]["title"]: None for run in records if _approach(run) not in (*BASELINES, "medmerge")}
+    if others:
+        return (
+            f"With {', '.join(others)} among them this decides nothing: the plan's claim is about FT and LP-FT alone."
+        )
+    return f"For the plan's claim that MedMerge beats them, this pair counts as **{decide(found)}**."
+
+
+def _approach(run: Record) -> str:
+    return run.run["row"]["approach"]
 
 
 def secondary(records: Sequence[Record]) -> pd.DataFrame:

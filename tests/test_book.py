@@ -159,7 +159,7 @@ MODULES = (
         "definitions",
         "study",
         "revisits",
-        *("planned", "findings", "findings_leak", "papertables"),
+        *("planned", "findings", "findings_leak", "findings_rivals", "papertables"),
         "inputs",
         "learn",
         "datasheets",

@@ -159,7 +159,7 @@ def chapter(tmp_path, monkeypatch):
 
         monkeypatch.setattr(findingspage, "_pair", one)
         findingspage._claims.cache_clear()
-        return {name: text() for name, text in findingspage.TEXTS.items()}
+        return {name: text().replace("\N{NO-BREAK SPACE}", " ") for name, text in findingspage.TEXTS.items()}
 
     yield over
     findingspage._claims.cache_clear()

@@ -53,6 +53,13 @@ def test_equivalence_to_a_baseline_fails_the_claim(tmp_path, monkeypatch):
     assert planned.outcome(made) == "failure" and "equivalent to 1 of 2" in planned.verdict(made)
 
 
+def test_a_page_with_rivals_is_no_family_of_the_plan(tmp_path, monkeypatch):
+    monkeypatch.setitem(ROWS, "ft-c", ("soup", "Soup", ["b", "c"]))
+    said = planned.verdict(study(tmp_path, 40, 45, 5, seeds=(0, 1)))
+    assert "superior to 2" in said and "counts as" not in said
+    assert said.endswith("With Soup among them this decides nothing: the plan's claim is about FT and LP-FT alone.")
+
+
 def test_one_seed_decides_nothing(tmp_path):
     made = study(tmp_path, 40, 45, 5)
     assert list(planned.comparisons(made)["superior"]) == ["superior"] * 2
