@@ -11,14 +11,14 @@ from medmerge.inputs import home
 from medmerge.records import Record
 from medmerge.rivals import RIVALS
 
-FILES = ("skin-rivals-mobilenet", "skin-reestimated-mobilenet", "skin-controls-mobilenet")
+FILES = tuple(f"skin-{kind}-mobilenet" for kind in ("rivals", "reestimated", "controls", "granularity"))
 """Parameter files whose rows are held against MedMerge. They are of one pair, and share its split and its MedMerge."""
 
 PAIR = ("skin-seeds", "mobilenet_v2")
 """The pair, as :func:`medmerge.findings.pair` takes it."""
 
 OWN = ("medmerge", "fixed_w", "lp_norms_ft")
-"""Approaches of the controls; of MedMerge, its other starts of batch norm."""
+"""Approaches of the controls; of MedMerge, with another start of batch norm or a weight a parameter."""
 
 
 def rows() -> report.Rows:
