@@ -1,6 +1,7 @@
 """Work side by side, each piece in a process of its own that is forked from one which has loaded PyTorch already."""
 
 import functools
+import gc
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -101,6 +102,7 @@ def _context(modules: list[str]) -> BaseContext:
 def _work(job: Job, at_once: int) -> None:
     """In a process of its own: the job, whose parent alone hears Ctrl-C and says that it was stopped."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # modules stay: statsmodels would look through them all at every correction by Holm
     companion = _companion(job)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(format=f"{job.name}: %(message)s", stream=sys.stdout)

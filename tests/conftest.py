@@ -1,11 +1,13 @@
 """What all tests share: one thread, the real data where it is, and the rule that CI skips nothing."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
@@ -20,6 +22,21 @@ from medmerge.data import fundus, skin
 
 def pytest_configure():
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: of files side by side none is then left to run alone at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    """Modules stay: statsmodels would look through them all at every correction by Holm."""
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 def pytest_sessionfinish(session):
