@@ -118,6 +118,6 @@ def _table(kind: str, table: pd.DataFrame) -> list[str]:
     lines.append("| --- | ---: | ---: | ---: | :---: | ---: | --- | --- |")
     for row in table.itertuples():
         numbers = f"{row.difference:+.3f} | {row.low:+.3f} to {row.high:+.3f} | {row.p_holm:.2g}"
-        words = f"{row.superior} | {row.equivalence}"
+        words = f"{row.superior} | {row.equivalence}" if row.seeds > 1 else "one seed | –"
         lines.append(f"| {row.against} | {row.mean:.3f} | {row.seeds} | {numbers} | {words} |")
     return lines if len(table) else [f"No {kind} has been run."]

@@ -107,7 +107,7 @@ def tests() -> str:
     for backbone, one in _begun():
         for row in one.comparisons.itertuples():
             numbers = f"{row.difference:+.3f} | {row.low:+.3f} to {row.high:+.3f} | {row.p_holm:.2g}"
-            words = f"{row.superior} | {row.equivalence}"
+            words = f"{row.superior} | {row.equivalence}" if one.counts else "one seed | –"
             lines.append(f"| {one.name}, {NAMES[backbone]} | {row.against} | {numbers} | {words} |")
     return "\n".join(lines) if len(lines) > 2 else "No pair has a seed of all five rows yet."
 

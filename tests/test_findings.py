@@ -180,6 +180,7 @@ def test_failures_stand_first(tmp_path, chapter):
     assert "| retina, DenseNet-121 | FT b | 0.639 |" in texts["scores"], "the paper's row of APTOS"
     assert "| chest, DenseNet-121 | LP-FT c | 0.944 |" in texts["scores"]
     assert texts["tests"].count("\n") == 1 + 8 and "| chest, DenseNet-121 | FT b | -" in texts["tests"]
+    assert texts["tests"].count("| one seed | – |") == 4, "retina's, which decide nothing"
     assert texts["agreement"].count("| chest, DenseNet-121 |") == 3
 
 

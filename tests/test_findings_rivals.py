@@ -67,7 +67,7 @@ def test_rivals_and_controls_are_two_families(tmp_path, monkeypatch):
         rivals.startswith("| MedMerge minus rival |") and rivals.count("\n") == 2 and "| Average b + c | 0." in rivals
     )
     assert others.startswith("| MedMerge minus control |") and others.count("\n") == 2
-    assert "| Merge, w fixed b + c | 0." in others and "FT b" not in said
+    assert "| Merge, w fixed b + c | 0." in others and "FT b" not in said and "one seed" not in said
     assert "is **0.750**: above what" in sentence and missing == "Not run: Soup b + c."
 
 
@@ -76,6 +76,13 @@ def test_without_the_merge_nothing_is_answered(tmp_path):
     assert findings_rivals.text(one, made(tmp_path, {"soup-b-c": 10})).startswith("**Not answered.**")
     only = made(tmp_path / "only", {"medmerge-b-c": 20})
     assert "No rival has been run." in findings_rivals.text(one, only)
+
+
+def test_a_row_of_one_seed_is_described(tmp_path):
+    one = pair(tmp_path / "five", (45, 40, 45, 40, 20), "skin-seeds")
+    found = made(tmp_path, {"medmerge-b-c": 5, "soup-b-c": 45}, seeds=(1,))
+    (line,) = [line for line in findings_rivals.text(one, found).splitlines() if line.startswith("| Soup b + c |")]
+    assert line.endswith("| one seed | – |") and "superior" not in line
 
 
 def test_the_files_share_a_pair_and_ask_for_every_rival_and_control():
