@@ -98,10 +98,25 @@ def text(one: Pair, found: report.Rows) -> str:
             *_table("rival", compared(found, rivals, spread)),
             "",
             *_table("control", compared(found, others, spread)),
+            *_unchanged(found, others),
             *_replaced([run for run in _merged(found) if not run.controls.empty]),
             *(["", f"Not run: {', '.join(missing)}."] if missing else []),
         ]
     )
+
+
+def _unchanged(found: Mapping[str, list[Record]], labels: Iterable[str]) -> list[str]:
+    """Rows of another start of batch norm whose predictions are MedMerge's own."""
+    pairs = {
+        label: _of_the_same_seeds(found, label) for label in labels if set(found[label][0].settings) == {"batchnorm"}
+    }
+    same = [
+        label
+        for label, pair in pairs.items()
+        if pair and all(one.predictions.equals(run.predictions) for one, run in zip(*pair, strict=True))
+    ]
+    why = "with free batch norms a step of the probe normalises by its batch, and running statistics forget their start"
+    return ["", f"{', '.join(same)} predicts what MedMerge does, to the last digit: {why}."] if same else []
 
 
 def _replaced(runs: list[Record]) -> list[str]:

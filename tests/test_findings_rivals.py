@@ -94,3 +94,18 @@ def test_the_files_share_a_pair_and_ask_for_every_rival_and_control():
         assert {**p.model_dump(), **dict.fromkeys(own)} == {**five.model_dump(), **dict.fromkeys(own)}, name
         asked |= set(p.approaches)
     assert asked == {*RIVALS, "ft", "lp_ft", *findings_rivals.OWN} and set(findings_rivals.OWN) <= set(CORE)
+
+
+def test_another_start_that_changes_nothing_is_said_to(tmp_path):
+    one = pair(tmp_path / "five", (45, 40, 45, 40, 20), "skin-seeds")
+    found = made(tmp_path, {"medmerge-b-c": 20})
+    again = [make(tmp_path / "again", "medmerge-b-c", 20, seed) for seed in (1, 2)]
+    for run in again:
+        run.run["row"]["settings"] = {"batchnorm": "reestimated"}
+    found[again[0].label] = again
+    said = (
+        "MedMerge b + c (batchnorm reestimated) predicts what MedMerge does, to the last digit: with free batch norms"
+    )
+    assert said in findings_rivals.text(one, found)
+    again[1].predictions.loc[0, "p_a"] += 1e-9
+    assert said not in findings_rivals.text(one, found)
