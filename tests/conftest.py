@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
@@ -22,12 +21,6 @@ from medmerge.data import fundus, skin
 
 def pytest_configure():
     torch.set_num_threads(1)
-
-
-def pytest_collection_modifyitems(items):
-    """Files with slow tests come first: of files side by side none is then left to run alone at the end."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_collection_finish():

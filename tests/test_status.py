@@ -17,9 +17,10 @@ RUNS = sorted((ROOT / "results/open").glob("*/*/*/seed*/run.json"))
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project of its own: the open studies' records and their two parameter files."""
+    """A project of its own: two open studies' records with DenseNet-121, and their parameter files."""
     for name in ("skin", "source-ham10k"):
-        shutil.copytree(ROOT / "results/open" / name, tmp_path / "results/open" / name)
+        records_of_one = Path("results/open", name, "densenet121")
+        shutil.copytree(ROOT / records_of_one, tmp_path / records_of_one)
         (tmp_path / "params/open").mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / f"params/open/{name}.yaml", tmp_path / "params/open")
     (tmp_path / "_config.yml").touch()
