@@ -75,7 +75,7 @@ class Pair:
 
     def row(self, approach: str, *sources: str) -> list[Record]:
         """The runs of a row, by seed."""
-        runs = [r for r in self.records if r.run["row"]["approach"] == approach]
+        runs = [r for r in self.records if r.approach == approach]
         runs = [r for r in runs if not sources or tuple(r.run["row"]["sources"]) == sources]
         return sorted(runs, key=lambda record: record.run["seed"])
 

@@ -62,11 +62,7 @@ def compared(found: Mapping[str, list[Record]], labels: Iterable[str], spread: f
 
 def _merged(found: Mapping[str, list[Record]]) -> list[Record]:
     """MedMerge as the pair's own parameters have it."""
-    return [run for runs in found.values() for run in runs if _approach(run) == "medmerge" and not run.settings]
-
-
-def _approach(run: Record) -> str:
-    return run.run["row"]["approach"]
+    return [run for runs in found.values() for run in runs if run.approach == "medmerge" and not run.settings]
 
 
 def _of_the_same_seeds(found: Mapping[str, list[Record]], label: str) -> tuple[list[Record], list[Record]] | None:
@@ -76,7 +72,7 @@ def _of_the_same_seeds(found: Mapping[str, list[Record]], label: str) -> tuple[l
     if not runs:
         return None
     pair = [merged[run.run["seed"]] for run in runs], runs
-    report.by_row([*pair[0], *runs])
+    report.by_row([*pair[0], *runs])  # refuses other test images
     return pair
 
 
@@ -124,7 +120,7 @@ def _replaced(runs: list[Record]) -> list[str]:
 
 
 def _any(runs: list[Record], approaches: Container[str]) -> bool:
-    return bool(runs) and _approach(runs[0]) in approaches
+    return bool(runs) and runs[0].approach in approaches
 
 
 def _table(kind: str, table: pd.DataFrame) -> list[str]:
@@ -132,7 +128,5 @@ def _table(kind: str, table: pd.DataFrame) -> list[str]:
     lines = [f"| MedMerge minus {kind} | its macro F1 | seeds | {' | '.join(heads)} |"]
     lines.append("| --- | ---: | ---: | ---: | :---: | ---: | --- | --- |")
     for row in table.itertuples():
-        numbers = f"{row.difference:+.3f} | {row.low:+.3f} to {row.high:+.3f} | {row.p_holm:.2g}"
-        words = f"{row.superior} | {row.equivalence}" if row.seeds > 1 else "one seed | –"
-        lines.append(f"| {row.against} | {row.mean:.3f} | {row.seeds} | {numbers} | {words} |")
+        lines.append(f"| {row.against} | {row.mean:.3f} | {row.seeds} | {planned.cells(row, row.seeds)} |")
     return lines if len(table) else [f"No {kind} has been run."]

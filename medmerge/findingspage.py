@@ -106,9 +106,8 @@ def tests() -> str:
     lines = ["| pair, network | " + " | ".join(heads) + " |", "| --- | --- | ---: | :---: | ---: | --- | --- |"]
     for backbone, one in _begun():
         for row in one.comparisons.itertuples():
-            numbers = f"{row.difference:+.3f} | {row.low:+.3f} to {row.high:+.3f} | {row.p_holm:.2g}"
-            words = f"{row.superior} | {row.equivalence}" if one.counts else "one seed | –"
-            lines.append(f"| {one.name}, {NAMES[backbone]} | {row.against} | {numbers} | {words} |")
+            cells = planned.cells(row, len(one.seeds))
+            lines.append(f"| {one.name}, {NAMES[backbone]} | {row.against} | {cells} |")
     return "\n".join(lines) if len(lines) > 2 else "No pair has a seed of all five rows yet."
 
 

@@ -96,6 +96,12 @@ def outcome(records: Sequence[Record]) -> str:
     return decide(comparisons(records))
 
 
+def cells(line: object, seeds: int) -> str:
+    """A line of :func:`comparisons` from its difference on, as cells of a Markdown table; one seed decides nothing."""
+    numbers = f"{line.difference:+.3f} | {line.low:+.3f}\N{NO-BREAK SPACE}to {line.high:+.3f} | {line.p_holm:.2g}"
+    return f"{numbers} | {line.superior} | {line.equivalence}" if seeds > 1 else f"{numbers} | one seed | –"
+
+
 def decide(found: pd.DataFrame) -> str:
     """:func:`outcome` of a table of :func:`comparisons`."""
     if (found["equivalence"] == "unknown").any():
@@ -124,16 +130,11 @@ def verdict(records: Sequence[Record]) -> str:
 
 
 def _counts_as(records: Sequence[Record], found: pd.DataFrame) -> str:
-    others = {run.run["row"]["title"]: None for run in records if _approach(run) not in (*BASELINES, "medmerge")}
+    others = {run.run["row"]["title"]: None for run in records if run.approach not in (*BASELINES, "medmerge")}
     if others:
-        return (
-            f"With {', '.join(others)} among them this decides nothing: the plan's claim is about FT and LP-FT alone."
-        )
+        names = ", ".join(others)
+        return f"With {names} among them this decides nothing: the plan's claim is about FT and LP-FT alone."
     return f"For the plan's claim that MedMerge beats them, this pair counts as **{decide(found)}**."
-
-
-def _approach(run: Record) -> str:
-    return run.run["row"]["approach"]
 
 
 def secondary(records: Sequence[Record]) -> pd.DataFrame:

@@ -53,6 +53,11 @@ class Record:
         return label(self.run["row"]["title"], self.run["row"]["sources"], self.settings)
 
     @property
+    def approach(self) -> str:
+        """Its row's approach, as parameter files name it."""
+        return self.run["row"]["approach"]
+
+    @property
     def settings(self) -> Mapping[str, object]:
         """The parameters in which the row differs from its study, by name; see ``vary``."""
         return self.run["row"].get("settings", {})

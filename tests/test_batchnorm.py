@@ -175,6 +175,19 @@ def test_a_plain_probe_with_free_norms_moves_them_and_no_kernel():
     assert not moved & kernels and moved - {"head"} == {f"backbone.{name}" for name in batchnorm.layers(source(0))}
 
 
+@pytest.mark.parametrize("free", ["both", "none"])
+def test_running_statistics_of_the_start_matter_only_where_norms_are_frozen(free):
+    """With free norms a step normalises by its batch: losses and weights are the same from either start, to the bit."""
+    ends = []
+    for start in ("mean", "reestimated"):
+        one = task(lp_epochs=3, ft_epochs=0, batchnorm_free=free, select="last")
+        outcome = medmerge([source(0), source(1)], one, batchnorm=start, score_controls=False)
+        ends.append(([row["train_loss"] for row in one.history], outcome.kernel_weights))
+    (losses, weights), (others, measured) = ends
+    same = losses == others and all(torch.equal(w, measured[name]) for name, w in weights.items())
+    assert len(losses) == 3 and same is (free == "both")
+
+
 def test_starts_of_batch_norm_are_reached_before_anything_learns():
     one = task()
     mean, measured, repaired = (
