@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medmerge.data import base, catalogue, load_images, load_table, near, split_files, splits
+from medmerge.data import catalogue, load_images, load_table, near, split_files, splits
 from medmerge.data.audit import Audit, audit, shared
 from medmerge.data.base import DataError, Table
 from medmerge.data.overlap import hidden
 from medmerge.data.paper_numbers import PAPER_NUMBERS
+from medmerge.data.reading import read_rows
 
 WIDTH = 100
 _SIZE = 64
@@ -113,7 +114,7 @@ def _read(options: argparse.Namespace, root: Path | None) -> tuple[Table, list[s
         table = load_table(options.name, **wanted, missing="drop")
     digests, pixels = (None, None) if options.no_images else _decode(table)
     if options.digests:
-        rows = base.read_rows(Path(options.digests).expanduser(), ("id", "sha256"))
+        rows = read_rows(Path(options.digests).expanduser(), ("id", "sha256"))
         known = dict(zip(rows["id"], rows["sha256"], strict=True))
         own = digests or [""] * len(table.frame)
         digests = [digest or known.get(image, "") for image, digest in zip(table.frame["id"], own, strict=True)]

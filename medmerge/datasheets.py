@@ -16,8 +16,9 @@ import numpy as np
 from medmerge import backbones, data, files, probes, records
 from medmerge.data import splits
 from medmerge.data.audit import audit, leakage, shared
-from medmerge.data.base import Table, read_rows
+from medmerge.data.base import Table
 from medmerge.data.cache import hash_row
+from medmerge.data.reading import read_rows
 from medmerge.data.tables import known_names
 from medmerge.inputs import home, resolve
 from medmerge.params import ParameterError, Parameters

@@ -73,7 +73,7 @@ def learn(p: Parameters, out: Path, licence: str = "") -> Record:
     found = study.run(p)
     if finished:
         _check_same(p, found, out)
-    merged = [record for record in found if record.run["row"]["approach"] == "medmerge"]
+    merged = [record for record in found if record.approach == "medmerge"]
     chosen = max(merged, key=lambda record: record.history[records.score_column(record.history)].max())
     out.mkdir(parents=True, exist_ok=True)
     trained = chosen.folder / definitions.MODEL

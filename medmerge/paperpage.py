@@ -27,13 +27,13 @@ def _studies() -> tuple[tuple[Record, ...], ...]:
     """The five rows of each finished pair of the open study, those without settings of their own."""
     found: dict[tuple[str, str], list[Record]] = {}
     for record in records.gather(home() / STUDIES, "*/*/*/seed*"):
-        if record.run["row"]["approach"] in _APPROACHES and not record.settings and not record.multilabel:
+        if record.approach in _APPROACHES and not record.settings and not record.multilabel:
             found.setdefault(record.folder.parts[-4:-2], []).append(record)
     return tuple(tuple(runs) for runs in found.values() if _complete(runs))
 
 
 def _complete(runs: Sequence[Record]) -> bool:
-    seeds = [{r.run["seed"] for r in runs if r.run["row"]["approach"] == one} for one in _APPROACHES]
+    seeds = [{r.run["seed"] for r in runs if r.approach == one} for one in _APPROACHES]
     return bool(seeds[0]) and seeds[0] == seeds[1] == seeds[2]
 
 

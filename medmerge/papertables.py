@@ -163,7 +163,7 @@ def togetherness(studies: Sequence[Sequence[Record]]) -> float:
     found = []
     for records in studies:
         by_row = report.by_row(records)
-        merged = next(runs for runs in by_row.values() if runs[0].run["row"]["approach"] == "medmerge")
+        merged = next(runs for runs in by_row.values() if runs[0].approach == "medmerge")
         for runs in by_row.values():
             found += [] if runs is merged else [_correlation(a, b) for a, b in zip(merged, runs, strict=True)]
     return float(np.median(found))

@@ -55,7 +55,7 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
         classes = runs[0].run["data"]["classes"]
         low, high = _once(evaluation.bootstrap_interval, runs[0].labels, predicted(runs), num_classes=len(classes))
         table.append(
-            {"label": label, "approach": runs[0].run["row"]["approach"], "seeds": len(runs)}
+            {"label": label, "approach": runs[0].approach, "seeds": len(runs)}
             | metrics.mean().to_dict()
             | {"mean": metrics["macro_f1"].mean(), "low": low, "high": high, "sd": metrics["macro_f1"].std()}
         )
@@ -72,7 +72,7 @@ def comparisons(records: Sequence[Record], reference: str = "medmerge") -> pd.Da
     """
     rows = by_row(records)
     chosen = [label for label in rows if label == reference] or [
-        label for label, (run, *_) in rows.items() if run.run["row"]["approach"] == reference and not run.settings
+        label for label, (run, *_) in rows.items() if run.approach == reference and not run.settings
     ]
     if len(chosen) != 1:
         raise RecordError(f"{len(chosen)} rows of {reference!r} among {list(rows)}; the comparison needs one")
@@ -200,7 +200,7 @@ def class_scores(records: Sequence[Record]) -> pd.DataFrame:
         mean = pd.concat([pd.DataFrame(one).T.astype(float) for one in found]).groupby(level=0).mean().loc[classes]
         mean = mean.astype({"positives": int, "negatives": int}).rename_axis("class").reset_index()
         mean.insert(0, "label", label)
-        mean.insert(1, "approach", runs[0].run["row"]["approach"])
+        mean.insert(1, "approach", runs[0].approach)
         frames.append(mean)
     return pd.concat(frames, ignore_index=True)
 
@@ -248,8 +248,7 @@ def displacement(record: Record) -> dict[str, float]:
 def histories(records: Sequence[Record]) -> pd.DataFrame:
     """All histories in one frame, with columns run, approach and seed; runs that trained nothing have no rows."""
     frames = [
-        record.history.assign(run=record.label, approach=record.run["row"]["approach"], seed=record.run["seed"])
-        for record in records
+        record.history.assign(run=record.label, approach=record.approach, seed=record.run["seed"]) for record in records
     ]
     return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
 

@@ -43,7 +43,7 @@ def merged_classifier(record: Record) -> tuple[backbones.Classifier, list[nn.Mod
     if not path.is_file():
         raise RecordError(f"no {path}: what the linear probe learnt lies only where the run was computed")
     p = parameters(record)
-    approach, names = APPROACHES[run["row"]["approach"]], run["row"]["sources"]
+    approach, names = APPROACHES[record.approach], run["row"]["sources"]
     if problems := inputs.missing(p, names):
         raise ParameterError("\n".join(problems))
     inputs.check_sources(p, names, [record])

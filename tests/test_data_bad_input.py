@@ -5,7 +5,7 @@ import pytest
 from data_fixtures import altered, augmented, separated, with_line, write_csv, write_ham10k, write_image, write_isic2019
 
 from medmerge.data import DataError, load_table
-from medmerge.data.base import match_columns
+from medmerge.data.reading import match_columns
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("ham10", "ham10k"), ("ISIC2019", "isic2019"),

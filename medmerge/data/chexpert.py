@@ -14,9 +14,8 @@ from medmerge.data.base import (
     Listing,
     dataset_folder,
     listing_frame,
-    match_columns,
-    read_matching,
 )
+from medmerge.data.reading import match_columns, read_matching
 
 CLASSES = (
     "Enlarged Cardiomediastinum",

@@ -13,11 +13,10 @@ from medmerge.data.base import (
     Listing,
     dataset_folder,
     first_file,
-    image_names,
     index_images,
     listing_frame,
-    read_matching,
 )
+from medmerge.data.reading import image_names, read_matching
 
 GRADES = ("0", "1", "2", "3", "4")
 """Of diabetic retinopathy: none, mild, moderate, severe, proliferative."""

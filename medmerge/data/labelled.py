@@ -17,8 +17,8 @@ from medmerge.data.base import (
     dataset_folder,
     first_duplicate,
     listing_frame,
-    read_matching,
 )
+from medmerge.data.reading import read_matching
 
 FOLDER_SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".dcm", ".dicom", ".gif", ".tif", ".tiff", ".webp")
 PREFIX = "label:"

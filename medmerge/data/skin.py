@@ -17,12 +17,10 @@ from medmerge.data.base import (
     dataset_folder,
     first_duplicate,
     first_file,
-    image_names,
     index_images,
     listing_frame,
-    read_matching,
-    read_rows,
 )
+from medmerge.data.reading import image_names, read_matching, read_rows
 
 HAM10K_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 ISIC2018_COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")

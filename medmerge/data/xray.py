@@ -17,8 +17,8 @@ from medmerge.data.base import (
     first_file,
     index_images,
     listing_frame,
-    read_matching,
 )
+from medmerge.data.reading import read_matching
 
 RSNA_CLASSES = ("Normal", "Lung Opacity")
 RSNA_LEFT_OUT = "No Lung Opacity / Not Normal"
