@@ -46,12 +46,22 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
     for name in ("target_root", "exclude_root"):
         dataset = getattr(p, name.replace("root", "data"))
         if dataset and not dataset.startswith("synthetic:") and not getattr(p, name):
-            problems.append(f"{name}: {dataset} needs the folder that it was unpacked to")
+            problems.append(f"{name}: {_wanted(dataset)}")
     for name in ("target_root", "exclude_root", "source_root", "target_labels", "split_file"):
         path = getattr(p, name)
         if path and not resolve(path).exists():
-            problems.append(f"{name}: no {path} {places}")
+            dataset = {"target_root": p.target_data, "exclude_root": p.exclude_data}.get(name)
+            problems.append(f"{name}: no {path} {places}" + (f". {_wanted(dataset)}" if dataset else ""))
     return problems + _inside(p)
+
+
+def _wanted(dataset: str) -> str:
+    """What the folder of a dataset must hold and where to get it, in the dataset's own words."""
+    try:
+        data.load_table(dataset)
+    except data.DataError as error:
+        return str(error)
+    return f"{dataset} needs no folder"
 
 
 def _inside(p: Parameters) -> list[str]:
