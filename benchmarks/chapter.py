@@ -203,9 +203,10 @@ def passes(path: Path) -> tuple[str, int] | None:
     Features that a linear probe computes once are not counted, nor is validation. None for files of other pages and
     for the clean splits, which have no more images than the paper's.
     """
-    from medmerge import definitions, pages
     from medmerge.data.chexpert import FRONTAL
     from medmerge.data.paper_numbers import PAPER_NUMBERS
+    from medmerge.study import definitions
+    from medmerge.study import notebooks as pages
 
     p = pages.parameters(path, pages.notebook(path))
     if p.cost_repeats or p.pair.endswith("-clean"):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge.evaluation import bootstrap_interval, compare
-from medmerge.resampling import cells_of_classes, scores
-from medmerge.significance import delong, mcnemar, over_seeds
+from medmerge.stats.evaluation import bootstrap_interval, compare
+from medmerge.stats.resampling import cells_of_classes, scores
+from medmerge.stats.significance import delong, mcnemar, over_seeds
 
 OUT = Path(__file__).with_suffix(".json")
 SHARES = {

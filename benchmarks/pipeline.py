@@ -11,7 +11,7 @@ import torch
 from benchmarks import photographs, turns
 from benchmarks.settings import Settings
 from medmerge import backbones, devices, loop, training
-from medmerge.approaches import classifier
+from medmerge.approaches.paper import classifier
 from medmerge.serving import batches, resident, stream
 from medmerge.task import Protocol, Task
 

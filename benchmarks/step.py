@@ -10,9 +10,10 @@ import torch
 from benchmarks import turns
 from benchmarks.settings import Settings
 from benchmarks.ways import WAYS
-from medmerge import backbones, cost, devices, kernels, loop
+from medmerge import backbones, devices, kernels, loop
 from medmerge.backbones import Classifier
 from medmerge.devices import seeded
+from medmerge.study import cost
 from medmerge.task import Task
 
 GIVEN_BACK = "FT, memory given back"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from medmerge.backbones import Classifier, backbone, save_backbone
 from medmerge.merge import KernelMerge, zeros_like
-from medmerge.params import ParameterError, Parameters
+from medmerge.study.params import ParameterError, Parameters
 
 __all__ = [
     "Classifier",
@@ -19,13 +19,13 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from medmerge.explorer import explore
+    from medmerge.explorer.widget import explore
 
 
 def __getattr__(name: str) -> object:
     """The explorer, when it is asked for: whoever merges needs neither its widgets nor matplotlib."""
     if name == "explore":
-        from medmerge.explorer import explore
+        from medmerge.explorer.widget import explore
 
         return explore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -73,7 +73,7 @@ class Task:
         cost: by phase seconds, images a second and peak memory in MiB, filled by :func:`~medmerge.training.fit`.
         sources: what the approach's sources were trained on; names them where it chooses between networks.
         recall: gives the finished network of another approach from one source, both by name, and its cost; or None
-            where the study does not have it. See `medmerge.ingredients`.
+            where the study does not have it. See `medmerge.approaches.ingredients`.
     """
 
     train: Samples

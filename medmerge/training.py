@@ -14,13 +14,14 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
-from medmerge import batchnorm, evaluation, loop
+from medmerge import batchnorm, loop
 from medmerge.checkpoints import Progress
 from medmerge.data import Samples
 from medmerge.devices import channels_last, memory_kept, peak_memory, reset_peak_memory, seeded
 from medmerge.loop import loss
 from medmerge.merge import KernelMerge
 from medmerge.serving import prepare, resident
+from medmerge.stats import evaluation
 from medmerge.task import Protocol, Task
 
 __all__ = [

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from medmerge import report, significance
 from medmerge.data import load_table, splits
-from medmerge.params import Parameters, load_yaml
+from medmerge.pages import report
+from medmerge.stats import significance
+from medmerge.study.params import Parameters, load_yaml
 
 ROOT = Path(__file__).parents[1]
 PLAN = (ROOT / "book" / "plan.md").read_text(encoding="utf-8")

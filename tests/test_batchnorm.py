@@ -9,7 +9,7 @@ from test_training import changed, source, state, task
 from torch import nn
 
 from medmerge import Classifier, KernelMerge, batchnorm
-from medmerge.approaches import fixed_w, lp_norms_ft, medmerge, medmerge_zeros
+from medmerge.approaches.paper import fixed_w, lp_norms_ft, medmerge, medmerge_zeros
 from medmerge.training import linear_probe
 
 

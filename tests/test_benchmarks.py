@@ -14,9 +14,10 @@ import torch
 from benchmarks import chapter, photographs, plain, probe, row, step, turns
 from benchmarks.__main__ import PARTS, main
 from benchmarks.ways import WAYS
-from medmerge import KernelMerge, backbone, cost
+from medmerge import KernelMerge, backbone
 from medmerge.backbones import Classifier
 from medmerge.devices import seeded
+from medmerge.study import cost
 
 ROOT = Path(__file__).resolve().parents[1]
 CASE = {"backbone": "densenet_small", "image_size": 32, "batch_size": 4, "device": "cpu"}

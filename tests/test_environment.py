@@ -175,7 +175,7 @@ def test_importing_the_package_loads_no_widgets_and_no_figures():
     code = "import sys, medmerge; print(sorted({'anywidget', 'ipywidgets', 'matplotlib'} & sys.modules.keys()))"
     code += "; print(medmerge.explore.__module__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", "medmerge.explorer"]
+    assert done.stdout.splitlines() == ["[]", "medmerge.explorer.widget"]
 
 
 def test_no_link_is_committed():

@@ -11,8 +11,10 @@ import torch
 from test_records import HISTORY, RUN, predictions
 
 import medmerge
-from medmerge import explorer, explorer_data, records
-from medmerge.records import RecordError
+from medmerge.explorer import payload as explorer_data
+from medmerge.explorer import widget as explorer
+from medmerge.study import records
+from medmerge.study.records import RecordError
 
 LAYERS = {"features.conv0": 6, "features.denseblock1.denselayer1.conv1": 4, "features.transition1.conv": 5}
 
@@ -127,7 +129,7 @@ def test_a_selection_that_is_not_there_is_refused(runs, wrong, message):
     [
         ({}, ValueError, "the mapping is empty"),
         ([], ValueError, "none of the 0 records"),
-        ("results", TypeError, r"not str; medmerge.records.gather\(folder\) reads records"),
+        ("results", TypeError, r"not str; medmerge.study.records.gather\(folder\) reads records"),
         (3, TypeError, "not int"),
         ([3], TypeError, "not int"),
         ({"a": [0.5, float("nan")]}, ValueError, "w of a is not finite"),

@@ -10,8 +10,10 @@ import yaml
 from data_fixtures import write_csv, write_image
 from PIL import Image
 
-from medmerge import Parameters, backbone, cli, inputs, learn, records, save_backbone
+from medmerge import Parameters, backbone, save_backbone
+from medmerge.cli import main as cli
 from medmerge.data import split_files
+from medmerge.study import inputs, learn, records
 
 FAST = ["--set", "lp_epochs=2", "--set", "lp_lr=0.01", "--set", "ft_epochs=2", "--set", "ft_lr=1.0e-3"]
 FAST += ["--set", "image_size=32", "--set", "device=cpu", "--set", "precision=fp32"]

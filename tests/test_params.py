@@ -8,8 +8,9 @@ import pytest
 import yaml
 from papermill.inspection import inspect_notebook
 
-from medmerge import pages, params
-from medmerge.params import ParameterError, Parameters, assigned_names, assigned_values, load_yaml
+from medmerge.study import notebooks as pages
+from medmerge.study import params
+from medmerge.study.params import ParameterError, Parameters, assigned_names, assigned_values, load_yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}

@@ -9,9 +9,13 @@ import nbformat
 import pytest
 from test_study import TINY, write_weights
 
-from medmerge import cli, definitions, pages, plan, recall, records, study
-from medmerge.params import ParameterError
-from medmerge.registry import APPROACHES
+from medmerge.approaches import APPROACHES
+from medmerge.cli import main as cli
+from medmerge.cli import plan
+from medmerge.study import definitions, recall, records
+from medmerge.study import notebooks as pages
+from medmerge.study import run as study
+from medmerge.study.params import ParameterError
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {**TINY, "track": "own", "fractions": [0.1, 0.1, 0.8], "lp_epochs": 1, "ft_epochs": 1}

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 import medmerge
-from medmerge import files, records, reruns
-from medmerge.records import RecordError
+from medmerge import files
+from medmerge.study import records, reruns
+from medmerge.study.records import RecordError
 
 WHERE = Path("demo/moles/densenet_small/medmerge-b-c/seed0")
 RUN = {
@@ -300,7 +301,7 @@ def package(tmp_path, monkeypatch):
     folder = tmp_path / "repository" / "medmerge"
     folder.mkdir(parents=True)
     (folder / "records.py").write_text("a = 1\n")
-    monkeypatch.setattr(records, "__file__", str(folder / "records.py"))
+    monkeypatch.setattr(records, "__file__", str(folder / "study" / "records.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     return folder
 

@@ -12,23 +12,11 @@ from test_study import parameters, write_weights
 from test_training import findings, samples, source
 from torch import nn
 
-from medmerge import (
-    Classifier,
-    backbones,
-    batchnorm,
-    checkpoints,
-    definitions,
-    ingredients,
-    report,
-    rivals,
-    study,
-    training,
-)
-from medmerge.approaches import CORE, ft, lp_ft
-from medmerge.ingredients import blend, score
-from medmerge.params import ParameterError
-from medmerge.registry import APPROACHES
-from medmerge.rivals import (
+from medmerge import Classifier, backbones, batchnorm, checkpoints, training
+from medmerge.approaches import APPROACHES, ingredients, rivals
+from medmerge.approaches.ingredients import blend, score
+from medmerge.approaches.paper import CORE, ft, lp_ft
+from medmerge.approaches.rivals import (
     RIVALS,
     Ensemble,
     average,
@@ -42,6 +30,10 @@ from medmerge.rivals import (
     soup,
     wise_ft,
 )
+from medmerge.pages import report
+from medmerge.study import definitions
+from medmerge.study import run as study
+from medmerge.study.params import ParameterError
 from medmerge.training import Protocol, Task, predict
 
 FAST = Protocol(lp_epochs=2, lp_lr=1e-2, ft_epochs=2, ft_lr=1e-3, batch_size=16, precision="fp32", device="cpu")

@@ -9,8 +9,8 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar as published
 from statsmodels.stats.weightstats import ttost_paired
 
-from medmerge.evaluation import compare
-from medmerge.significance import delong, equivalence, mcnemar, over_seeds, quadratic_kappa, seed_spread
+from medmerge.stats.evaluation import compare
+from medmerge.stats.significance import delong, equivalence, mcnemar, over_seeds, quadratic_kappa, seed_spread
 
 
 def discordant(only_a, only_b, both=5, none=3):

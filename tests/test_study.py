@@ -8,25 +8,16 @@ import pytest
 import torch
 from data_fixtures import write_ham10k, write_isic2019
 
-from medmerge import (
-    Parameters,
-    backbone,
-    checkpoints,
-    data,
-    definitions,
-    evaluation,
-    inputs,
-    matching,
-    revisits,
-    save_backbone,
-    study,
-)
-from medmerge.approaches import classifier
+from medmerge import Parameters, backbone, checkpoints, data, save_backbone
+from medmerge.approaches import APPROACHES, matching
+from medmerge.approaches.paper import classifier
 from medmerge.backbones import CheckpointError, read_state
-from medmerge.definitions import Row
-from medmerge.params import ParameterError
-from medmerge.records import RecordError
-from medmerge.registry import APPROACHES
+from medmerge.stats import evaluation
+from medmerge.study import definitions, inputs, revisits
+from medmerge.study import run as study
+from medmerge.study.definitions import Row
+from medmerge.study.params import ParameterError
+from medmerge.study.records import RecordError
 from medmerge.training import Protocol, Task
 
 TINY = {

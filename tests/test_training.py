@@ -14,10 +14,10 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from medmerge import Classifier, KernelMerge, backbone, checkpoints, training
-from medmerge.approaches import classifier, ft, lp_ft, medmerge
+from medmerge.approaches import APPROACHES
+from medmerge.approaches.paper import classifier, ft, lp_ft, medmerge
 from medmerge.data import Samples
 from medmerge.devices import choose_device, choose_precision
-from medmerge.registry import APPROACHES
 from medmerge.training import Protocol, Task, TrainingError, fine_tune, linear_probe, parameter_groups, predict
 
 FAST = Protocol(lp_epochs=3, lp_lr=1e-2, ft_epochs=2, ft_lr=1e-3, batch_size=16, precision="fp32", device="cpu")

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from medmerge import Classifier, KernelMerge, backbone, definitions, study, zeros_like
+from medmerge import Classifier, KernelMerge, backbone, zeros_like
 from medmerge.backbones import CheckpointError, check_image_size, patch_size, save_classifier
 from medmerge.kernels import is_embedding, join_attention, split_attention
-from medmerge.params import ParameterError, Parameters
+from medmerge.study import definitions
+from medmerge.study import run as study
+from medmerge.study.params import ParameterError, Parameters
 from medmerge.training import Protocol, parameter_groups
 
 SIZE = 32
