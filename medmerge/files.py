@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 PARTIAL = ".partial"
 """Ending of a file that is being written. Git ignores these."""
 
-LONGEST = 900_000
+LONGEST = 100_000
 """Bytes of the longest file that is not compressed; more would be a burden to a repository."""
 
 _POLL = 0.2  # seconds between two looks at a lock that another process holds

@@ -125,8 +125,8 @@ def test_a_whole_number_is_a_number(name):
         ({"base_data": "a", "source_data": "a", "source_weights": "c.pt"}, "two sources need two names"),
         ({"target_data": "csv"}, "target_labels: the dataset csv needs"),
         ({"target_labels": "l.csv"}, "target_labels: synthetic:moles has its own labels"),
-        ({"save_weights": "w.safetensors"}, r"save_weights: saves one network; give one seed, approaches: \[ft\]"),
-        ({"save_weights": "w.safetensors", "approaches": ["ft"], "seeds": [0, 1]}, "save_weights: saves one network"),
+        ({"save_weights": "w.safetensors"}, r"save_weights: saves one network a seed; give approaches: \[ft\]"),
+        ({"save_weights": "w.safetensors", "approaches": ["ft"], "seeds": [0, 1]}, r"2 seeds need \{seed\} in"),
         ({"save_weights": "w.pt", "approaches": ["ft"]}, "save_weights: 'w.pt' must end in .safetensors"),
     ],
 )

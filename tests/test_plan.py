@@ -68,6 +68,14 @@ def test_weights_come_before_the_runs_that_start_from_them(project):
     assert places == {"base": 1, "source": 1, "pair": 5, "weights": 5}
 
 
+def test_a_seed_comes_after_the_source_of_its_own(project):
+    template, seeds = "w/lesions-{seed}.safetensors", {"seeds": [3, 4]}
+    write("source", "source", **SOURCE | seeds, pair="source", target_data="synthetic:lesions", save_weights=template)
+    write("pair", **SMALL | seeds | {"source_weights": template, "approaches": ["ft"]}, pair="p")
+    assert before(plan.load())["pair:ft-lesions/4"] == {"source:ft-objects/4"}
+    assert plan.load().missing(Path("params/own/pair.yaml")) == []
+
+
 def test_rows_that_combine_networks_come_after_those(project):
     write("pair", **SMALL, pair="p", approaches=["soup", "wise_ft", "ft", "lp_ft", "medmerge"])
     found = before(plan.load())

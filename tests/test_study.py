@@ -434,6 +434,28 @@ def test_weights_asked_for_after_the_run_are_saved_too(project, source, caplog):
     assert str(project) not in caplog.text
 
 
+def test_every_seed_has_a_source_of_its_own(project, source):
+    seeds = {"seeds": [0, 1]}
+    study.run(source.model_copy(update={**seeds, "save_weights": "out/moles-{seed}.safetensors"}))
+    one, other = (project / f"out/moles-{seed}.safetensors" for seed in (0, 1))
+    assert one.read_bytes() != other.read_bytes()
+    pair = {"source_data": "moles", "source_weights": "out/moles-{seed}.safetensors", "approaches": ["ft"], **seeds}
+    row = Row("ft", ("moles",))
+    other.rename(project / "kept")
+    (first,) = study.run(parameters(**pair), [(row, 0)])
+    with pytest.raises(ParameterError, match=r"source_weights: no file out/moles-1\.safetensors"):
+        study.check(parameters(**pair))
+    (project / "kept").rename(other)
+    one.unlink()  # of a finished seed nothing is needed
+    (second,) = study.run(parameters(**pair), [(row, 1)])
+    assert first.run["sources"]["moles"] != second.run["sources"]["moles"]
+    assert inputs.images_list(second.folder / definitions.MODEL).is_file()
+    shutil.copyfile(inputs.images_list(other), inputs.images_list(one))
+    shutil.copyfile(other, one)
+    with pytest.raises(RecordError, match=r"seed0 started from other weights of moles"):
+        study.run(parameters(**{**pair, "approaches": ["ft", "lp_ft"]}), [(Row("lp_ft", ("moles",)), 0)])
+
+
 def test_random_sources_depend_on_the_seed(project):
     p = parameters(base_weights="random", seeds=[0, 1])
     states = [inputs.load_source(p, "objects", seed).state_dict() for seed in (0, 1, 0)]

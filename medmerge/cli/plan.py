@@ -19,7 +19,7 @@ from medmerge.study import costsheets, datasheets, definitions, featuresheets, i
 from medmerge.study import notebooks as pages
 from medmerge.study import run as study
 from medmerge.study.inputs import home
-from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.params import ParameterError, Parameters, of_seed
 from medmerge.study.records import RecordError
 
 _PAGES_ALONE = ("datasets", "studies", "cost_repeats")
@@ -145,29 +145,20 @@ class Plan:
         """
         p, makers = self.files[file], _makers(self.files)
         todo = [(run.row, run.seed) for run in self.runs.values() if run.file == file and not run.finished]
-        names = {name: makers[_place(given)] for name, given in inputs.weights(p).items() if _place(given) in makers}
-        coming = {name for name, maker in names.items() if not all(run.finished for run in self._own(maker))}
-        lost = [name for name in sorted(definitions.needed(todo) - coming) if name in names]
-        problems = [line for name in lost if (line := self._lost(inputs.weights(p)[name], names[name]))]
+        given = [(name, place) for seed in p.seeds for name, place in inputs.weights(p, seed).items()]
+        made = {name for name, place in given if _place(place) in makers}
+        coming = any(not makers[_place(place)].finished for name, place in given if name in made)
+        used = {inputs.weights(p, seed)[name]: None for row, seed in todo for name in row.sources if name in made}
+        problems = [line for place in used if (line := _lost(place, makers[_place(place)]))]
         try:
             if todo:
-                study.check(p, todo, coming={*coming, *names})
+                study.check(p, todo, coming=made)
             for page in self.pages.values():
                 if page.file == file and page.measures and not coming and not p.studies:
                     (datasheets if p.datasets else costsheets if p.cost_repeats else premisesheets).check(p)
         except ParameterError as error:
             problems += str(error).split("\n")
         return problems
-
-    def _lost(self, weights: str, maker: Path) -> str:
-        """A line if weights are not here although the run that makes them is finished."""
-        if inputs.resolve(weights).is_file():
-            return ""
-        (run,) = self._own(maker)
-        return (
-            f"no {weights}, although {maker} is finished: `medmerge train {maker}` copies them from the run's own, if "
-            f"those are here; else move {run.folder.relative_to(home())} away to train them again"
-        )
 
 
 def load(more: Sequence[Path] = ()) -> Plan:
@@ -234,14 +225,25 @@ def _place(weights: str) -> Path | None:
     return (home() / Path(os.path.expandvars(weights)).expanduser()).resolve()
 
 
-def _makers(files: Mapping[Path, Parameters]) -> dict[Path, Path]:
-    """The file whose run saves each weights."""
-    makers: dict[Path, Path] = {}
+def _makers(files: Mapping[Path, Parameters]) -> dict[Path, Run]:
+    """The run that saves each weights."""
+    makers: dict[Path, Run] = {}
     for path, p in files.items():
-        place = _place(p.save_weights) if p.save_weights and has_runs(p) else None
-        if place and makers.setdefault(place, path) != path:
-            raise ParameterError(f"save_weights: {makers[place]} and {path} both save {p.save_weights}; name another")
+        for seed in p.seeds if p.save_weights and has_runs(p) else ():
+            run, place = Run(path, p, definitions.rows(p)[0], seed), _place(of_seed(p.save_weights, seed))
+            if (other := makers.setdefault(place, run).file) != path:
+                raise ParameterError(f"save_weights: {other} and {path} both save {p.save_weights}; name another")
     return makers
+
+
+def _lost(weights: str, maker: Run) -> str:
+    """A line if weights are not here although the run that makes them is finished."""
+    if not maker.finished or inputs.resolve(weights).is_file():
+        return ""
+    return (
+        f"no {weights}, although {maker.file} is finished: `medmerge train {maker.file}` copies them from the run's "
+        f"own, if those are here; else move {maker.folder.relative_to(home())} away to train them again"
+    )
 
 
 def _sorted(files: Mapping[Path, Parameters]) -> dict[Path, Parameters]:
@@ -249,8 +251,8 @@ def _sorted(files: Mapping[Path, Parameters]) -> dict[Path, Parameters]:
     makers = _makers(files)
     graph = graphlib.TopologicalSorter()
     for path, p in sorted(files.items(), key=lambda item: (bool(item[1].vary), item[0])):
-        weights = [_place(given) for given in inputs.weights(p).values()]
-        graph.add(path, *(makers[place] for place in weights if place in makers), *_studied(p, files))
+        weights = [_place(given) for seed in p.seeds for given in inputs.weights(p, seed).values()]
+        graph.add(path, *(makers[place].file for place in weights if place in makers), *_studied(p, files))
     try:
         return {path: files[path] for path in graph.static_order()}
     except graphlib.CycleError as error:
@@ -273,8 +275,8 @@ def _runs(files: Mapping[Path, Parameters]) -> dict[Path, Run]:
             _same(first, Run(path, p, row, seed))
     ordered: dict[Path, Run] = {}
     for folder, run in runs.items():
-        weights = [_place(inputs.weights(run.p)[name]) for name in run.row.sources]
-        needs = [one for place in weights if place in makers for one in _folders(files[makers[place]])]
+        weights = [_place(inputs.weights(run.p, run.seed)[name]) for name in run.row.sources]
+        needs = [makers[place].folder for place in weights if place in makers]
         parts = [definitions.folder(run.p, part, run.seed) for part in definitions.parts(run.row)]
         needs += [one for one in parts if one in runs]
         ordered[folder] = Run(run.file, run.p, run.row, run.seed, tuple(dict.fromkeys(needs)))
@@ -300,5 +302,5 @@ def _shown(path: Path, files: Mapping[Path, Parameters], runs: Mapping[Path, Run
         return tuple(dict.fromkeys(folder for file in _studied(p, files) for folder in _folders(files[file])))
     if p.datasets:
         maker = _makers(files).get(_place(p.base_weights))
-        return tuple(_folders(files[maker])) if maker else ()
+        return (maker.folder,) if maker else ()
     return tuple(_folders(p))

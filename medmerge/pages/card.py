@@ -11,6 +11,7 @@ import pandas as pd
 from medmerge.backbones import SMALL, has_plain_head, patch_size
 from medmerge.data.images import FILL
 from medmerge.pages import report
+from medmerge.study.params import of_seed
 from medmerge.study.records import Record
 
 UNSTATED = "Not stated. The licences of both sources and of the images apply."
@@ -114,7 +115,7 @@ def _merged(p: dict, chosen: Record) -> str:
     table = pd.DataFrame(
         {
             "source": names,
-            "weights": [PurePath(weights).name for weights in given],
+            "weights": [PurePath(of_seed(weights, chosen.run["seed"])).name for weights in given],
             "SHA-256 of its values": [f"`{prints[name][:16]}`" for name in names],
         }
     )

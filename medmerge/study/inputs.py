@@ -18,7 +18,7 @@ from medmerge.backbones import backbone, state_sha256
 from medmerge.data import split_files
 from medmerge.data.base import SPLITS
 from medmerge.data.overlap import hidden, met
-from medmerge.study.params import Parameters
+from medmerge.study.params import SEED, Parameters, of_seed
 from medmerge.study.records import Record, RecordError
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,8 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
         devices.choose_device(p.device)
     except ValueError as error:
         problems.append(str(error))
-    for name, given in weights(p).items():
-        if name not in sources:
-            continue
+    asked = {(name, given): None for seed in p.seeds for name, given in weights(p, seed).items() if name in sources}
+    for name, given in asked:
         parameter = {p.base_data: "base_weights", p.source_data: "source_weights"}.get(name, "more_weights")
         if backbones.is_path(given) and not resolve(given).is_file():
             step = "give a path, or imagenet to download" if name == p.base_data else "run the source notebook first"
@@ -144,7 +143,7 @@ def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
 
     A random one depends on the seed and on which of the sources it is.
     """
-    given, number = weights(p)[name], list(weights(p)).index(name)
+    given, number = weights(p, seed)[name], list(weights(p)).index(name)
     with devices.seeded(devices.choose_device("cpu"), seed, *((number,) if number else ())):
         return backbone(p.backbone, resolve(given) if backbones.is_path(given) else given, p.image_size)
 
@@ -152,13 +151,11 @@ def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
 def check_sources(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> None:
     """Load every source, so that none fails hours later, and compare it with what finished runs started from."""
     for name in sorted(sources):
-        fixed = backbones.is_path(weights(p)[name])
-        prints = {}
-        for seed in p.seeds[:1] if fixed else p.seeds:
-            prints[seed] = state_sha256(load_source(p, name, seed))
+        fixed = backbones.is_path(weights(p)[name]) and SEED not in weights(p)[name]
+        prints = {seed: state_sha256(load_source(p, name, seed)) for seed in (p.seeds[:1] if fixed else p.seeds)}
         for record in done:
-            there = record.run["sources"].get(name)
-            if there and there != prints[p.seeds[0] if fixed else record.run["seed"]]:
+            there, seed = record.run["sources"].get(name), p.seeds[0] if fixed else record.run["seed"]
+            if there and there != prints.get(seed, there):
                 raise RecordError(
                     f"{record.folder} started from other weights of {name} than are here now; give this study another "
                     "`pair` name, or restore the weights"
@@ -236,7 +233,16 @@ def _shared(found: Mapping) -> bool:
 
 def _seen(p: Parameters, name: str) -> pd.DataFrame | str | None:
     """The images that a source was trained on, or why they are not known, or None where it is no dataset of ours."""
-    given, origin = weights(p)[name], ""
+    places = dict.fromkeys(weights(p, seed)[name] for seed in p.seeds)
+    found = [_seen_by(p, name, given) for given in places]
+    lists = [one for one in found if isinstance(one, pd.DataFrame)]
+    if len(lists) < len(found):
+        return next(one for one in found if not isinstance(one, pd.DataFrame))
+    return pd.concat(lists).drop_duplicates(ignore_index=True) if len(lists) > 1 else lists[0]
+
+
+def _seen_by(p: Parameters, name: str, given: str) -> pd.DataFrame | str | None:
+    origin = ""
     if backbones.is_path(given):
         path = resolve(given)
         origin = _trained_on(path)
@@ -285,10 +291,15 @@ def learnt_from(p: Parameters, sources: Iterable[str]) -> pd.DataFrame:
     return seen[columns].drop_duplicates(ignore_index=True).assign(split="source")
 
 
-def weights(p: Parameters) -> dict[str, str]:
-    """The weights of every source by its name, in order: b, then c and further ones where they are given."""
+def weights(p: Parameters, seed: int | None = None) -> dict[str, str]:
+    """The weights of every source by its name, in order: b, then c and further ones where they are given.
+
+    Args:
+        seed: fills in :data:`~medmerge.params.SEED`; None leaves it.
+    """
     second = {p.source_data: p.source_weights} if p.source_data else {}
-    return {p.base_data: p.base_weights, **second, **dict(zip(p.more_data, p.more_weights, strict=True))}
+    found = {p.base_data: p.base_weights, **second, **dict(zip(p.more_data, p.more_weights, strict=True))}
+    return found if seed is None else {name: of_seed(given, seed) for name, given in found.items()}
 
 
 def home() -> Path:

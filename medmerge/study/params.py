@@ -18,6 +18,15 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
+SEED = "{seed}"
+"""Stands for a run's seed in the name of a weights file, where every seed has a source of its own."""
+
+
+def of_seed(weights: str, seed: int) -> str:
+    """Weights as ``base_weights``, ``source_weights``, ``more_weights`` or ``save_weights`` name them, for one seed."""
+    return weights.replace(SEED, str(seed))
+
+
 class ParameterError(ValueError):
     """Parameters that no run can start from; the message has a line for each thing that is wrong."""
 
@@ -42,7 +51,9 @@ class Parameters(BaseModel):
     source_data: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")] = Field(
         "", description="what source c was trained on; empty where there is no source c"
     )
-    source_weights: str = Field("", description="source c: a file as the source notebook writes it, or as above")
+    source_weights: str = Field(
+        "", description="source c: a file as the source notebook writes it, or as above; {seed} in it is the run's seed"
+    )
     more_data: list[Name] = Field(
         [], description="what further sources d, e, ... were trained on, to merge with b and c"
     )
@@ -150,7 +161,9 @@ class Parameters(BaseModel):
         "auto", description="auto takes bf16 where the hardware computes in it; the paper is silent"
     )
     results: str = Field("results", description="folder of the records")
-    save_weights: str = Field("", description="file for the trained backbone, to be another run's source")
+    save_weights: str = Field(
+        "", description="file for the trained backbone, to be another run's source; {seed} in it is the run's seed"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Parameters":
@@ -174,8 +187,10 @@ class Parameters(BaseModel):
             problems.append("split_file: give it with split: file, and only then")
         if self.group_identical and self.split != "grouped":
             problems.append(f"group_identical: is for split: grouped, not {self.split}")
-        if self.save_weights and (len(self.seeds), self.approaches, self.source_data) != (1, ["ft"], ""):
-            problems.append("save_weights: saves one network; give one seed, approaches: [ft] and no source c")
+        if self.save_weights and (self.approaches, self.source_data) != (["ft"], ""):
+            problems.append("save_weights: saves one network a seed; give approaches: [ft] and no source c")
+        if self.save_weights and len(self.seeds) > 1 and SEED not in self.save_weights:
+            problems.append(f"save_weights: the networks of {len(self.seeds)} seeds need {SEED} in the file's name")
         if self.save_weights and not self.save_weights.endswith(".safetensors"):
             problems.append(f"save_weights: {self.save_weights!r} must end in .safetensors")
         problems += self._varied()

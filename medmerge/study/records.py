@@ -28,6 +28,9 @@ KERNEL_HISTORY = "kernel_weights_history.safetensors"
 HISTORY_BYTES = 800_000
 """A longer history of merging weights keeps every second, third ... epoch, so that it can be committed."""
 
+MANY = 2_000
+"""Test images beyond which a record keeps probabilities to four decimals and an eighth of the history."""
+
 LIBRARIES = ("medmerge", "torch", "torchvision", "numpy", "scikit-learn", "pandas", "pillow")
 
 
@@ -191,6 +194,11 @@ def prediction_frame(
     return pd.DataFrame({"id": ids} | truth | {f"p_{name}": probabilities[:, k] for k, name in enumerate(classes)})
 
 
+def kept(probabilities: np.ndarray) -> np.ndarray:
+    """Test probabilities ``[N, K]`` as a record keeps them, and as its metrics are computed from; see :data:`MANY`."""
+    return probabilities.astype(np.float64).round(4) if len(probabilities) > MANY else probabilities
+
+
 def label(title: str, sources: Sequence[str], settings: Mapping[str, object]) -> str:
     """A row in words: its approach's title, its sources and, in brackets, the settings that set it apart."""
     named = ", ".join(f"{name} {value}" for name, value in settings.items())
@@ -230,7 +238,8 @@ def write(
         kept = {name: w.mean(tuple(range(dims, w.ndim))) if w.ndim > dims else w for name, w in kernel_weights.items()}
         files.write(folder / "kernel_weights.safetensors", _packed(kept))
     if kernel_history:
-        files.write(folder / KERNEL_HISTORY, _packed(_thinned(kernel_history)))
+        allowed = HISTORY_BYTES // (8 if len(predictions) > MANY else 1)
+        files.write(folder / KERNEL_HISTORY, _packed(_thinned(kernel_history, allowed)))
     run = {**run, "layers": list(kernel_weights)}
     files.write(folder / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
     return Record(folder, run)
@@ -241,10 +250,10 @@ def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
     return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
-def _thinned(history: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _thinned(history: Mapping[str, np.ndarray], allowed: int) -> dict[str, np.ndarray]:
     """The tensors of a history's file: ``epochs`` (from 1), and ``w/<layer>``, counted back from the last epoch."""
     count = len(next(iter(history.values())))
-    step = math.ceil(sum(w.nbytes for w in history.values()) / HISTORY_BYTES)
+    step = math.ceil(sum(w.nbytes for w in history.values()) / allowed)
     epochs = np.arange(count, 0, -step)[::-1].copy()
     return {"epochs": epochs, **{f"w/{name}": w[epochs - 1] for name, w in history.items()}}
 

@@ -62,7 +62,7 @@ def merged_classifier(record: Record) -> tuple[backbones.Classifier, list[nn.Mod
 def parameters(record: Record) -> Parameters:
     """The parameters that a run was made with, its row's settings included; those that are no longer known left out."""
     known = {name: value for name, value in record.run["parameters"].items() if name in Parameters.model_fields}
-    return Parameters.parse(known)
+    return Parameters.parse(known | {"seeds": [record.run["seed"]]})
 
 
 def later_trials(runs: Iterable[Record]) -> dict[Path, trials.Later]:

@@ -35,7 +35,7 @@ from medmerge.study.definitions import (
     split_path,
 )
 from medmerge.study.inputs import home
-from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.params import ParameterError, Parameters, of_seed
 from medmerge.study.records import Record, RecordError
 from medmerge.training import Protocol, Task, TrainingError, predict
 
@@ -83,9 +83,14 @@ def check(
         raise ParameterError("\n".join(problems))
     asked = [(row, seed) for seed in p.seeds for row in rows(p)]
     todo = [one for one in asked if (only is None or one in only) and not finished(p, *one)]
-    if todo and (problems := inputs.missing(p, needed(todo).difference(coming))):
+    if todo and (problems := inputs.missing(_left(p, todo), needed(todo).difference(coming))):
         raise ParameterError("\n".join(problems))
     return todo
+
+
+def _left(p: Parameters, todo: Collection[tuple[Row, int]]) -> Parameters:
+    """The parameters with the seeds of what is left to run: sources of other seeds are not needed."""
+    return p.model_copy(update={"seeds": [seed for seed in p.seeds if seed in {one for _, one in todo}]})
 
 
 def impossible(p: Parameters) -> list[str]:
@@ -131,7 +136,7 @@ def check_inputs(p: Parameters, todo: list[tuple[Row, int]]) -> list[str]:
 
     See :func:`medmerge.study.inputs.check_inputs`.
     """
-    return inputs.check_inputs(p, needed(todo), _done(p))
+    return inputs.check_inputs(_left(p, todo), needed(todo), _done(p))
 
 
 def load_data(p: Parameters) -> data.Dataset:
@@ -154,8 +159,8 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
     todo = check(p, only)
     if todo:
         dataset = load_data(p)
-        inputs.check_sources(p, needed(todo), _done(p))
-        overlap = inputs.overlap(p, dataset.images, needed(todo))
+        inputs.check_sources(_left(p, todo), needed(todo), _done(p))
+        overlap = inputs.overlap(_left(p, todo), dataset.images, needed(todo))
         inputs.warn_of_overlap(overlap)
         drawn = {"method": p.split, "fractions": tuple(p.fractions), "seed": p.split_seed}
         with files.locked(split_path(p).with_name(".split.lock"), str(split_path(p))) as alone:
@@ -166,8 +171,9 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
             with _alone(p, row, seed) as unfinished, devices.memory_kept():
                 if unfinished:
                     run_row(p, row, seed, dataset, {name: overlap[name] for name in row.sources if name in overlap})
-    if p.save_weights:
-        _share(p, replace=bool(todo))
+    for seed in p.seeds if p.save_weights else ():
+        if only is None or any(one == seed for _, one in only):
+            _share(p, seed, replace=any(one == seed for _, one in todo))
     asked = [(row, seed) for row in rows(p) for seed in p.seeds if only is None or (row, seed) in only]
     for row, seed in asked:
         if (folder(p, row, seed) / LOCK).exists():  # who finished it died before it had cleared up
@@ -223,8 +229,9 @@ def run_row(
     options = {name: getattr(p, name) for name in approach.settings}
     with _memory_explained(p, row, seed, task):
         outcome = approach.run(sources if approach.merges else sources[0], task, **options)
-        probabilities = predict(outcome.model, dataset.test, task)
-        stages = {} if outcome.probed is None else {"linear_probe": predict(outcome.probed, dataset.test, task)}
+        probabilities = records.kept(predict(outcome.model, dataset.test, task))
+        probed = {} if outcome.probed is None else {"linear_probe": outcome.probed}
+        stages = {name: records.kept(predict(model, dataset.test, task)) for name, model in probed.items()}
 
     labels = dataset.test.labels.numpy()
     content = {
@@ -248,7 +255,7 @@ def run_row(
     predictions = records.prediction_frame(dataset.test.ids, labels, probabilities, dataset.classes)
     weights = {name: w.numpy() for name, w in outcome.kernel_weights.items()}
     if isinstance(outcome.model, backbones.Classifier):
-        _save(outcome.model, where / MODEL, p, row, dataset)
+        _save(outcome.model, where / MODEL, _left(p, [(row, seed)]), row, dataset)
     epochs = {name: w.numpy() for name, w in task.kernel_history.items()}
     if outcome.merge is not None:
         trials.save(outcome.merge, where / MERGE)
@@ -313,10 +320,10 @@ def _save(model: backbones.Classifier, path: Path, p: Parameters, row: Row, data
     images.to_csv(inputs.images_list(path), index=False)
 
 
-def _share(p: Parameters, replace: bool) -> None:
-    """Copy the trained network, which lies beside the record of the only run, to where ``save_weights`` says."""
-    path = folder(p, rows(p)[0], p.seeds[0]) / MODEL
-    target = home() / Path(p.save_weights).expanduser()
+def _share(p: Parameters, seed: int, replace: bool) -> None:
+    """Copy the trained network, which lies beside the record of a seed's only run, to where ``save_weights`` says."""
+    path = folder(p, rows(p)[0], seed) / MODEL
+    target = home() / Path(of_seed(p.save_weights, seed)).expanduser()
     if path.is_file() and (replace or not target.is_file()):
         for origin, copy in ((inputs.images_list(path), inputs.images_list(target)), (path, target)):
             with files.replacing(copy) as temporary:
