@@ -21,7 +21,6 @@ from medmerge.data.base import SPLITS
 from medmerge.stats import evaluation
 from medmerge.study import inputs, recall, records, trials
 from medmerge.study.definitions import (
-    COMMON,
     MERGE,
     MODEL,
     Row,
@@ -35,7 +34,7 @@ from medmerge.study.definitions import (
     split_path,
 )
 from medmerge.study.inputs import home
-from medmerge.study.params import ParameterError, Parameters, of_seed
+from medmerge.study.params import ParameterError, Parameters, of_role, of_seed
 from medmerge.study.records import Record, RecordError
 from medmerge.training import Protocol, Task, TrainingError, predict
 
@@ -57,7 +56,8 @@ def finished(p: Parameters, row: Row, seed: int) -> Record | None:
     except FileNotFoundError:
         return None
     if record.run["hash"] != definition_hash(wanted):
-        there = record.run["definition"]
+        there = {name: field.default for name, field in Parameters.model_fields.items() if name in wanted}
+        there |= record.run["definition"]
         names = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
         what = f"{names[0]} is {there.get(names[0])!r} there and {wanted.get(names[0])!r} here" if names else "protocol"
         raise RecordError(
@@ -127,7 +127,7 @@ def _unvaried(p: Parameters) -> list[str]:
     """A line for each varied setting that no approach reads, or that all runs of a study must share."""
     read = set().union(*(reads(name) for name in p.approaches))
     problems = [f"vary: {name} is read by none of {', '.join(p.approaches)}" for name in p.vary if name not in read]
-    shared = set(COMMON[: COMMON.index("batch_size")])
+    shared = of_role("data")
     return problems + [f"vary: {name} is shared by all runs of a study" for name in p.vary if name in shared]
 
 
