@@ -1,4 +1,4 @@
-"""A step of MedMerge's linear probe against a step of fine-tuning, and against three other ways to write it."""
+"""A step of MedMerge's linear probe against a step of fine-tuning, and against another way to write it."""
 
 import gc
 import itertools
