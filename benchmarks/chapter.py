@@ -43,7 +43,7 @@ def _network(row: dict) -> str:
 
 
 def step() -> list[str]:
-    """Time of a probe step over that of an FT step, written in four ways, and ours over the others."""
+    """Time of a probe step over that of an FT step, written in two ways, and ours over the other."""
     rows, ways = _by_way()
     body = []
     for network, one in rows.items():
@@ -77,9 +77,7 @@ def _by_way() -> tuple[dict[str, dict[str, dict]], list[str]]:
 
 
 def _short(way: str) -> str:
-    return {OURS: "this package", "parametrisation per layer": "parametrised"}.get(
-        way, "functional" if "functional" in way else "set into layers"
-    )
+    return "this package" if way == OURS else "functional_call"
 
 
 def kept() -> list[str]:

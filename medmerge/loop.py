@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from medmerge import devices
 from medmerge.data import Samples
@@ -131,10 +132,13 @@ def epoch(steps: Steps, train: Samples) -> tuple[Tensor, list[int]]:
 
 
 def outputs(model: nn.Module, samples: Samples, precision: Precision, size: int, device: torch.device) -> Tensor:
-    """What ``model`` returns in eval mode for all samples, float32, on the device. Its mode is left as it was."""
+    """What ``model`` returns in eval mode for all samples, float32, on the device. Its mode is left as it was.
+
+    A merge's kernels are computed once for all of them.
+    """
     training = model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), parametrize.cached():
         positions = torch.arange(len(samples), device=samples.rows.device).split(size)
         found = []
         for inputs, _ in stream(samples, positions, device):

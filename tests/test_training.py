@@ -106,8 +106,8 @@ def test_probe_of_a_merge_learns_w_norms_and_head():
     before = state(model)
     linear_probe(model, task(select="last"))
     names = changed(model, before)
-    assert {f"backbone.merged.{name}.w" for name, _ in merge.layers()} <= names
-    assert not [name for name in names if "weight_" in name or "bias_" in name]
+    assert {f"backbone.merged.{name}.parametrizations.weight.0.w" for name, _ in merge.layers()} <= names
+    assert not [name for name in names if "source_" in name or "original" in name]
     kinds = {name.rpartition(".")[2] for name in names}
     assert kinds == {"w", "weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 

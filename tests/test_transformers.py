@@ -13,7 +13,7 @@ from torch import nn
 
 from medmerge import Classifier, KernelMerge, backbone, zeros_like
 from medmerge.backbones import CheckpointError, check_image_size, patch_size, save_classifier
-from medmerge.kernels import is_embedding, join_attention, split_attention
+from medmerge.sources import is_embedding
 from medmerge.study import definitions
 from medmerge.study import run as study
 from medmerge.study.params import ParameterError, Parameters
@@ -178,7 +178,8 @@ def test_gradient_of_w_is_the_kernel_gradient_along_the_difference(vits, x, gran
         torch.testing.assert_close(layer.w.grad[0], weight.sum(1) + bias, rtol=1e-9, atol=1e-12)
     elif granularity == "parameter":
         torch.testing.assert_close(layer.w.grad[0], weight, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(layer.w_bias.grad[0], bias, rtol=1e-9, atol=1e-12)
+        bias_w = dict(merge.layers())[f"{PROJECTION}.bias"].w
+        torch.testing.assert_close(bias_w.grad[0], bias, rtol=1e-9, atol=1e-12)
     elif granularity == "layer":
         torch.testing.assert_close(layer.w.grad[0], weight.sum() + bias.sum(), rtol=1e-9, atol=1e-12)
     else:
@@ -235,17 +236,6 @@ def test_sources_are_neither_changed_nor_shared(pair, x):
     for s, state, kinds in zip(pair, before, types, strict=True):
         assert list(s.state_dict()) == list(state) and [type(m) for m in s.modules()] == kinds
         assert all(torch.equal(value, state[key]) for key, value in s.state_dict().items())
-
-
-def test_splitting_attention_keeps_the_function_and_joins_again(vits, x):
-    model = copy.deepcopy(vits[0])
-    split = split_attention(copy.deepcopy(model))
-    for two in modes(split, model):
-        assert torch.equal(two[0](x), two[1](x))
-    joined = join_attention(split)
-    assert list(joined.state_dict()) == list(model.state_dict())
-    assert [name for name, _ in joined.named_parameters()] == [name for name, _ in model.named_parameters()]
-    assert torch.equal(joined.eval()(x), model.eval()(x))
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -16,9 +16,9 @@ from matplotlib.colors import to_hex
 from torch import nn
 
 from medmerge import backbones
-from medmerge.kernels import split_attention
 from medmerge.merge import KernelMerge
 from medmerge.pages.figures.depth import half_range
+from medmerge.sources import kernel_layers
 from medmerge.study.records import Record, score_column
 
 HISTORY_BYTES = 250_000
@@ -191,7 +191,7 @@ def _vectors(weights: Mapping, where: str, dims: int = 1) -> dict[str, np.ndarra
 
 def layers(run: Run, merge: KernelMerge | None = None) -> list[Layer]:
     """The layers of a run in forward order, with shapes and kinds where its architecture is known."""
-    modules = _modules(run.backbone) if merge is None else {n: (m.layer, m.weight_0.shape) for n, m in merge.layers()}
+    modules = _modules(run.backbone) if merge is None else _shapes(merge.merged)
     return [
         Layer(name, len(w), *_described(modules[name]) if name in modules else ("", ""), _block(name))
         for name, w in run.weights.items()
@@ -204,15 +204,17 @@ def _modules(backbone: str) -> dict[str, tuple[nn.Module, torch.Size]]:
     if backbone not in backbones.names():
         return {}
     with torch.device("meta"):
-        model = split_attention(backbones.backbone(backbone, "random"))
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    return {name: (m, m.weight.shape) for name, m in model.named_modules() if isinstance(m, kinds)}
+        return _shapes(backbones.backbone(backbone, "random"))
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[nn.Module, torch.Size]]:
+    return {layer.name: (layer.module, getattr(layer.module, layer.weight).shape) for layer in kernel_layers(network)}
 
 
 def _described(entry: tuple[nn.Module, torch.Size]) -> tuple[str, str]:
     module, shape = entry
     text = " × ".join(map(str, shape))
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, nn.MultiheadAttention)):
         return text, "linear"
     size = "×".join(map(str, module.kernel_size))
     grouped = "" if module.groups == 1 else "depthwise " if module.groups == module.in_channels else "grouped "
