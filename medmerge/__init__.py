@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from medmerge.saving import load, save, save_backbone
     from medmerge.study import records
     from medmerge.study.params import ParameterError, Parameters
-    from medmerge.training import Task, fine_tune, linear_probe
+    from medmerge.training import Protocol, Task, fine_tune, linear_probe
 
 __all__ = [
     "Classifier",
     "KernelMerge",
     "ParameterError",
     "Parameters",
+    "Protocol",
     "Task",
     "backbone",
     "explore",
@@ -36,7 +37,7 @@ _HOMES = {
     "merge": ("KernelMerge", "zeros_like"),
     "study.params": ("ParameterError", "Parameters"),
     "saving": ("load", "save", "save_backbone"),
-    "training": ("Task", "fine_tune", "linear_probe"),
+    "training": ("Protocol", "Task", "fine_tune", "linear_probe"),
 }
 
 

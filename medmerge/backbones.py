@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -26,7 +27,7 @@ from medmerge.weightfiles import state_sha256 as state_sha256
 
 log = logging.getLogger(__name__)
 
-SMALL = {
+SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
     "densenet_small": (DenseNet, dict(growth_rate=12, block_config=(3, 3, 3), num_init_features=24, bn_size=2)),
     "vit_mini": (VisionTransformer, dict(patch_size=8, num_layers=3, num_heads=4, hidden_dim=48, mlp_dim=96)),
     "swin_mini": (
@@ -62,7 +63,7 @@ class Classifier(nn.Module):
     def __init__(self, backbone: nn.Module, num_classes: int):
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.num_features, num_classes)
+        self.head = nn.Linear(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, num_classes]`` of images ``[N, 3, H, W]``."""
@@ -207,7 +208,7 @@ def architecture(path: str | Path) -> str:
     return weightfiles.header(path).get(NAME) or recognise(read_state(path))
 
 
-def _load(model: nn.Module, path: Path) -> None:
+def _load(model: Any, path: Path) -> None:
     """Fill a backbone from a file, which may say that it is of another architecture or a merge."""
     noted, name = weightfiles.header(path), model.architecture
     if MERGE in noted:
@@ -220,12 +221,12 @@ def _load(model: nn.Module, path: Path) -> None:
         model.transform_input = TRANSFORMS in noted or path.name in published
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+def _fill(model: Any, state: Mapping[str, Tensor], origin: str) -> None:
     """Fill a backbone from tensors in which it is, or raise a CheckpointError that names ``origin``."""
     wanted = model.state_dict()
     state = weightfiles.plain(state)
-    prefix, body = weightfiles.under(state, wanted, origin)
-    body = _at_size(model, body)
+    prefix, found = weightfiles.under(state, wanted, origin)
+    body = _at_size(model, found)
     if problems := weightfiles.problems(body, wanted, model.head_name):
         more = f", and {len(problems) - 1} more like it" if len(problems) > 1 else ""
         other = recognise(state)
@@ -257,7 +258,7 @@ def has_plain_head(name: str) -> bool:
     return not name.startswith(("squeezenet", "googlenet", "inception"))
 
 
-def _build(name: str, weights, image_size: int) -> nn.Module:
+def _build(name: str, weights: WeightsEnum | None, image_size: int) -> Any:
     sized = {"image_size": image_size} if patch_size(name) else {}
     if name in SMALL:
         kind, options = SMALL[name]
@@ -273,7 +274,7 @@ def _build(name: str, weights, image_size: int) -> nn.Module:
     except (URLError, OSError) as error:
         raise ConnectionError(
             f"torchvision's weights {weights} for {name} could not be downloaded ({error}). On a machine without "
-            f"internet, fetch {weights.url} elsewhere and give its path"
+            f"internet, fetch {weights and weights.url} elsewhere and give its path"
         ) from error
     if inception:
         model.transform_input, model.aux_logits = weights is not None, False
@@ -290,7 +291,7 @@ def _shapes(name: str) -> tuple[dict[str, Tensor], str]:
     return model.state_dict(), model.head_name
 
 
-def _headless(name: str, weights: WeightsEnum | None, image_size: int) -> nn.Module:
+def _headless(name: str, weights: WeightsEnum | None, image_size: int) -> Any:
     """A network without its classification head, whose name it notes with the width of the features."""
     model = _build(name, weights, image_size)
     attribute = next(attribute for attribute in ("classifier", "fc", "heads", "head") if hasattr(model, attribute))

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def save(model: nn.Module, path: str | Path, **metadata: str) -> None:
     Raises:
         TypeError: it is anything else, which :func:`load` could not build again.
     """
-    network = model.backbone if isinstance(model, Classifier) else model
+    network: Any = model.backbone if isinstance(model, Classifier) else model
     merge = isinstance(network, KernelMerge)
     made = [one for one in (network.modules() if merge else [network]) if hasattr(one, "architecture")]
     if not made:
@@ -87,11 +88,11 @@ def _write(model: nn.Module, state: Mapping[str, Tensor], path: str | Path, name
     weightfiles.write(state, path, {NAME: name, **transforms, **metadata})
 
 
-def _build(noted: Mapping[str, str], state: Mapping[str, Tensor]) -> nn.Module:
+def _build(noted: Mapping[str, str], state: Mapping[str, Tensor]) -> Any:
     """What a header tells of, with other values."""
     name, options = noted[NAME], json.loads(noted.get(MERGE, "null"))
     with torch.random.fork_rng(devices=[]):
-        network = backbone(name, "random", _image_size(name, state))
+        network: Any = backbone(name, "random", _image_size(name, state))
         if hasattr(network, "transform_input"):
             network.transform_input = TRANSFORMS in noted
         head = network.head_key if has_plain_head(name) and not options else "head"
