@@ -12,7 +12,8 @@ import torchvision
 from torch import nn
 
 from medmerge import Classifier, KernelMerge, backbone, zeros_like
-from medmerge.backbones import CheckpointError, check_image_size, patch_size, save_classifier
+from medmerge.backbones import CheckpointError, check_image_size, patch_size
+from medmerge.saving import save
 from medmerge.sources import is_embedding
 from medmerge.study import definitions
 from medmerge.study import run as study
@@ -293,7 +294,7 @@ def test_saved_classifier_is_torchvisions_own_network(name, tmp_path):
     torch.manual_seed(0)
     model = Classifier(backbone(name, "random", SIZE), 5).eval()
     path = tmp_path / "model.safetensors"
-    save_classifier(model, path, name)
+    save(model, path)
     size = {"image_size": SIZE} if patch_size(name) else {}
     if name.endswith("mini"):
         from medmerge.backbones import SMALL

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -19,6 +20,7 @@ from medmerge import backbones
 from medmerge.merge import KernelMerge
 from medmerge.pages.figures.depth import half_range
 from medmerge.sources import kernel_layers
+from medmerge.study import records
 from medmerge.study.records import Record, score_column
 
 HISTORY_BYTES = 250_000
@@ -83,12 +85,26 @@ class Run:
         return {name: w[row] for name, w in self.history.items()}
 
 
+def _found(folder: Path) -> list[Record]:
+    """The finished runs in a folder but those of three sources or more, which cannot be shown.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no finished run in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; give one with finished runs, such as results or learn's --out")
+    if not (found := records.gather(folder)):
+        raise FileNotFoundError(f"no finished run in {folder} or below it; runs are kept below results/")
+    return [record for record in found if not record.kernel_weights or record.num_merged == 2]
+
+
 def collect(what: object, sources: Sequence[str] | None = None, backbone: str = "") -> list[Run]:
     """The runs in what :func:`medmerge.explore` is given.
 
     Raises:
         TypeError: it is nothing that can be shown.
         ValueError: no weights in it, weights that are not finite vectors, or a name that comes twice.
+        FileNotFoundError: a folder that is not there, or without a finished run.
     """
     if isinstance(what, (Record, KernelMerge)):
         what = [what]
@@ -98,10 +114,11 @@ def collect(what: object, sources: Sequence[str] | None = None, backbone: str = 
         nested = all(isinstance(value, (Mapping, KernelMerge)) for value in what.values())
         runs = [_given(value, str(name), sources, backbone) for name, value in (what.items() if nested else ())]
         return runs or [_given(what, "weights", sources, backbone)]
-    if isinstance(what, (str, bytes)) or not isinstance(what, Iterable):
+    if isinstance(what, (str, Path)):
+        what = _found(Path(what).expanduser())
+    if not isinstance(what, Iterable):
         raise TypeError(
-            f"explore() takes records, a KernelMerge or {{layer: w}}, not {type(what).__name__}; "
-            "medmerge.study.records.gather(folder) reads records"
+            f"explore() takes a folder of results, records, a KernelMerge or {{layer: w}}, not {type(what).__name__}"
         )
     items = list(what)
     wrong = [type(item).__name__ for item in items if not isinstance(item, (Record, KernelMerge))]

@@ -4,9 +4,10 @@ A source that was trained on images of the target's test part has seen the answe
 list of the images that they were trained on; it is compared with every target that they are taken to.
 """
 
+import csv
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,7 @@ from medmerge.backbones import backbone, state_sha256
 from medmerge.data import split_files
 from medmerge.data.base import SPLITS
 from medmerge.data.overlap import hidden, met
-from medmerge.study.params import SEED, Parameters, of_seed
+from medmerge.study.params import SEED, ParameterError, Parameters, of_seed
 from medmerge.study.records import Record, RecordError
 
 log = logging.getLogger(__name__)
@@ -127,15 +128,28 @@ def _drawn(p: Parameters) -> dict:
 
 def _where(p: Parameters) -> dict:
     """What :func:`~medmerge.data.load_table` needs to know about the target."""
-    root = resolve(p.exclude_root) if p.exclude_root else None
     return {
         "root": resolve(p.target_root) if p.target_root else None,
         "labels": str(resolve(p.target_labels)) if p.target_labels else None,
         "missing": p.target_missing,
-        "exclude": data.listed_ids(p.exclude_data, root) if p.exclude_data else (),
+        "exclude": _excluded(p),
         "uncertain": p.target_uncertain,
         "blank": p.target_blank,
     }
+
+
+def _excluded(p: Parameters) -> Collection[str]:
+    """Ids of the target's images to leave out: those of a dataset, or with "csv" those that a file lists."""
+    if not p.exclude_data:
+        return ()
+    root = resolve(p.exclude_root) if p.exclude_root else None
+    if p.exclude_data != "csv":
+        return data.listed_ids(p.exclude_data, root)
+    try:
+        lines = csv.reader(root.read_text(encoding="utf-8-sig").splitlines())
+        return {line[0].strip() for line in lines if line}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ParameterError(f"exclude_root: {root} cannot be read as ids, one a line ({error})") from error
 
 
 def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
@@ -150,9 +164,12 @@ def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
 
 def check_sources(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> None:
     """Load every source, so that none fails hours later, and compare it with what finished runs started from."""
+    first: dict[str, str] = {}
     for name in sorted(sources):
         fixed = backbones.is_path(weights(p)[name]) and SEED not in weights(p)[name]
         prints = {seed: state_sha256(load_source(p, name, seed)) for seed in (p.seeds[:1] if fixed else p.seeds)}
+        if (twin := first.setdefault(next(iter(prints.values())), name)) != name:
+            log.warning("WARNING: %s and %s are the same weights: there is nothing to choose between", twin, name)
         for record in done:
             there, seed = record.run["sources"].get(name), p.seeds[0] if fixed else record.run["seed"]
             if there and there != prints.get(seed, there):

@@ -15,9 +15,10 @@ import pandas as pd
 from medmerge import backbones, data, devices, files
 from medmerge.approaches import APPROACHES, FINE_TUNED
 from medmerge.approaches.ingredients import PARTS
-from medmerge.backbones import save_classifier, state_sha256
+from medmerge.backbones import state_sha256
 from medmerge.data import split_files
 from medmerge.data.base import SPLITS
+from medmerge.saving import save
 from medmerge.stats import evaluation
 from medmerge.study import inputs, recall, records, trials
 from medmerge.study.definitions import (
@@ -291,7 +292,7 @@ def _recall(
     """The finished network of ``approach`` from ``source`` under ``row``'s settings, and its cost, if it is here."""
     other = part(row, approach, source)
     defined = definition_hash(definition(p, other, seed))
-    return recall.network(folder(p, other, seed), MODEL, p.backbone, defined, images, {source: prints[source]})
+    return recall.network(folder(p, other, seed), MODEL, defined, images, {source: prints[source]})
 
 
 def protocol(p: Parameters) -> Protocol:
@@ -315,7 +316,7 @@ def _described(p: Parameters, dataset: data.Dataset) -> dict:
 
 def _save(model: backbones.Classifier, path: Path, p: Parameters, row: Row, dataset: data.Dataset) -> None:
     """Write the trained network, and beside it the list of the images that it or its sources were trained on."""
-    save_classifier(model, path, p.backbone, trained_on=p.target_data, classes=json.dumps(dataset.classes))
+    save(model, path, trained_on=p.target_data, classes=json.dumps(dataset.classes))
     images = pd.concat([dataset.images.assign(dataset=p.target_data), inputs.learnt_from(p, row.sources)])
     images.to_csv(inputs.images_list(path), index=False)
 
