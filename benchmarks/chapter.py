@@ -204,8 +204,8 @@ def passes(path: Path) -> tuple[str, int] | None:
     for the clean splits, which have no more images than the paper's.
     """
     from medmerge import definitions, pages
-    from medmerge.data.chexpert import FRONTAL
-    from medmerge.data.paper_numbers import PAPER_NUMBERS
+    from medmerge.data import PAPER_NUMBERS
+    from medmerge.data.loaders.chexpert import FRONTAL
 
     p = pages.parameters(path, pages.notebook(path))
     if p.cost_repeats or p.pair.endswith("-clean"):

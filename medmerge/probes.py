@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from medmerge import backbones, data, devices
 from medmerge.data import splits
-from medmerge.data.base import Table
+from medmerge.data.table import Table
 from medmerge.inputs import resolve
 from medmerge.params import Parameters
 from medmerge.training import Protocol, Task, features

@@ -15,7 +15,7 @@ import pandas as pd
 from medmerge import backbones, data, devices, evaluation, files, inputs, recall, records, trials
 from medmerge.backbones import save_classifier, state_sha256
 from medmerge.data import split_files
-from medmerge.data.base import SPLITS
+from medmerge.data.table import SPLITS
 from medmerge.definitions import (
     COMMON,
     MERGE,

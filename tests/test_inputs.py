@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from data_fixtures import write_csv, write_ham10k, write_image
+from medmerge.data.overlap import met
 
 from medmerge import Parameters, backbone, cli, definitions, inputs, save_backbone, study
-from medmerge.data.overlap import met
 from medmerge.params import ParameterError
 
 BASE = {
