@@ -10,7 +10,7 @@ from benchmarks.settings import Settings
 from medmerge import backbones, cost, devices, training
 from medmerge.approaches import classifier
 from medmerge.data import Samples
-from medmerge.task import Protocol, Task
+from medmerge.training import Protocol, Task
 
 EPOCHS, IMAGES = 50, (128, 32)
 """Epochs of a probe; training and validation images."""

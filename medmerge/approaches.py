@@ -116,7 +116,7 @@ def medmerge(
         score_controls: whether to score replacements of the learnt weights (`medmerge.controls`).
         settings: further options of :class:`~medmerge.merge.KernelMerge`.
     """
-    sources = aligned(sources, align, task.train.inputs.shape[-1])
+    sources = aligned(sources, align, task.train.image_size)
     merge = start(sources, batchnorm=batchnorm, **settings)
     measure(merge, sources, task, batchnorm)
     task = task if learn else replace(task, protocol=replace(task.protocol, w_lr=0.0))

@@ -13,8 +13,9 @@ import torch
 
 from medmerge.data import split_files, splits
 from medmerge.data.cache import hash_row
-from medmerge.data.images import Samples, load_images
+from medmerge.data.images import load_images
 from medmerge.data.tables import Table, load_table
+from medmerge.samples import Samples
 
 
 @dataclass(frozen=True, eq=False)
