@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from snakemake.exceptions import WorkflowError
 
-from medmerge import cli_plan, plan
-from medmerge.inputs import home
-from medmerge.params import ParameterError
-from medmerge.records import RecordError
+from medmerge.cli import many as cli_plan, plan
+from medmerge.study.inputs import home
+from medmerge.study.params import ParameterError
+from medmerge.study.records import RecordError
 
 try:
     PLAN = plan.load()
@@ -37,7 +37,7 @@ RUNS = {name(folder): run for folder, run in PLAN.runs.items()}
 PAGES = {name(path.with_suffix("")): page for path, page in PLAN.pages.items()}
 TRACKS = sorted({path.parent.name for path in [*PLAN.files, *PLAN.unread] if path.parent.parent.name == "params"})
 RESULTS = "|".join(sorted({p.results for p in PLAN.files.values()} | {"results"}))
-MEDMERGE = f"{sys.executable} -m medmerge.cli"
+MEDMERGE = f"{sys.executable} -m medmerge.cli.main"
 GPU = int(config.get("gpu", torch.cuda.is_available()))  # GPUs a run; for a cluster its profile says so
 
 

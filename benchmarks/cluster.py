@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from medmerge import reruns
+from medmerge.study import reruns
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "cluster.json"

@@ -7,7 +7,8 @@ from statistics import median
 
 from benchmarks import photographs, step, turns
 from benchmarks.settings import Settings
-from medmerge import backbones, devices, kernels, training
+from medmerge import backbones, devices, training
+from medmerge.sources import kernel_layers
 from medmerge.training import Protocol, Task
 
 OURS = "KernelMerge"
@@ -50,8 +51,7 @@ def _row(what: str, value: int, case: dict, found: dict[str, turns.Measured]) ->
 
 def _kernels(backbone: str) -> int:
     """Output filters of all kernel layers."""
-    modules = backbones.backbone(backbone, "random").modules()
-    return sum(len(module.weight) for module in modules if kernels.is_kernel_layer(module))
+    return sum(map(len, kernel_layers(backbones.backbone(backbone, "random"))))
 
 
 def images(folder: str, device: str, backbone: str) -> turns.Call:

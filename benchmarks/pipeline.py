@@ -11,7 +11,7 @@ import torch
 from benchmarks import photographs, turns
 from benchmarks.settings import Settings
 from medmerge import backbones, devices, training
-from medmerge.approaches import classifier
+from medmerge.approaches.paper import classifier
 from medmerge.samples import to_device
 from medmerge.training import Protocol, Task
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 PARTIAL = ".partial"
 """Ending of a file that is being written. Git ignores these."""
 
-LONGEST = 900_000
+LONGEST = 100_000
 """Bytes of the longest file that is not compressed; more would be a burden to a repository."""
 
 _OF_THE_DISK = {

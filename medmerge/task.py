@@ -105,7 +105,7 @@ class Task:
         cost: by phase seconds, images a second and peak memory in MiB, filled by :func:`~medmerge.training.fit`.
         sources: what the approach's sources were trained on; names them where it chooses between networks.
         recall: gives the finished network of another approach from one source, both by name, and its cost; or None
-            where the study does not have it. See `medmerge.ingredients`.
+            where the study does not have it. See `medmerge.approaches.ingredients`.
         on_epoch: called after every epoch with its row, when ``history`` has it and the checkpoint is written.
         progress: of the runs that this one belongs to; by default every phase is told by itself.
 

@@ -18,11 +18,12 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from medmerge import batchnorm, checkpoints, devices, evaluation
+from medmerge import batchnorm, checkpoints, devices
 from medmerge.devices import memory_kept, seeded
 from medmerge.merge import KernelMerge
 from medmerge.progress import Progress
 from medmerge.samples import Batch, Batches, Samples, prepare, to_device
+from medmerge.stats import evaluation
 from medmerge.task import FREE, Protocol, Task, TrainingError
 
 __all__ = [

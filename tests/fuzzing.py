@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from medmerge.endings import EXPECTED
+from medmerge.cli.endings import EXPECTED
 
 OUTCOMES = ("refused", "accepted")
 TRIED: Counter = Counter()

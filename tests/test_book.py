@@ -131,13 +131,13 @@ def test_the_chapter_on_datasets_lists_the_catalogue():
 
 
 def test_the_chapter_on_parameters_lists_the_schema():
-    from medmerge.params import markdown
+    from medmerge.study.params import markdown
 
     assert markdown() in (ROOT / "book" / "parameters.md").read_text(encoding="utf-8")
 
 
 def test_the_chapter_on_approaches_lists_the_registry():
-    from medmerge.registry import APPROACHES
+    from medmerge.approaches import APPROACHES
 
     page = (ROOT / "book" / "approaches.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| .+ \|$", page, re.MULTILINE)
@@ -153,7 +153,7 @@ def test_the_chapter_on_approaches_lists_the_registry():
 MODULES = (
     *("rivals", "ingredients", "recall"),
     *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
-    *("kernels", "significance", "statefiles", "files", "task", "loop"),
+    *("kernels", "significance", "weightfiles", "saving", "files", "task", "loop"),
     *(
         "params",
         "definitions",

@@ -13,7 +13,9 @@ import pytest
 import torch
 from papermill.exceptions import PapermillExecutionError
 
-from medmerge import backbone, cli, save_backbone, study
+from medmerge import backbone, save_backbone
+from medmerge.cli import main as cli
+from medmerge.study import run as study
 
 ROOT = Path(__file__).parents[1]
 PAIR = {
@@ -57,7 +59,7 @@ def files(folder: Path) -> list:
 
 
 def test_help_of_the_module():
-    command = [sys.executable, "-m", "medmerge.cli", "--help"]
+    command = [sys.executable, "-m", "medmerge.cli.main", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stderr == "" and "usage: medmerge" in done.stdout
     assert "check" in done.stdout and "run" in done.stdout

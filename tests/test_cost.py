@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from medmerge import KernelMerge, backbone, cost, costsheets, figures_cost, training
+from medmerge import KernelMerge, backbone, training
 from medmerge.backbones import Classifier
-from medmerge.cost import CLASSES, VARIANTS, Step
 from medmerge.data import Samples
 from medmerge.devices import seeded
-from medmerge.params import ParameterError, Parameters
-from medmerge.records import RecordError
+from medmerge.pages.figures import cost as figures_cost
+from medmerge.study import cost, costsheets
+from medmerge.study.cost import CLASSES, VARIANTS, Step
+from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.records import RecordError
 from medmerge.training import Protocol, Task
 
 BATCH = 4

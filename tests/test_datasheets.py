@@ -10,9 +10,12 @@ import torch
 from data_fixtures import write_ham10k, write_isic2019
 from PIL import Image
 
-from medmerge import Parameters, backbone, datasheets, figures_data, leaks, records, save_backbone
-from medmerge.params import ParameterError
-from medmerge.records import RecordError
+from medmerge import Parameters, backbone, save_backbone
+from medmerge.pages import leaks
+from medmerge.pages.figures import data as figures_data
+from medmerge.study import datasheets, records
+from medmerge.study.params import ParameterError
+from medmerge.study.records import RecordError
 
 BASE = {
     **{"track": "open", "datasets": ["ham10k=ham", "isic2019=isic"], "seeds": [0, 1, 2], "image_size": 32},

@@ -11,20 +11,13 @@ from test_figures import words
 from test_study import parameters, write_weights
 from torch import nn
 
-from medmerge import (
-    KernelMerge,
-    backbone,
-    cli,
-    definitions,
-    features,
-    featuresheets,
-    figures_features,
-    records,
-    revisits,
-    study,
-)
-from medmerge.params import ParameterError
-from medmerge.records import RecordError
+from medmerge import KernelMerge, backbone
+from medmerge.cli import main as cli
+from medmerge.pages.figures import features as figures_features
+from medmerge.study import definitions, features, featuresheets, records, revisits
+from medmerge.study import run as study
+from medmerge.study.params import ParameterError
+from medmerge.study.records import RecordError
 from medmerge.training import prepare
 
 ROOT = Path(__file__).parents[1]

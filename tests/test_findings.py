@@ -10,9 +10,12 @@ import test_report
 from sklearn.metrics import f1_score
 from test_report import make
 
-from medmerge import definitions, findings, findings_leak, findingspage, pages, planned, report, study
 from medmerge.data import split_files
-from medmerge.findings import FAILURE, SUPPORT, UNDECIDED, Pair
+from medmerge.pages import findings, findings_leak, findingspage, planned, report
+from medmerge.pages.findings import FAILURE, SUPPORT, UNDECIDED, Pair
+from medmerge.study import definitions
+from medmerge.study import notebooks as pages
+from medmerge.study import run as study
 
 ROOT = Path(__file__).resolve().parents[1]
 FIVE = {

@@ -8,10 +8,11 @@ import test_report
 from test_findings import FIVE, pair
 from test_report import make
 
-from medmerge import findings, findings_rivals, pages, planned, report
-from medmerge.approaches import CORE
-from medmerge.records import RecordError
-from medmerge.rivals import RIVALS
+from medmerge.approaches.paper import CORE
+from medmerge.approaches.rivals import RIVALS
+from medmerge.pages import findings, findings_rivals, planned, report
+from medmerge.study import notebooks as pages
+from medmerge.study.records import RecordError
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = {

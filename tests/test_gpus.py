@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from medmerge import gpus
+from medmerge.cli import gpus
 
 HOLD = """
 import sys, torch
-from medmerge import gpus
+from medmerge.cli import gpus
 torch.cuda.device_count = lambda: 2
 with gpus.claimed("auto") as name:
     print(name, flush=True)

@@ -12,9 +12,12 @@ from test_plan import record_files
 from test_stopping import LONG, alive, checkpoint_there, wait_for
 from test_study import TINY, parameters, write_weights
 
-from medmerge import cli, jobs, records, study
+from medmerge.cli import jobs
+from medmerge.cli import main as cli
 from medmerge.files import PARTIAL
-from medmerge.params import ParameterError
+from medmerge.study import records
+from medmerge.study import run as study
+from medmerge.study.params import ParameterError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
 
 from medmerge import Classifier
-from medmerge.approaches import classifier, ft, lp_ft, medmerge
+from medmerge.approaches.paper import classifier, ft, lp_ft, medmerge
 from medmerge.progress import Progress, duration
 from medmerge.training import Task, fine_tune, linear_probe, predict, seconds_per_image
 

@@ -18,8 +18,10 @@ from PIL import Image
 from test_explorer import record
 from test_stopping import alive, wait_for
 
-from medmerge import backbone, cli, notebook_kernels, save_backbone
-from medmerge.jobs import Companion
+from medmerge import backbone, save_backbone
+from medmerge.cli import main as cli
+from medmerge.cli import notebook_kernels
+from medmerge.cli.jobs import Companion
 
 ROOT = Path(__file__).parents[1]
 

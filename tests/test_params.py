@@ -8,8 +8,9 @@ import pytest
 import yaml
 from papermill.inspection import inspect_notebook
 
-from medmerge import pages, params
-from medmerge.params import ParameterError, Parameters, assigned_names, assigned_values, load_yaml
+from medmerge.study import notebooks as pages
+from medmerge.study import params
+from medmerge.study.params import ParameterError, Parameters, assigned_names, assigned_values, load_yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}
@@ -124,8 +125,8 @@ def test_a_whole_number_is_a_number(name):
         ({"base_data": "a", "source_data": "a", "source_weights": "c.pt"}, "two sources need two names"),
         ({"target_data": "csv"}, "target_labels: the dataset csv needs"),
         ({"target_labels": "l.csv"}, "target_labels: synthetic:moles has its own labels"),
-        ({"save_weights": "w.safetensors"}, r"save_weights: saves one network; give one seed, approaches: \[ft\]"),
-        ({"save_weights": "w.safetensors", "approaches": ["ft"], "seeds": [0, 1]}, "save_weights: saves one network"),
+        ({"save_weights": "w.safetensors"}, r"save_weights: saves one network a seed; give approaches: \[ft\]"),
+        ({"save_weights": "w.safetensors", "approaches": ["ft"], "seeds": [0, 1]}, r"2 seeds need \{seed\} in"),
         ({"save_weights": "w.pt", "approaches": ["ft"]}, "save_weights: 'w.pt' must end in .safetensors"),
     ],
 )

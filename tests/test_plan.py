@@ -9,9 +9,13 @@ import nbformat
 import pytest
 from test_study import TINY, write_weights
 
-from medmerge import cli, definitions, pages, plan, recall, records, study
-from medmerge.params import ParameterError
-from medmerge.registry import APPROACHES
+from medmerge.approaches import APPROACHES
+from medmerge.cli import main as cli
+from medmerge.cli import plan
+from medmerge.study import definitions, recall, records
+from medmerge.study import notebooks as pages
+from medmerge.study import run as study
+from medmerge.study.params import ParameterError
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {**TINY, "track": "own", "fractions": [0.1, 0.1, 0.8], "lp_epochs": 1, "ft_epochs": 1}
@@ -62,6 +66,14 @@ def test_weights_come_before_the_runs_that_start_from_them(project):
     assert list(found.files) == [Path(f"params/own/{n}.yaml") for n in ("base", "source", "pair", "weights")]
     places = {page.path.stem: len(page.needs) for page in found.pages.values()}
     assert places == {"base": 1, "source": 1, "pair": 5, "weights": 5}
+
+
+def test_a_seed_comes_after_the_source_of_its_own(project):
+    template, seeds = "w/lesions-{seed}.safetensors", {"seeds": [3, 4]}
+    write("source", "source", **SOURCE | seeds, pair="source", target_data="synthetic:lesions", save_weights=template)
+    write("pair", **SMALL | seeds | {"source_weights": template, "approaches": ["ft"]}, pair="p")
+    assert before(plan.load())["pair:ft-lesions/4"] == {"source:ft-objects/4"}
+    assert plan.load().missing(Path("params/own/pair.yaml")) == []
 
 
 def test_rows_that_combine_networks_come_after_those(project):

@@ -10,12 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
-from medmerge import backbone, matching, premise, premise_report, premisesheets
+from medmerge import backbone
+from medmerge.approaches import matching
 from medmerge.backbones import state_sha256
 from medmerge.data import Samples
-from medmerge.params import ParameterError, Parameters
-from medmerge.premisesheets import ORDERS, STATISTICS, PremiseSheet
-from medmerge.records import RecordError
+from medmerge.pages import premise_report
+from medmerge.study import premise, premisesheets
+from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.premisesheets import ORDERS, STATISTICS, PremiseSheet
+from medmerge.study.records import RecordError
 from medmerge.training import Protocol, Task
 
 NAMES = ("objects", "lesions")

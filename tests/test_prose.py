@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medmerge import pages
+from medmerge.study import notebooks as pages
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = [ROOT / "book" / f"{name}.md" for name in ("index", "findings", "paper-tables", "speed")]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from medmerge import records, status
-from medmerge.params import ParameterError
-from medmerge.records import RecordError
+from medmerge.pages import status
+from medmerge.study import records
+from medmerge.study.params import ParameterError
+from medmerge.study.records import RecordError
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted((ROOT / "results/open").glob("*/*/*/seed*/run.json"))

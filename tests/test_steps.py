@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from test_cost import BATCH, CLASSES, HEAD, KERNELS, NORMS, p, step  # noqa: F401
 
-from medmerge import cost, costsheets, figures_cost, steps, stepsheets
-from medmerge.cost import VARIANTS
-from medmerge.records import RecordError
-from medmerge.steps import PARTS, PROFILED, Count
+from medmerge.pages.figures import cost as figures_cost
+from medmerge.study import cost, costsheets, steps, stepsheets
+from medmerge.study.cost import VARIANTS
+from medmerge.study.records import RecordError
+from medmerge.study.steps import PARTS, PROFILED, Count
 
 aten = torch.ops.aten
 FULL, HALF = BATCH * 16 * 16, BATCH * 8 * 8

@@ -13,8 +13,11 @@ import nbformat
 import pytest
 from test_study import TINY, parameters, write_weights
 
-from medmerge import checkpoints, cli, definitions, files, study, training
-from medmerge.records import gather
+from medmerge import checkpoints, files, training
+from medmerge.cli import main as cli
+from medmerge.study import definitions
+from medmerge.study import run as study
+from medmerge.study.records import gather
 
 LONG = {**TINY, "approaches": ["ft", "medmerge"], "fractions": [0.1, 0.1, 0.8], "lp_epochs": 400, "ft_epochs": 400}
 

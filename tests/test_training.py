@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medmerge import Classifier, KernelMerge, backbone, checkpoints, training
-from medmerge.approaches import classifier, ft, lp_ft, medmerge
+from medmerge.approaches import APPROACHES
+from medmerge.approaches.paper import classifier, ft, lp_ft, medmerge
 from medmerge.data import Samples
-from medmerge.registry import APPROACHES
 from medmerge.training import Protocol, Task, TrainingError, fine_tune, linear_probe, parameter_groups, predict
 
 FAST = Protocol(lp_epochs=3, lp_lr=1e-2, ft_epochs=2, ft_lr=1e-3, batch_size=16, precision="fp32", device="cpu")
@@ -102,8 +102,8 @@ def test_probe_of_a_merge_learns_w_norms_and_head():
     one = task(select="last")
     linear_probe(model, one)
     names = changed(model, before)
-    assert {f"backbone.merged.{name}.w" for name, _ in merge.layers()} <= names
-    assert not [name for name in names if "weight_" in name or "bias_" in name]
+    assert {f"backbone.merged.{name}.parametrizations.weight.0.w" for name, _ in merge.layers()} <= names
+    assert not [name for name in names if "source_" in name or "original" in name]
     kinds = {name.rpartition(".")[2] for name in names}
     assert kinds == {"w", "weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
     furthest = max((w - 0.5).abs().max().item() for w in merge.kernel_weights().values())

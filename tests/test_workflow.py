@@ -15,7 +15,9 @@ import pytest
 import yaml
 from test_plan import SMALL, SOURCE, record_files, write
 
-from medmerge import definitions, plan, study
+from medmerge.cli import plan
+from medmerge.study import definitions
+from medmerge.study import run as study
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]

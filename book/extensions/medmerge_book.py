@@ -38,8 +38,8 @@ class Computed(SphinxDirective):
         raise NotImplementedError
 
     def run(self) -> list[nodes.Node]:
-        from medmerge.params import ParameterError
-        from medmerge.records import RecordError
+        from medmerge.study.params import ParameterError
+        from medmerge.study.records import RecordError
 
         try:
             with contextlib.chdir(ROOT):  # parameter files name places relative to the project
@@ -55,7 +55,7 @@ class Built(Computed):
     """What the book was built with."""
 
     def markdown(self) -> str:
-        from medmerge import status
+        from medmerge.pages import status
 
         facts = status.built()
         commit = facts.pop("commit")
@@ -67,7 +67,7 @@ class ParameterFiles(Computed):
     """Every parameter file: what it asks for, and whether the records are there."""
 
     def markdown(self) -> str:
-        from medmerge import status
+        from medmerge.pages import status
 
         files = status.parameter_files(ROOT / "params")
         lines = ["| parameter file | page | asks for | recorded |", "| --- | --- | --- | --- |"]
@@ -88,7 +88,8 @@ class Runs(Computed):
     classes = ["short-cells"]
 
     def markdown(self) -> str:
-        from medmerge import records, status
+        from medmerge.pages import status
+        from medmerge.study import records
 
         found = records.gather(ROOT / "results")
         for record in found:
