@@ -65,6 +65,8 @@ class KernelMerge(nn.Module):
         normalisation: str = "auto",
     ):
         super().__init__()
+        if isinstance(sources, nn.Module):
+            raise TypeError(f"sources is a single {type(sources).__name__}; merging needs a list of networks")
         sources = list(sources)
         if normalisation == "auto":
             normalisation = "affine" if len(sources) == 2 else "softmax"
@@ -77,7 +79,7 @@ class KernelMerge(nn.Module):
         self.granularity, self.normalisation, self.batchnorm = granularity, normalisation, batchnorm
         self.num_sources = len(sources)
         with torch.inference_mode(False), torch.no_grad():
-            self.merged = copy.deepcopy(sources[0])
+            self.merged = networks.copied(sources[0])
             _merge_norms(self.merged, sources, batchnorm)
             self._parametrise(sources[1:])
         if not self._weights:

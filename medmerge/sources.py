@@ -1,5 +1,6 @@
 """Which networks can be merged: where their kernels are, what must be alike, and what no copy can carry along."""
 
+import copy
 import functools
 import itertools
 import reprlib
@@ -32,13 +33,13 @@ module that their class comes from, as it begins, and their name."""
 NOT_COMPARED = frozenset({"training", "pretrained_cfg", "default_cfg", "name_or_path", "_name_or_path"})
 """Attributes that may differ between sources: a network's mode, and where its weights come from."""
 
-_NORM_LAYERS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+_NORM_LAYERS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _REWRITTEN = {
     BasePruningMethod: "torch.nn.utils.prune.remove",
     WeightNorm: "torch.nn.utils.remove_weight_norm",
     SpectralNorm: "torch.nn.utils.remove_spectral_norm",
 }
-_OF_MODULES = frozenset(vars(nn.Module()))
+_OF_MODULES = frozenset({*vars(nn.Module()), "_compiled_call_impl"})
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _MANY = "Only networks of one architecture, on one device and of one precision, can be merged"
 
@@ -121,9 +122,26 @@ def check(sources: Sequence[nn.Module]) -> None:
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two networks of one architecture have the same parameters and buffers, not all of them zero."""
-    pairs = list(zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    """Whether two networks of one architecture have the same parameters, not all of them zero."""
+    pairs = [(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True) if not a.is_meta]
     return all(torch.equal(a, b) for a, b in pairs) and any(a.any() for a, _ in pairs)
+
+
+def copied(source: nn.Module) -> nn.Module:
+    """A copy of a network that shares no layer with it.
+
+    Raises:
+        TypeError: it cannot be copied.
+    """
+    try:
+        twin = copy.deepcopy(source)
+    except Exception as error:
+        raise TypeError(f"source 0 cannot be copied ({error}); take out what it holds beside its layers") from error
+    for name, module in source.named_modules():
+        if twin.get_submodule(name) is module:
+            where = f"{name or 'the network'} ({type(module).__name__})"
+            raise TypeError(f"source 0: {where} gives itself for its copy; leave out its __deepcopy__")
+    return twin
 
 
 def _check_plain(source: nn.Module, i: int) -> None:
@@ -149,7 +167,7 @@ def _check_plain(source: nn.Module, i: int) -> None:
     for kernels in kernel_layers(source):
         for key in filter(None, (kernels.weight, kernels.bias)):
             value = kernels.module._parameters.get(key)
-            if value is None or not value.is_floating_point() or value.layout is not torch.strided:
+            if value is None or not value.is_floating_point() or type(value.detach()) is not Tensor or value.is_sparse:
                 raise TypeError(
                     f"source {i}: {key} of {kernels.name or 'the network'} is no dense parameter of floating-point "
                     "numbers, so there is nothing to learn from it; make it an nn.Parameter"
@@ -297,6 +315,8 @@ class _Walk:
             return {".__func__": value.__func__.__code__, ".__self__": value.__self__}
         if isinstance(value, functools.partial):
             return {".func": value.func, ".args": value.args, ".keywords": value.keywords}
+        if isinstance(value, functools._lru_cache_wrapper):
+            return {".__wrapped__": value.__wrapped__}
         if isinstance(value, types.FunctionType):
             cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
             held = {f" ({name})": cell.cell_contents for name, cell in cells}
@@ -316,14 +336,11 @@ def _equal(a: object, b: object) -> bool:
     """Whether two attributes are the same as far as one can tell; what is only equal to itself counts as the same."""
     if type(a) is not type(b):
         return False
-    if isinstance(a, Tensor):
-        same = a.shape == b.shape and (a.dtype, a.device) == (b.dtype, b.device)
-        return same and bool(((a == b) | ((a != a) & (b != b))).all())
-    if type(a).__eq__ is object.__eq__:
-        return True
     if hasattr(a, "shape"):
-        return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
-    return bool(a == b or (a != a and b != b))
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        return bool(((a == b) | ((a != a) & (b != b))).all())
+    return type(a).__eq__ is object.__eq__ or bool(a == b or (a != a and b != b))
 
 
 def _shown(source: nn.Module, state: Mapping[tuple[str, str], object], path: tuple[str, str]) -> str:

@@ -1,10 +1,12 @@
 """What people's networks are like: merged as they are, or refused at once, by name and with a way out."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import io
 import pickle
+import threading
 import warnings
 import weakref
 
@@ -15,7 +17,9 @@ import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from medmerge import Classifier, KernelMerge, zeros_like
+from medmerge import Classifier, KernelMerge, loop, zeros_like
+from medmerge import merge as merging
+from medmerge.data import Samples
 
 GRANULARITIES = ["kernel", "parameter", "layer", "model"]
 
@@ -79,8 +83,12 @@ class BoundMethod(Net):
 
 class Hooked(Net):
     def build(self):
+        self.norm.register_forward_hook(self.noted)
         self.a.register_forward_hook(lambda module, inputs, output: output * 2)
         self.b.register_forward_pre_hook(lambda module, inputs: (inputs[0] + module.weight.mean(),))
+
+    def noted(self, module, inputs, output):
+        return output + self.b.weight.mean()
 
 
 class Asks(Net):
@@ -315,6 +323,14 @@ def with_tied_bias(net):
     net.b.bias = net.a.bias
 
 
+def with_cached_function(net):
+    net.gain = functools.lru_cache(lambda: net.norm.weight.mean())
+
+
+def with_a_copy_of_its_own(net):
+    net.b.__class__ = type("Single", (nn.Conv2d,), {"__deepcopy__": lambda self, memo: self})
+
+
 def with_shared_memory(net):
     net.b.weight = nn.Parameter(net.a.weight.detach())
 
@@ -361,6 +377,9 @@ REFUSED = {
     "tied along two axes": (with_tied_transpose, r"up\.weight and a\.weight are one parameter with different kernels"),
     "a tied bias": (with_tied_bias, r"b\.bias and a\.bias are one parameter with different kernels"),
     "memory in common": (with_shared_memory, r"b\.weight shares its memory"),
+    "a cached function": (with_cached_function, r"gain\.__wrapped__ is a function that holds on to the network"),
+    "a lock": (lambda net: setattr(net, "lock", threading.Lock()), r"source 0 cannot be copied .*lock"),
+    "what does not copy": (with_a_copy_of_its_own, r"b \(Single\) gives itself for its copy"),
     "a merge": (
         lambda net: net.add_module("inner", KernelMerge(trained(Net))),
         r"inner, is a KernelMerge; fold\(\) it",
@@ -396,6 +415,24 @@ def test_a_merge_as_a_source_is_refused():
     sources = trained(Net)
     with pytest.raises(TypeError, match=r"source 1 is a KernelMerge; fold\(\) it, or merge its own sources"):
         KernelMerge([sources[0], KernelMerge(sources)])
+
+
+def test_a_single_network_is_no_list_of_sources():
+    with pytest.raises(TypeError, match="sources is a single Sequential"):
+        KernelMerge(nn.Sequential(conv(), conv()))
+
+
+def test_kernels_are_computed_once_a_pass_over_the_data(monkeypatch, x):
+    computed = []
+    mean = merging.Mean.forward
+    monkeypatch.setattr(merging.Mean, "forward", lambda self, first: computed.append(1) or mean(self, first))
+    merge = KernelMerge(trained(Net)).eval()
+    samples = Samples(torch.cat([x] * 5), torch.arange(10), torch.zeros(10, dtype=torch.int64), ("",) * 10)
+    found = loop.outputs(merge, samples, contextlib.nullcontext, 2, torch.device("cpu"))
+    assert len(computed) == 3, "two weights and a bias, in five batches"
+    assert torch.equal(found, torch.cat([merge(x)] * 5))
+    merge.set_kernel_weights(0.9)
+    assert torch.equal(loop.outputs(merge, samples, contextlib.nullcontext, 2, torch.device("cpu"))[:2], merge(x))
 
 
 def hidden_layer(seed):
