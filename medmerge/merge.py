@@ -92,7 +92,8 @@ class KernelMerge(nn.Module):
         lists: dict[nn.Parameter, nn.Module] = {}
         holder, by_parameter = None, self.granularity == "parameter"
         for layer in kernel_layers(self.merged):
-            module, twins = layer.module, [other.get_submodule(layer.owner) for other in others]
+            module, count = layer.module, len(layer)
+            twins = [other.get_submodule(layer.owner) for other in others]
             self._orders[layer.owner] = list(module._parameters)
             if self.granularity != "model":
                 holder = None
@@ -105,13 +106,13 @@ class KernelMerge(nn.Module):
                 else:
                     tensors = [getattr(twin, key).detach().clone() for twin in twins]
                     groups = layer.groups if key == layer.weight else 0
-                    shape = {"kernel": (len(layer),), "parameter": first.shape}.get(self.granularity, ())
+                    shape = {"kernel": (count,), "parameter": first.shape}.get(self.granularity, ())
                     mean = Mean(tensors, self.normalisation, shape, groups, None if by_parameter else holder)
                     parametrize.register_parametrization(module, key, mean, unsafe=True)
                     lists[first] = module.parametrizations[key]
                     if by_parameter or key == layer.weight:
                         name = layer.name if key == layer.weight else f"{layer.name}.bias"
-                        self._weights[name] = mean.holder, len(layer)
+                        self._weights[name] = mean.holder, count
                 holder = lists[first][0].holder
             type(module).__name__ = type(module).__bases__[0].__name__  # what a network may ask for
 
