@@ -181,29 +181,26 @@ class KernelMerge(nn.Module):
 
     def _stored(self, name: str, value: Tensor | float, w: Tensor, count: int) -> Tensor:
         """``value`` in the form in which ``w`` holds it."""
-        n, shape = self.num_sources, w.shape[1:]
+        n, one = self.num_sources, self.granularity in ("layer", "model")
+        full = (count,) if one else w.shape[1:]
         value = torch.as_tensor(value, dtype=w.dtype, device=w.device)
         if value.dim() == 0:
-            share = torch.cat([value.expand(1), ((1 - value) / (n - 1)).expand(n - 1)])
-            share = share.view(n, *[1] * len(shape)).expand(n, *shape)
+            value = torch.stack([value, *[(1 - value) / (n - 1)] * (n - 1)])
+            share = value.view(n, *[1] * len(full)).expand(n, *full)
+        elif value.shape != torch.Size(full if n == 2 else (n, *full)):
+            raise ValueError(f"weights of {name} have shape {list(value.shape)}, not {[n, *full][n == 2 :]}")
         else:
-            full = shape if self.granularity in ("kernel", "parameter") else torch.Size([count])
-            wanted = full if n == 2 else (n, *full)
-            if value.shape != torch.Size(wanted):
-                raise ValueError(f"weights of {name} have shape {list(value.shape)}, not {list(wanted)}")
             share = torch.stack([value, 1 - value]) if n == 2 else value
-            if full != shape:
-                if (share != share[:, :1]).any():
-                    raise ValueError(f"{name} has one weight (granularity {self.granularity!r}), not one per kernel")
-                share = share[:, 0]
         if not torch.isfinite(share).all() or (share.sum(0) - 1).abs().max() > 1e-4:
             raise ValueError(f"weights of {name} must be finite and sum to one over the {n} sources")
+        if one and (share != share[:, :1]).any():
+            raise ValueError(f"{name} has one weight (granularity {self.granularity!r}), not one per kernel")
+        share = share[:, 0] if one else share
         if self.normalisation == "affine":
             return share[:-1]
         if share.min() < 0 or share.max() > 1:
-            raise ValueError(
-                f"weights of {name} must lie within 0 and 1 (softmax), not {share.min():g}…{share.max():g}"
-            )
+            low, high = share.aminmax()
+            raise ValueError(f"weights of {name} must lie within 0 and 1 (softmax), not {low:g}…{high:g}")
         return share.log()
 
     def fold(self) -> nn.Module:
