@@ -7,18 +7,13 @@ learnt, :meth:`KernelMerge.fold` gives an ordinary network of the sources' class
 
 import copy
 import difflib
-import itertools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from medmerge import sources as networks
-from medmerge.sources import kernel_layers
-
-log = logging.getLogger(__name__)
+from medmerge.sources import check, copied, kernel_layers
 
 GRANULARITIES = ("kernel", "parameter", "layer", "model")
 NORMALISATIONS = ("affine", "softmax")
@@ -70,16 +65,18 @@ class KernelMerge(nn.Module):
         sources = list(sources)
         if normalisation == "auto":
             normalisation = "affine" if len(sources) == 2 else "softmax"
-        _check_choice("granularity", granularity, GRANULARITIES)
-        _check_choice("normalisation", normalisation, NORMALISATIONS)
+        asked = ("granularity", granularity, GRANULARITIES), ("normalisation", normalisation, NORMALISATIONS)
+        for what, value, allowed in asked:
+            if value not in allowed:
+                raise ValueError(f"{what}={value!r} is not one of {', '.join(map(repr, allowed))}")
         if batchnorm != "mean" and (type(batchnorm) is not int or not 0 <= batchnorm < len(sources)):
             last = len(sources) - 1
             raise ValueError(f"batchnorm={batchnorm!r} is neither 'mean' nor the index of a source (0 to {last})")
-        _check_sources(sources)
+        check(sources)
         self.granularity, self.normalisation, self.batchnorm = granularity, normalisation, batchnorm
         self.num_sources = len(sources)
         with torch.inference_mode(False), torch.no_grad():
-            self.merged = networks.copied(sources[0])
+            self.merged = copied(sources[0])
             _merge_norms(self.merged, sources, batchnorm)
             self._parametrise(sources[1:])
         if not self._weights:
@@ -321,23 +318,3 @@ def _merge_norms(base: nn.Module, sources: Sequence[nn.Module], batchnorm: str |
                 tensor.copy_(torch.stack(values).mean(0))
             if isinstance(tensor, nn.Parameter):
                 tensor.requires_grad_(True)
-
-
-def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{what}={value!r} is not one of {', '.join(map(repr, allowed))}")
-
-
-def _check_sources(sources: Sequence[nn.Module]) -> None:
-    """Raise unless the sources can be merged; say so where two are the same."""
-    for i, source in enumerate(sources):
-        for name, module in source.named_modules() if isinstance(source, nn.Module) else ():
-            if isinstance(module, KernelMerge):
-                where = f"source {i}" + f", {name}," * bool(name)
-                raise TypeError(f"{where} is a KernelMerge; fold() it, or merge its own sources with the others")
-    networks.check(sources)
-    for i, j in itertools.combinations(range(len(sources)), 2):
-        if networks.same_weights(sources[i], sources[j]):
-            log.warning(
-                "sources %d and %d have the same weights: between them, no merging weight changes anything", i, j
-            )

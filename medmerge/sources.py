@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import itertools
+import logging
 import pickle
 import reprlib
 import types
@@ -20,6 +21,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+log = logging.getLogger(__name__)
 
 EMBEDDINGS = (
     ("torchvision.models.vision_transformer", "pos_embedding"),
@@ -84,7 +87,7 @@ def kernel_layers(network: nn.Module) -> list[Kernels]:
 
 
 def check(sources: Sequence[nn.Module]) -> None:
-    """Raise unless the sources can be merged.
+    """Raise unless the sources can be merged; two that have the same weights are said in the log.
 
     Raises:
         TypeError: a source that is no module, or that holds what a merge cannot carry; the message says where.
@@ -107,6 +110,11 @@ def check(sources: Sequence[nn.Module]) -> None:
                     "one architecture, device and precision can be merged; make them alike in what else they hold"
                 )
     _check_kernels(sources[0])
+    for i, j in itertools.combinations(range(len(sources)), 2):
+        if same_weights(sources[i], sources[j]):
+            log.warning(
+                "sources %d and %d have the same weights: between them, no merging weight changes anything", i, j
+            )
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
@@ -139,6 +147,8 @@ def is_embedding(module: nn.Module, name: str) -> bool:
 
 def _fault(module: nn.Module) -> str:
     """What keeps a layer's own weights from being merged, and the way out; empty where nothing does."""
+    if hasattr(module, "kernel_weights"):
+        return "is a merge; fold() it, or merge its own sources with the others"
     if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
         return "is compiled; merge the network that it was compiled from"
     if parametrize.is_parametrized(module):

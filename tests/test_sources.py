@@ -1,6 +1,5 @@
 """What people's networks are like: merged as they are, or refused at once, by name and with a way out."""
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -14,12 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from test_training import task
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from medmerge import Classifier, KernelMerge, loop, zeros_like
+from medmerge import Classifier, KernelMerge, zeros_like
 from medmerge import merge as merging
-from medmerge.data import Samples
+from medmerge.training import features
 
 GRANULARITIES = ["kernel", "parameter", "layer", "model"]
 
@@ -388,7 +388,7 @@ REFUSED = {
     "what does not copy": (with_a_copy_of_its_own, r"its Single gives itself for its copy"),
     "a merge": (
         lambda net: net.add_module("inner", KernelMerge(trained(Net))),
-        r"inner, is a KernelMerge; fold\(\) it",
+        r"inner \(KernelMerge\) is a merge; fold\(\) it",
     ),
 }
 
@@ -419,7 +419,9 @@ def test_sources_made_in_inference_mode_are_refused_and_a_merge_made_there_learn
 
 def test_a_merge_as_a_source_is_refused():
     sources = trained(Net)
-    with pytest.raises(TypeError, match=r"source 1 is a KernelMerge; fold\(\) it, or merge its own sources"):
+    with pytest.raises(
+        TypeError, match=r"source 1: the network \(KernelMerge\) is a merge; fold\(\) it, or merge its own"
+    ):
         KernelMerge([sources[0], KernelMerge(sources)])
 
 
@@ -428,17 +430,16 @@ def test_a_single_network_is_no_list_of_sources():
         KernelMerge(nn.Sequential(conv(), conv()))
 
 
-def test_kernels_are_computed_once_a_pass_over_the_data(monkeypatch, x):
-    computed = []
-    mean = merging.Mean.forward
+def test_kernels_are_computed_once_a_pass_over_the_data(monkeypatch):
+    computed, mean = [], merging.Mean.forward
     monkeypatch.setattr(merging.Mean, "forward", lambda self, first: computed.append(1) or mean(self, first))
-    merge = KernelMerge(trained(Net)).eval()
-    samples = Samples(torch.cat([x] * 5), torch.arange(10), torch.zeros(10, dtype=torch.int64), ("",) * 10)
-    found = loop.outputs(merge, samples, contextlib.nullcontext, 2, torch.device("cpu"))
-    assert len(computed) == 3, "two weights and a bias, in five batches"
-    assert torch.equal(found, torch.cat([merge(x)] * 5))
+    merge = KernelMerge(trained(lambda: nn.Sequential(Net(), nn.Flatten()))).eval()
+    one = task(batch_size=3)
+    assert len(one.val) == 2 * 4 * one.protocol.batch_size, "two batches"
+    first = features(merge, one.val, one).inputs
+    assert len(computed) == 3, "two weights and a bias, not once a batch"
     merge.set_kernel_weights(0.9)
-    assert torch.equal(loop.outputs(merge, samples, contextlib.nullcontext, 2, torch.device("cpu"))[:2], merge(x))
+    assert not torch.equal(features(merge, one.val, one).inputs, first) and len(computed) == 6
 
 
 def hidden_layer(seed):
