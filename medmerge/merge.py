@@ -27,7 +27,7 @@ class KernelMerge(nn.Module):
     layer too, called ``<attention>.in_proj``: its kernels are the rows of queries, keys and values. The network is a
     copy of the first source, hooks and attributes included, whose kernels are parametrised
     (`torch.nn.utils.parametrize`): each is the mean of the sources' frozen ones, computed where the network reads it.
-    So the only parameters are the merging weights, the affine parameters of the normalisation layers, and what else is
+    Layers stay what ``isinstance`` says, but ``type(layer) is nn.Conv2d`` no longer holds. The only parameters are the merging weights, the affine parameters of the normalisation layers, and what else is
     a parameter a channel or a position (:data:`medmerge.sources.EMBEDDINGS`).
 
     Args:
@@ -230,8 +230,9 @@ class KernelMerge(nn.Module):
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("granularity", "batchnorm", "normalisation"))
-        layers = kernel_layers(self.merged)
-        of = f"{self.num_sources} sources, {len(layers)} layers, {sum(map(len, layers)):,} kernels"
+        biases = ".bias" if self.granularity == "parameter" else " "
+        counts = [count for name, (_, count) in self._weights.items() if not name.endswith(biases)]
+        of = f"{self.num_sources} sources, {len(counts)} layers, {sum(counts):,} kernels"
         return f"KernelMerge({type(self.merged).__name__}, {of}, {options})"
 
 
