@@ -27,8 +27,9 @@ class KernelMerge(nn.Module):
     layer too, called ``<attention>.in_proj``: its kernels are the rows of queries, keys and values. The network is a
     copy of the first source, hooks and attributes included, whose kernels are parametrised
     (`torch.nn.utils.parametrize`): each is the mean of the sources' frozen ones, computed where the network reads it.
-    Layers stay what ``isinstance`` says, but ``type(layer) is nn.Conv2d`` no longer holds. The only parameters are the merging weights, the affine parameters of the normalisation layers, and what else is
-    a parameter a channel or a position (:data:`medmerge.sources.EMBEDDINGS`).
+    Layers stay what ``isinstance`` says they are, though ``type(layer) is nn.Conv2d`` no longer holds. The only
+    parameters are the merging weights, the affine parameters of the normalisation layers, and what else is a parameter
+    a channel or a position (:data:`medmerge.sources.EMBEDDINGS`).
 
     Args:
         sources: two or more modules of the same architecture. They are never changed.
