@@ -195,8 +195,8 @@ def _first(batches: Iterable[Batch], limit: int) -> Iterator[Batch]:
             return
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Inputs and labels on the device; the host does not wait for a copy."""
+def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Tensors, such as inputs and labels, on the device; the host does not wait for a copy."""
     if device.type == "cuda":
         batch = tuple(tensor if tensor.is_cuda else tensor.pin_memory() for tensor in batch)
     return tuple(tensor.to(device, non_blocking=True) for tensor in batch)

@@ -8,7 +8,7 @@ import types
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class Kernels(NamedTuple):
 
     name: str
     owner: str
-    module: nn.Module
+    module: Any
     weight: str
     bias: str | None
 

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,9 @@ def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
     Raises:
         TrainingError: as :func:`fit`.
     """
-    protocol, backbone = task.protocol, model.backbone
+    classifier: Any = model
+    given: tuple[Any, Any] = (task.train, task.val)
+    protocol, backbone = task.protocol, classifier.backbone
     if free is None:
         plain = {"eval": "none", "train": "statistics"}[protocol.lp_batchnorm]
         free = protocol.batchnorm_free if isinstance(backbone, KernelMerge) else plain
@@ -76,15 +79,15 @@ def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
     moves = free in ("both", "statistics") and bool(batchnorm.layers(backbone))
     if moves or any(parameter.requires_grad for parameter in backbone.parameters()):
         still = [] if moves else list(batchnorm.layers(backbone).values())
-        fit(model, task.train, task.val, "linear_probe", task, still)
-    elif isinstance(task.train, Batches) or isinstance(task.val, Batches):
-        fit(model, task.train, task.val, "linear_probe", task, [backbone])
+        fit(model, *given, "linear_probe", task, still)
+    elif any(isinstance(part, Batches) for part in given):
+        fit(model, *given, "linear_probe", task, [backbone])
     else:
         model.to(task.device)
         started = time.perf_counter()
-        train, val = (features(backbone, samples, task) for samples in (task.train, task.val))
+        train, val = (features(backbone, samples, task) for samples in given)
         task.cost["features"] = {"seconds": time.perf_counter() - started}
-        fit(model.head, train, val, "linear_probe", replace(task, progress=None))
+        fit(classifier.head, train, val, "linear_probe", replace(task, progress=None))
 
 
 def _learning(backbone: nn.Module, free: str, protocol: Protocol) -> list[nn.Parameter]:
@@ -107,7 +110,8 @@ def fine_tune(model: nn.Module, task: Task) -> None:
     """
     model.requires_grad_(True)
     if task.protocol.ft_epochs:
-        fit(model, task.train, task.val, "fine_tune", task)
+        given: tuple[Any, Any] = (task.train, task.val)
+        fit(model, *given, "fine_tune", task)
 
 
 def fit(
@@ -244,9 +248,10 @@ def seconds_per_image(model: nn.Module, task: Task, steps: int = 3) -> float:
     model = copy.deepcopy(model).to(task.device).train()
     devices.channels_last(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, task.protocol), fused=True)
+    data: Any = task.train
     taken, images = [], []
     with memory_kept(), seeded(task.device, task.seed):
-        for batch in itertools.islice(task.train.shuffled(task.protocol.batch_size), steps + 1):
+        for batch in itertools.islice(data.shuffled(task.protocol.batch_size), steps + 1):
             started = time.perf_counter()
             step(model, optimizer, batch, task).item()
             taken.append(time.perf_counter() - started)
@@ -273,7 +278,7 @@ def validate(model: nn.Module, val: Samples | Batches, task: Task) -> dict[str, 
         scores = evaluation.metrics(labels.numpy(), logits.sigmoid().numpy(), [str(k) for k in range(task.num_classes)])
         if scores["macro_auroc"] is None:
             raise TrainingError("no class is both present and absent in the validation images: make that part larger")
-        chosen = {f"val_{name}": scores[name] for name in ("accuracy", "macro_f1", "macro_auroc")}
+        chosen: dict[str, Any] = {f"val_{name}": scores[name] for name in ("accuracy", "macro_f1", "macro_auroc")}
         return {"val_loss": loss(logits, labels).item(), **chosen}
     predicted, truth = logits.argmax(1).numpy(), labels.numpy()
     classes = range(task.num_classes)
@@ -311,15 +316,15 @@ def _outputs(model: nn.Module, data: Samples | Batches, task: Task) -> Batch:
     Its mode is left as it was. Merged kernels are computed once. What is random in somebody's batches is the same in
     every pass.
     """
-    found, training = [], model.training
+    found: list[Batch] = []
+    training = model.training
     model.eval()
     with seeded(task.device, task.seed), parametrize.cached():
         for inputs, labels in data.ordered(4 * task.protocol.batch_size):
             with torch.inference_mode(), task.autocast:
                 found.append((model(prepare(*to_device((inputs,), task.device))).float(), labels))
     model.train(training)
-    outputs, labels = zip(*found, strict=True)
-    return torch.cat(outputs).cpu(), torch.cat(labels).cpu()
+    return torch.cat([one for one, _ in found]).cpu(), torch.cat([one for _, one in found]).cpu()
 
 
 def parameter_groups(model: nn.Module, protocol: Protocol) -> list[dict]:
