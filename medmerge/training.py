@@ -10,7 +10,6 @@ import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from medmerge import batchnorm, checkpoints, devices
+from medmerge.backbones import Classifier
 from medmerge.devices import memory_kept, seeded
 from medmerge.merge import KernelMerge
 from medmerge.progress import Progress
@@ -50,7 +50,7 @@ __all__ = [
 PHASES = ("linear_probe", "fine_tune")
 
 
-def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
+def linear_probe(model: Classifier, task: Task, free: str | None = None) -> None:
     """Train a classifier's head on frozen kernels, in place (LP; Kumar et al. 2022).
 
     Of a :class:`~medmerge.merge.KernelMerge` the merging weights and normalisation layers learn too (paper, section
@@ -58,7 +58,7 @@ def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
     epoch, since augmentation may change them.
 
     Args:
-        model: a ``backbone`` and a ``head`` (:class:`~medmerge.backbones.Classifier`).
+        model: a ``backbone`` and a ``head``.
         task: images and protocol; gains history and cost.
         free: what of the batch norms changes, one of :data:`FREE`; by default the protocol's ``batchnorm_free`` for a
             merge, and for any other backbone nothing or, with ``lp_batchnorm`` ``"train"``, their statistics.
@@ -66,9 +66,7 @@ def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
     Raises:
         TrainingError: as :func:`fit`.
     """
-    classifier: Any = model
-    given: tuple[Any, Any] = (task.train, task.val)
-    protocol, backbone = task.protocol, classifier.backbone
+    protocol, backbone, (train, val) = task.protocol, model.backbone, task.parts
     if free is None:
         plain = {"eval": "none", "train": "statistics"}[protocol.lp_batchnorm]
         free = protocol.batchnorm_free if isinstance(backbone, KernelMerge) else plain
@@ -79,15 +77,15 @@ def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
     moves = free in ("both", "statistics") and bool(batchnorm.layers(backbone))
     if moves or any(parameter.requires_grad for parameter in backbone.parameters()):
         still = [] if moves else list(batchnorm.layers(backbone).values())
-        fit(model, *given, "linear_probe", task, still)
-    elif any(isinstance(part, Batches) for part in given):
-        fit(model, *given, "linear_probe", task, [backbone])
+        fit(model, train, val, "linear_probe", task, still)
+    elif isinstance(train, Batches) or isinstance(val, Batches):
+        fit(model, train, val, "linear_probe", task, [backbone])
     else:
         model.to(task.device)
         started = time.perf_counter()
-        train, val = (features(backbone, samples, task) for samples in given)
+        train, val = (features(backbone, samples, task) for samples in (train, val))
         task.cost["features"] = {"seconds": time.perf_counter() - started}
-        fit(classifier.head, train, val, "linear_probe", replace(task, progress=None))
+        fit(model.head, train, val, "linear_probe", replace(task, progress=None))
 
 
 def _learning(backbone: nn.Module, free: str, protocol: Protocol) -> list[nn.Parameter]:
@@ -110,8 +108,7 @@ def fine_tune(model: nn.Module, task: Task) -> None:
     """
     model.requires_grad_(True)
     if task.protocol.ft_epochs:
-        given: tuple[Any, Any] = (task.train, task.val)
-        fit(model, *given, "fine_tune", task)
+        fit(model, *task.parts, "fine_tune", task)
 
 
 def fit(
@@ -248,10 +245,10 @@ def seconds_per_image(model: nn.Module, task: Task, steps: int = 3) -> float:
     model = copy.deepcopy(model).to(task.device).train()
     devices.channels_last(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, task.protocol), fused=True)
-    data: Any = task.train
+    train, _ = task.parts
     taken, images = [], []
     with memory_kept(), seeded(task.device, task.seed):
-        for batch in itertools.islice(data.shuffled(task.protocol.batch_size), steps + 1):
+        for batch in itertools.islice(train.shuffled(task.protocol.batch_size), steps + 1):
             started = time.perf_counter()
             step(model, optimizer, batch, task).item()
             taken.append(time.perf_counter() - started)
@@ -276,10 +273,12 @@ def validate(model: nn.Module, val: Samples | Batches, task: Task) -> dict[str, 
     logits, labels = _outputs(model, val, task)
     if task.multilabel:
         scores = evaluation.metrics(labels.numpy(), logits.sigmoid().numpy(), [str(k) for k in range(task.num_classes)])
-        if scores["macro_auroc"] is None:
+        chosen = {
+            name: value for name in ("accuracy", "macro_f1", "macro_auroc") if (value := scores[name]) is not None
+        }
+        if "macro_auroc" not in chosen:
             raise TrainingError("no class is both present and absent in the validation images: make that part larger")
-        chosen: dict[str, Any] = {f"val_{name}": scores[name] for name in ("accuracy", "macro_f1", "macro_auroc")}
-        return {"val_loss": loss(logits, labels).item(), **chosen}
+        return {"val_loss": loss(logits, labels).item(), **{f"val_{name}": value for name, value in chosen.items()}}
     predicted, truth = logits.argmax(1).numpy(), labels.numpy()
     classes = range(task.num_classes)
     return {
