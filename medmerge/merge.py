@@ -8,6 +8,7 @@ learnt, :meth:`KernelMerge.fold` gives an ordinary network of the sources' class
 import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,7 @@ class KernelMerge(nn.Module):
         """Make every kernel tensor of the copy a :class:`Mean`; one that several layers share is one in all of them."""
         self._weights: dict[str, tuple[Mean, int]] = {}
         self._orders: dict[str, list[str]] = {}
-        lists: dict[nn.Parameter, nn.Module] = {}
+        lists: dict[nn.Parameter, Any] = {}
         holder, by_parameter = None, self.granularity == "parameter"
         for layer in kernel_layers(self.merged):
             module, count = layer.module, len(layer)
@@ -96,7 +97,7 @@ class KernelMerge(nn.Module):
             if self.granularity != "model":
                 holder = None
             for key in filter(None, (layer.weight, layer.bias)):
-                first = module._parameters.pop(key)
+                first: Any = module._parameters.pop(key)
                 module.register_buffer(key, first.detach())
                 if first in lists:
                     parametrize.register_parametrization(module, key, lists[first][0], unsafe=True)
@@ -121,7 +122,8 @@ class KernelMerge(nn.Module):
     @property
     def num_features(self) -> int:
         """Width of the sources' output, where they state one."""
-        return self.merged.num_features
+        network: Any = self.merged
+        return network.num_features
 
     def layers(self) -> Iterator[tuple[str, "Mean"]]:
         """Names as in :meth:`kernel_weights`, in the sources' order, with the module whose ``w`` the weights are."""
@@ -209,7 +211,7 @@ class KernelMerge(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             plain, folded = copy.deepcopy(self.merged), {}
             for name, order in self._orders.items():
-                module = plain.get_submodule(name)
+                module: Any = plain.get_submodule(name)
                 own = dict(module._parameters)
                 for key, computed in module.parametrizations.items():
                     if computed not in folded:  # not read as an attribute: what is read may come from a cache
@@ -314,7 +316,7 @@ def _merge_norms(base: nn.Module, sources: Sequence[nn.Module], batchnorm: str |
             if tensor is None or (name, key) in kernels:
                 continue
             values = [getattr(twin, key) for twin in twins]
-            if batchnorm != "mean":
+            if isinstance(batchnorm, int):
                 tensor.copy_(values[batchnorm])
             elif tensor.is_floating_point():
                 tensor.copy_(torch.stack(values).mean(0))

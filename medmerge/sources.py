@@ -10,7 +10,7 @@ import reprlib
 import types
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class Kernels(NamedTuple):
 
     name: str
     owner: str
-    module: nn.Module
+    module: Any
     weight: str
     bias: str | None
 
