@@ -114,7 +114,7 @@ def check(p: Parameters, out: Path) -> tuple[str, list[str]]:
 
 
 def _estimate(p: Parameters, sources: Sequence[nn.Module], runs: int) -> str:
-    """How long training will take, by a few steps on noise; empty where memory does not allow them, as runs then say."""
+    """How long training will take, by a few steps on noise; empty where memory does not allow them."""
     count, size = 4 * p.batch_size, p.image_size
     rows = torch.arange(count)
     noise = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
