@@ -137,17 +137,17 @@ def _rsna_classes(path: Path, patients: pd.DataFrame, short: list[int]) -> tuple
     boxed = patients["Target"] == "1"
     wrong = patients.index[boxed != (patients["class"].fillna("Lung Opacity") == "Lung Opacity")]
     if len(wrong):
+        target, given = patients.fillna("unknown").loc[wrong[0]]
         raise DataError(
-            f"{path}: patient {wrong[0]} is {patients['class'].fillna('of unknown class')[wrong[0]]!r} and has Target "
-            f"{patients['Target'][wrong[0]]} in stage_2_train_labels.csv; a Lung Opacity has Target 1, other classes 0. "
-            "Get both files again"
+            f"{path}: patient {wrong[0]} has the class {given!r} and the Target {target} in stage_2_train_labels.csv; "
+            "a Lung Opacity has Target 1, the other classes 0. Get both files again"
         )
     if short[1] > 0:
-        follows = f"the class of {len(unknown):,} (first {unknown[0]}) follows from Target 1, Lung Opacity" if len(unknown) else ""
-        notes.append(
-            f"{path.name} has {ROWS[path.name] - short[1]:,} of the official {ROWS[path.name]:,} rows, which makes no "
-            f"difference: {follows or 'each patient has another one'}."
-        )
+        follows = "each patient has another one"
+        if len(unknown):
+            follows = f"the class of {len(unknown):,} (first {unknown[0]}) follows from Target 1, Lung Opacity"
+        rows = f"{ROWS[path.name] - short[1]:,} of the official {ROWS[path.name]:,} rows"
+        notes.append(f"{path.name} has {rows}, which makes no difference: {follows}.")
     return patients.fillna({"class": "Lung Opacity"}), notes
 
 
