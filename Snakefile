@@ -5,7 +5,7 @@
 #   snakemake --cores 2 --dry-run open                     what there is to do
 #   snakemake --workflow-profile profiles/slurm paper      a SLURM job a run
 #
-# What comes before what stands in the parameter files (medmerge/plan.py; `medmerge plan params/demo/*.yaml`). A record is
+# What comes before what stands in the parameter files (medmerge/cli/plan.py). A record is
 # never deleted and a finished run never repeated: `medmerge train` sees that it is finished, whatever Snakemake thinks.
 import difflib
 import functools
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from snakemake.exceptions import WorkflowError
 
-from medmerge.cli import many as cli_plan, plan
+from medmerge.cli import plan
 from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError
 from medmerge.study.records import RecordError
@@ -119,7 +119,7 @@ rule train:
     log:
         "logs/{run}.log",
     params:
-        words=lambda wildcards: shlex.join(cli_plan.command(RUNS[wildcards.run])[1:]),
+        words=lambda wildcards: shlex.join(plan.command(RUNS[wildcards.run])[1:]),
     resources:
         gpu=lambda wildcards: GPU * (RUNS[wildcards.run].p.device != "cpu"),
     shell:
