@@ -201,8 +201,8 @@ def passes(path: Path) -> tuple[str, int] | None:
     Features that a linear probe computes once are not counted, nor is validation. None for files of other pages and
     for the clean splits, which have no more images than the paper's.
     """
-    from medmerge.data.chexpert import FRONTAL
-    from medmerge.data.paper_numbers import PAPER_NUMBERS
+    from medmerge.data import PAPER_NUMBERS
+    from medmerge.data.loaders.chexpert import FRONTAL
     from medmerge.study import definitions
     from medmerge.study import notebooks as pages
 

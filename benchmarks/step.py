@@ -10,12 +10,12 @@ import torch
 from benchmarks import turns
 from benchmarks.settings import Settings
 from benchmarks.ways import WAYS
-from medmerge import backbones, devices, loop
+from medmerge import backbones, devices, training
 from medmerge.backbones import Classifier
 from medmerge.devices import seeded
 from medmerge.sources import kernel_layers
 from medmerge.study import cost
-from medmerge.task import Task
+from medmerge.training import Task
 
 GIVEN_BACK = "FT, memory given back"
 """A step of fine-tuning in a process that leaves to the C library what becomes of memory that is freed."""
@@ -42,8 +42,8 @@ def prepared(
 def make(**case: object) -> turns.Call:
     """One training step of :func:`prepared`, as training takes it. Each call returns the loss."""
     step, task = prepared(**case)
-    steps = loop.Steps(step.model, step.optimizer, lambda: task.autocast, task.protocol.batch_size, task.device)
-    return lambda: steps(step.inputs, step.labels).item()
+    batch = step.inputs, step.labels
+    return lambda: training.step(step.model, step.optimizer, batch, task).item()
 
 
 def requested(**case: object) -> turns.Call:

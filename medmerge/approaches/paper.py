@@ -134,7 +134,7 @@ def medmerge(
         options: those of :class:`MergeOptions`.
     """
     begins = MergeOptions(**options)
-    merge, sources = begins.start(sources, task.train.inputs.shape[-1])
+    merge, sources = begins.start(sources, task.train.image_size)
     measure(merge, sources, task, begins.batchnorm)
     task = task if learn else replace(task, protocol=replace(task.protocol, w_lr=0.0))
     model = classifier(merge, task)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from medmerge.approaches.ingredients import blend, finished, label, names, probed, reestimated, score, timed
 from medmerge.approaches.paper import CORE, Approach, MergeOptions, Outcome, lp_ft, measure
 from medmerge.devices import seeded
-from medmerge.serving import images
 from medmerge.training import Task
 
 COEFFICIENTS = tuple(k / 10 for k in range(11))
@@ -167,7 +166,7 @@ def diagonal_fisher(model: nn.Module, task: Task, limit: int) -> dict[str, Tenso
     parameters = dict(backbone.named_parameters())
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     model.eval()
-    drawn = images(task.train, task.protocol.batch_size, task.device, task.seed, limit)
+    drawn = task.measured(limit)
     with seeded(task.device, task.seed):
         for image in (one for batch in drawn for one in batch.split(1)):
             logits = model(image)[0]

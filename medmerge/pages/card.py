@@ -13,7 +13,7 @@ import yaml
 from medmerge.backbones import SMALL, has_plain_head, patch_size
 from medmerge.data.images import FILL
 from medmerge.pages import report
-from medmerge.serving import IMAGENET_MEAN, IMAGENET_STD
+from medmerge.samples import IMAGENET_MEAN, IMAGENET_STD
 from medmerge.study.records import Record
 
 _METRICS = {

@@ -20,7 +20,6 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, recall_score, roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
-from medmerge.stats import inputs as evaluation_inputs
 from medmerge.stats import resampling
 from medmerge.stats.resampling import Cells
 
@@ -77,7 +76,7 @@ def metrics(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str])
     labels = np.asarray(labels)
     if labels.ndim == 2:
         return _multilabel_metrics(labels, probabilities, classes)
-    labels, probabilities = evaluation_inputs.scored(labels, probabilities, classes)
+    labels, probabilities = _scored(labels, probabilities, classes)
     every, predicted = range(len(classes)), probabilities.argmax(axis=1)
     present = np.bincount(labels, minlength=len(classes)) > 0
     recall = recall_score(labels, predicted, labels=every, average=None, zero_division=0)
@@ -94,7 +93,7 @@ def metrics(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str])
 
 
 def _multilabel_metrics(labels: NDArray, probabilities: ArrayLike, classes: Sequence[str]) -> dict[str, float | None]:
-    labels, probabilities = evaluation_inputs.scored(labels, probabilities, classes)
+    labels, probabilities = _scored(labels, probabilities, classes)
     known = ~np.isnan(labels)
     truth, confidence = labels[known], probabilities[known]
     each = class_scores(labels, probabilities, classes)
@@ -122,7 +121,7 @@ def class_scores(
         negatives), ``sensitivity``, ``specificity`` and ``f1`` (0 if neither present nor predicted, None
         without any known label) of the predicted class or classes.
     """
-    labels, probabilities = evaluation_inputs.scored(np.asarray(labels), probabilities, classes)
+    labels, probabilities = _scored(np.asarray(labels), probabilities, classes)
     found = {}
     for name, (truth, said, scores) in zip(classes, _one_by_one(labels, probabilities), strict=True):
         positives, negatives = int(truth.sum()), int((~truth).sum())
@@ -184,7 +183,7 @@ def bootstrap_interval(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}: give a share between 0 and 1, such as 0.95")
-    evaluation_inputs.check_options(metric, resamples)
+    _check_options(metric, resamples)
     cells = counted(labels, {"predicted": predicted}, num_classes)
     scores = resampling.bootstrap(cells, metric, resamples, np.random.default_rng(seed)).mean(axis=1)
     return _percentiles(scores, confidence)
@@ -225,7 +224,7 @@ def compare(
     Raises:
         ValueError: badly shaped, empty or out-of-range input, an unknown metric, or unequal numbers of seeds.
     """
-    evaluation_inputs.check_options(metric, resamples)
+    _check_options(metric, resamples)
     cells = counted(labels, {"predicted_a": predicted_a, "predicted_b": predicted_b}, num_classes)
     bootstrap_generator, permutation_generator = np.random.default_rng(seed).spawn(2)
     difference = float(resampling.paired(resampling.scores(cells, cells.count, metric)))
@@ -252,16 +251,8 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
 def counted(labels: ArrayLike, predicted: Mapping[str, ArrayLike], num_classes: int) -> Cells:
     """Checked labels and each model's predictions, counted; the models' seeds one after the other."""
-    labels = np.asarray(labels)
-    if labels.ndim == 2:
-        labels = evaluation_inputs.findings(labels, num_classes)
-        models = {name: evaluation_inputs.decisions(values, name, labels.shape) for name, values in predicted.items()}
-    else:
-        labels = evaluation_inputs.indices(labels, "labels", num_classes)
-        models = {
-            name: evaluation_inputs.columns(values, name, len(labels), num_classes)
-            for name, values in predicted.items()
-        }
+    labels = _labels(labels, num_classes)
+    models = {name: _predictions(values, name, labels.shape, num_classes) for name, values in predicted.items()}
     seeds = {name: len(columns) for name, columns in models.items()}
     if len(set(seeds.values())) > 1:
         found = ", ".join(f"{name} has {count} seeds" for name, count in seeds.items())
@@ -270,6 +261,78 @@ def counted(labels: ArrayLike, predicted: Mapping[str, ArrayLike], num_classes: 
     if labels.ndim == 2:
         return resampling.cells_of_findings(labels, columns)
     return resampling.cells_of_classes(labels, columns, num_classes)
+
+
+def _check_options(metric: str, resamples: int) -> None:
+    if metric not in ("macro_f1", "accuracy"):
+        raise ValueError(f"metric is {metric!r}: choose macro_f1 or accuracy")
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}: give at least 1")
+
+
+def _labels(labels: ArrayLike, num_classes: int) -> NDArray:
+    """Checked labels: int64 [N], or float64 [N, K] of 1, 0 and NaN."""
+    labels = np.asarray(labels)
+    if labels.ndim < 2:
+        return _indices(labels, "labels", num_classes)
+    if labels.ndim != 2 or not labels.size or labels.shape[1] != num_classes:
+        needed = f"a class index for each of N > 0 images, or multi-label (N, {num_classes})"
+        raise ValueError(f"labels has shape {labels.shape}: give {needed}")
+    labels = labels.astype(np.float64)
+    known = labels[~np.isnan(labels)]
+    if not known.size:
+        raise ValueError("labels holds no known label: give at least one 0 or 1")
+    if len(wrong := np.setdiff1d(known, (0, 1))):
+        raise ValueError(f"labels holds {wrong[:5].tolist()}: only 1, 0 and NaN (not known) are allowed")
+    return labels
+
+
+def _indices(values: ArrayLike, name: str, num_classes: int) -> NDArray[np.int64]:
+    """Checked class indices [N]."""
+    values = np.asarray(values)
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}: give at least 2")
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"{name} has shape {values.shape}: give a class index for each of N > 0 images")
+    if values.dtype.kind not in "iu":
+        raise ValueError(f"{name} has dtype {values.dtype}: give integers, 0 .. {num_classes - 1}")
+    if values.min() < 0 or values.max() >= num_classes:
+        found = f"{name} runs from {values.min()} to {values.max()}"
+        raise ValueError(f"{found}: only 0 .. {num_classes - 1} are allowed; leave unlabelled images out")
+    return values.astype(np.int64)
+
+
+def _predictions(values: ArrayLike, name: str, shape: tuple[int, ...], num_classes: int) -> NDArray:
+    """Checked predictions of the labels' shape for each seed: int64 [S, N], or multi-label bool [S, N, K]."""
+    values = np.asarray(values)
+    if values.ndim not in (len(shape), len(shape) + 1) or not values.size or values.shape[-len(shape) :] != shape:
+        asked = f"{shape} or (seeds, {', '.join(map(str, shape))})"
+        raise ValueError(f"{name} has shape {values.shape}: labels ask for {asked}")
+    if len(shape) == 1:
+        return _indices(values.ravel(), name, num_classes).reshape(-1, *shape)
+    if len(wrong := values[~np.isin(values, (0, 1))]):
+        raise ValueError(f"{name} holds {wrong[0]}: only 0 and 1 are allowed; see decide for probabilities")
+    return values.reshape(-1, *shape).astype(bool)
+
+
+def _scored(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str]) -> tuple[NDArray, NDArray]:
+    """Checked labels, and probabilities, float64 [N, K]."""
+    multilabel = np.ndim(labels) == 2
+    if len(classes) < (1 if multilabel else 2) or len(set(classes)) != len(classes):
+        raise ValueError(f"classes is {list(classes)}: give at least two names (multi-label: one), all different")
+    labels = _labels(labels, len(classes))
+    values = np.asarray(probabilities, dtype=np.float64)
+    if values.shape != (len(labels), len(classes)):
+        raise ValueError(f"probabilities has shape {values.shape}, not images x classes {len(labels), len(classes)}")
+    if not np.isfinite(values).all():
+        row = np.isfinite(values).all(axis=1).argmin()
+        raise ValueError(f"probabilities has a non-finite value in row {row}: see whether training diverged")
+    if multilabel and (values.min() < 0 or values.max() > 1):
+        found = f"probabilities runs from {values.min():g} to {values.max():g}"
+        raise ValueError(f"{found}, not within 0 .. 1: apply a sigmoid to logits first")
+    if not multilabel and (values.min() < 0 or np.abs(values.sum(axis=1) - 1).max() > 0.01):
+        raise ValueError("probabilities has rows that are not distributions: apply a softmax to logits first")
+    return labels, values
 
 
 def _one_by_one(labels: NDArray, probabilities: NDArray) -> Iterator[tuple[NDArray, NDArray, NDArray]]:

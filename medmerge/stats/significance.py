@@ -77,13 +77,11 @@ class Equivalence:
     p_equivalence: float
 
 
-def mcnemar(labels: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike, mid_p: bool = False) -> Discordance:
+def mcnemar(labels: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike) -> Discordance:
     """Compare two models' accuracy on the same images, by the exact binomial test (McNemar, 1947).
 
     Args:
         labels, predicted_a, predicted_b: class indices, integers of shape [N], of one seed.
-        mid_p: count the observed table half: less conservative (Fagerland et al., "The McNemar test for binary
-            matched-pairs data", 2013).
 
     Raises:
         ValueError: empty input or unequal shapes. Several seeds: take `evaluation.compare`, metric "accuracy".
@@ -94,11 +92,7 @@ def mcnemar(labels: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike, m
         raise ValueError(f"{found}: give (N,) for each, of one seed; evaluation.compare takes several")
     right_a, right_b = a == labels, b == labels
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    apart = only_a + only_b
-    p = float(stats.binomtest(only_a, apart).pvalue) if apart else 1.0
-    if mid_p and apart:
-        observed = float(stats.binom.pmf(only_a, apart, 0.5))
-        p -= observed / 2 if only_a == only_b else observed
+    p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return Discordance(only_a, only_b, (only_a - only_b) / len(labels), p)
 
 
@@ -167,7 +161,6 @@ def over_seeds(
     predicted_b: ArrayLike,
     num_classes: int,
     metric: str = "macro_f1",
-    method: str = "t",
     resamples: int = 10_000,
     seed: int = 0,
 ) -> SeedInterval:
@@ -175,40 +168,30 @@ def over_seeds(
 
     A percentile bootstrap over few seeds is too narrow where the spread between seeds outweighs that between
     images: S seeds drawn again spread by a factor sqrt((S - 1) / S) less than seeds do, and its quantiles know
-    nothing of a standard deviation of few values. ``"t"``, the default, adds the variance over images (bootstrap
-    of the mean over these seeds, stratified by class) to that over seeds, s^2 / S, and takes t quantiles at
+    nothing of a standard deviation of few values. So the variance over images (bootstrap
+    of the mean over these seeds, stratified by class) is added to that over seeds, s^2 / S, with t quantiles at
     Satterthwaite's (1946) degrees of freedom, at least S - 1. The spread between seeds that comes from the finite
-    test set is in both terms, so the interval errs on the wide side. ``"percentile"`` draws seeds and images again
-    (Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8).
+    test set is in both terms, so the interval errs on the wide side.
 
     Args:
         labels, predicted_a, predicted_b, num_classes, metric, resamples, seed: as for `evaluation.compare`; predictions
             [S, N]. With S = 1 only the images' spread is known, and ``seed_known`` is False.
-        method: "t" or "percentile".
 
     Raises:
-        ValueError: as `evaluation.compare`, or an unknown method.
+        ValueError: as `evaluation.compare`, or fewer than two resamples.
     """
-    if method not in ("t", "percentile"):
-        raise ValueError(f"method is {method!r}: give 't' or 'percentile'")
     if resamples < 2 or metric not in ("macro_f1", "accuracy"):
         raise ValueError(f"metric {metric!r}, {resamples} resamples: give macro_f1 or accuracy, and at least 2")
     cells = counted(labels, {"predicted_a": predicted_a, "predicted_b": predicted_b}, num_classes)
-    generator = np.random.default_rng(seed)
     each = _by_seed(resampling.scores(cells, cells.count, metric))
-    drawn = _by_seed(resampling.bootstrap(cells, metric, resamples, generator))
+    drawn = _by_seed(resampling.bootstrap(cells, metric, resamples, np.random.default_rng(seed)))
     seeds, difference = len(each), float(each.mean())
     images = float(drawn.mean(axis=1).var(ddof=1))
     between = float(each.var(ddof=1)) / seeds if seeds > 1 else 0.0
     error = math.sqrt(images + between)
     freedom = (seeds - 1) * (images + between) ** 2 / between**2 if between > 0 else math.inf
-    if method == "percentile":
-        again = generator.integers(0, seeds, drawn.shape)
-        low, high = np.quantile(np.take_along_axis(drawn, again, axis=1).mean(axis=1), [ALPHA / 2, 1 - ALPHA / 2])
-    else:
-        reach = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error
-        low, high = difference - reach, difference + reach
-    return SeedInterval(difference, float(low), float(high), seeds, seeds > 1, error, freedom)
+    reach = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error
+    return SeedInterval(difference, difference - reach, difference + reach, seeds, seeds > 1, error, freedom)
 
 
 def _by_seed(scores: NDArray) -> NDArray:

@@ -17,8 +17,8 @@ from torch import nn
 from medmerge import backbones, data, devices
 from medmerge.backbones import backbone, state_sha256
 from medmerge.data import split_files
-from medmerge.data.base import SPLITS
-from medmerge.data.overlap import hidden, met
+from medmerge.data.audit import hidden, met
+from medmerge.data.table import SPLITS
 from medmerge.study.params import SEED, ParameterError, Parameters, of_seed
 from medmerge.study.records import Record, RecordError
 
@@ -88,14 +88,15 @@ def _inside(p: Parameters) -> list[str]:
 
 
 def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> list[str]:
-    """Read the labels, draw the split and load ``sources``; images are not decoded.
+    """Read the labels, look at a few images, draw the split and load ``sources``.
 
     Args:
         sources: names of the sources that are needed (``base_data``, ``source_data``).
         done: finished runs of this study, which must have started from the same weights.
 
     Returns:
-        Warnings: a sentence for each source that has seen images of the target.
+        Warnings: a sentence for whatever is odd about one's own labels and about a few images, and for each source
+        that has seen images of the target.
 
     Raises:
         DataError, CheckpointError, RecordError: what a run would end with, at the price of seconds.
@@ -104,7 +105,9 @@ def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) 
     parts = split_files.apply(table, resolve(p.split_file)) if p.split == "file" else data.split(table, **_drawn(p))
     check_sources(p, sources, done)
     images = table.frame[["id", "group"]].assign(sha256="", split=parts)
-    return [overlap_sentence(name, found) for name, found in overlap(p, images, sources).items() if _meets(found)]
+    met = [overlap_sentence(name, found) for name, found in overlap(p, images, sources).items() if _meets(found)]
+    own = table.notes if p.target_data in ("csv", "folder") else ()
+    return [*(f"{p.target_data}: {note}" for note in (*own, *data.glance(table))), *met]
 
 
 def load_data(p: Parameters, done: Iterable[Record] = ()) -> data.Dataset:

@@ -17,7 +17,7 @@ from medmerge.approaches import APPROACHES, FINE_TUNED
 from medmerge.approaches.ingredients import PARTS
 from medmerge.backbones import state_sha256
 from medmerge.data import split_files
-from medmerge.data.base import SPLITS
+from medmerge.data.table import SPLITS
 from medmerge.saving import save
 from medmerge.stats import evaluation
 from medmerge.study import inputs, recall, records
