@@ -16,9 +16,8 @@ from medmerge.study.params import ParameterError
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command to the parser."""
-    own = commands.add_parser("learn", help="merge two checkpoints for your own images")
+def add(own: argparse.ArgumentParser, name: str) -> None:
+    """Add the command's options to its parser."""
     own.add_argument(
         "--source", action="append", default=[], metavar="[NAME=]WEIGHTS", help="twice: a file or imagenet"
     )
