@@ -137,16 +137,7 @@ class Reference(SphinxDirective):
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        patterns = self.arguments[0].split()
-        names = [name for pattern in patterns if pattern[0] != "-" for name in self.modules(pattern)]
-        return [self.section(name) for name in names if f"-{name.rpartition('.')[2]}" not in patterns]
-
-    def modules(self, pattern: str) -> list[str]:
-        package = pattern.removesuffix(".*")
-        if package == pattern:
-            return [package]
-        found = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
-        return [package, *(module.name for module in found if not module.ispkg)]
+        return [self.section(name) for name in modules(self.arguments[0])]
 
     def section(self, name: str) -> nodes.section:
         section = nodes.section("", nodes.title("", "", nodes.literal("", name)), names=[name])
@@ -154,6 +145,16 @@ class Reference(SphinxDirective):
         lines = ["```{eval-rst}", f".. automodule:: {name}", "```"]
         self.state.nested_parse(StringList(lines, name), self.content_offset, section)
         return section
+
+
+def modules(patterns: str) -> list[str]:
+    """The modules that the words of an ``{api}`` mean, in their order."""
+    found, left_out = [], set(re.findall(r"(?<= -)\w+", patterns))
+    for pattern in (word for word in patterns.split() if word[0] != "-"):
+        package = importlib.import_module(pattern.removesuffix(".*"))
+        inside = pkgutil.iter_modules(package.__path__, f"{package.__name__}.") if pattern.endswith(".*") else ()
+        found += [package.__name__, *(module.name for module in inside if not module.ispkg)]
+    return [name for name in found if name.rpartition(".")[2] not in left_out]
 
 
 def _table(heads: str, rows: Iterable[Iterable[object]]) -> str:
