@@ -142,7 +142,8 @@ class Reference(SphinxDirective):
     def section(self, name: str) -> nodes.section:
         section = nodes.section("", nodes.title("", "", nodes.literal("", name)), names=[name])
         self.state.document.note_implicit_target(section, section)
-        lines = ["```{eval-rst}", f".. automodule:: {name}", "```"]
+        own = [] if hasattr(importlib.import_module(name), "__path__") else ["   :ignore-module-all:"]  # no one else's
+        lines = ["```{eval-rst}", f".. automodule:: {name}", *own, "```"]
         self.state.nested_parse(StringList(lines, name), self.content_offset, section)
         return section
 
