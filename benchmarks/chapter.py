@@ -1,5 +1,6 @@
 """The tables of the book's chapter on speed, in Markdown, from what `python -m benchmarks` wrote."""
 
+import functools
 import json
 from pathlib import Path
 from statistics import median
@@ -206,7 +207,7 @@ def passes(path: Path) -> tuple[str, int] | None:
     from medmerge.study import definitions
     from medmerge.study import notebooks as pages
 
-    p = pages.parameters(path, pages.notebook(path))
+    p = pages.parameters(path)
     if p.cost_repeats or p.pair.endswith("-clean"):
         return None
     official = {"ham10k": 10_015, "chexpert": FRONTAL["train"]}  # whose own split is taken
@@ -268,3 +269,5 @@ TABLES = {
     **{"row": row, "growth": growth, "machine": machine},
     "paper": paper,
 }
+TEXTS = {name: functools.partial(markdown, name) for name in TABLES}
+"""By what ``{benchmark}`` asks for."""

@@ -135,7 +135,7 @@ def test_the_plans_files_are_here_and_ask_for_what_it_says():
 
 def test_a_seed_counts_when_all_rows_have_it(tmp_path, monkeypatch):
     path = ROOT / "params/open/chest.yaml"
-    p, there = pages.parameters(path, pages.notebook(path)), []
+    p, there = pages.parameters(path), []
     rows = definitions.rows(p)
     there += [(row.name, 1) for row in rows] + [(rows[0].name, 2)]
     made = {one: make(tmp_path, "ft-b", 1, one[1]) for one in there}

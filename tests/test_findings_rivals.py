@@ -89,7 +89,7 @@ def test_the_files_share_a_pair_and_ask_for_every_rival_and_control():
     asked, five = set(), findings.pair(*findings_rivals.PAIR).p
     for name in findings_rivals.FILES:
         path = ROOT / f"params/open/{name}.yaml"
-        p = pages.parameters(path, pages.notebook(path))
+        p = pages.parameters(path)
         own = ("title", "note", "approaches", "vary", "seeds")
         assert {**p.model_dump(), **dict.fromkeys(own)} == {**five.model_dump(), **dict.fromkeys(own)}, name
         asked |= set(p.approaches)

@@ -106,7 +106,7 @@ def pair(name: str, backbone: str = "densenet121") -> Pair:
         RecordError: a record is damaged, or of another definition than the parameter file's.
     """
     path = home() / FILES / f"{name}{BACKBONES[backbone]}.yaml"
-    p = pages.parameters(path, pages.notebook(path))
+    p = pages.parameters(path)
     rows = definitions.rows(p)
     found = {seed: [r for row in rows if (r := study.finished(p, row, seed))] for seed in SEEDS}
     whole = [record for runs in found.values() if len(runs) == len(rows) for record in runs]

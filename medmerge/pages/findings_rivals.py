@@ -34,7 +34,7 @@ def rows() -> report.Rows:
     found: report.Rows = {}
     for name in FILES:
         path = home() / findings.FILES / f"{name}.yaml"
-        p = pages.parameters(path, pages.notebook(path))
+        p = pages.parameters(path)
         for row in definitions.rows(p):
             found[row.label] = [run for seed in p.seeds if (run := study.finished(p, row, seed))]
     return found

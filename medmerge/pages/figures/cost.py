@@ -13,28 +13,15 @@ KINDS = {
 }
 """Kinds of bytes in the words and colours of the figure."""
 
-PART_COLOURS = {
-    "convolution": "#0173B2",
-    "convolution_backward": "#56B4E9",
-    "normalisation": "#DE8F05",
-    "merge": "#CC78BC",
-    "casts": "#ECE133",
-    "other": "#029E73",
-    "optimizer": "#CA9161",
-    "prepare": "#D55E00",
-    "calls": "#949494",
-}
-"""Colours of a step's parts."""
-
 
 @book_style
 def step_costs(steps: pd.DataFrame, memory: pd.DataFrame) -> BookFigure:
     """Seconds of a step over FT's, with quartiles, and beside them the memory that it holds: a row a variant.
 
     Args:
-        steps: columns variant, title, low, median, high, as :func:`medmerge.study.costsheets.steps` gives it.
-        memory: MiB, a row a title and a column each of :data:`KINDS`, as :func:`medmerge.study.costsheets.memory`
-        gives it.
+        steps: columns variant, title, low, median, high, as :func:`medmerge.pages.cost.steps` gives it.
+        memory: MiB, a row a title and a column each of :data:`KINDS`, as :func:`medmerge.pages.cost.memory`
+            gives it.
 
     Raises:
         ValueError: no rows, or titles that differ.
@@ -67,45 +54,5 @@ def step_costs(steps: pd.DataFrame, memory: pd.DataFrame) -> BookFigure:
     held.tick_params(axis="y", length=0)
     for axes in (times, held):
         axes.grid(axis="x")
-    figure.legend(loc="outside upper center", ncols=3)
-    return figure
-
-
-@book_style
-def step_parts(parts: pd.DataFrame) -> BookFigure:
-    """Parts of a step, end to end, and below them their floors: two bars a variant.
-
-    Args:
-        parts: as :func:`medmerge.study.stepsheets.parts` gives it.
-
-    Raises:
-        ValueError: no rows.
-    """
-    if parts.empty:
-        raise ValueError("parts has no rows: give one variant at least")
-    each = parts[parts["part"] != "step"]
-    variants = list(each["variant"].unique())
-    figure = BookFigure(figsize=(8, 1.3 + 0.8 * len(variants)), layout="constrained")
-    axes, named, ticks = figure.subplots(), set(), {}
-    for k, variant in enumerate(variants):
-        rows = each[each["variant"] == variant]
-        for y, column in ((2.4 * k, "milliseconds"), (2.4 * k + 0.9, "floor")):
-            start = 0.0
-            for row in rows.itertuples():
-                width = getattr(row, column)
-                label = None if row.part in named else row.what
-                named.add(row.part)
-                bar = {"color": PART_COLOURS[row.part], "gid": f"{column}/{variant}/{row.part}"}
-                axes.barh(y, width, left=start, height=0.8, label=label, **bar)
-                start += width
-            where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
-            axes.annotate(f"{start:,.1f}", (start, y), **where)
-            title = rows["title"].iloc[0]
-            ticks[y] = title if column == "milliseconds" else "its floor"
-    axes.set(xlabel="milliseconds", xlim=(0, 1.08 * each.groupby("variant")["milliseconds"].sum().max()))
-    axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.set_ylim(max(ticks) + 0.6, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x")
     figure.legend(loc="outside upper center", ncols=3)
     return figure

@@ -15,7 +15,7 @@ def leaks(table: pd.DataFrame) -> BookFigure:
 
     Args:
         table: columns dataset, split, kind ("group" or "file"), mean, low, high (in [0, 1]), as
-            :func:`~medmerge.study.datasheets.leak_table` gives it.
+            :func:`~medmerge.study.datasheet.leak_table` gives it.
 
     Raises:
         ValueError: no rows, or shares that are not in [0, 1].
@@ -51,7 +51,7 @@ def probe_gaps(table: pd.DataFrame) -> BookFigure:
 
     Args:
         table: columns dataset, probe, random, grouped (in [0, 1]), difference, as
-            :func:`~medmerge.study.datasheets.probe_table` gives it.
+            :func:`~medmerge.study.datasheet.probe_table` gives it.
 
     Raises:
         ValueError: no rows, or scores that are not in [0, 1].
