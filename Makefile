@@ -99,7 +99,7 @@ cost: $(STAMP) ## Measure again, on this machine, what a step of each phase cost
 	$(call run,notebooks/cost.ipynb,params/open/cost-resnet50.yaml)
 
 report: $(STAMP) ## Draw every page of results/ again from its records alone: the same files
-	@$(BIN)/medmerge report --jobs $(JOBS) params/{open,paper}/*.yaml
+	@$(BIN)/medmerge report params/{open,paper}/*.yaml
 
 bench: $(STAMP) ## Measure again what a step, an epoch and a study cost against other ways; an hour and a half
 	@$(BIN)/python -m benchmarks
@@ -123,9 +123,10 @@ links: demo ## Follow the book's links to other people's pages; needs a network
 test: $(STAMP) ## Run the tests; after `make book` also over every page of it
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
-lint: $(STAMP) ## Check the code's style
+lint: $(STAMP) ## Check the code's style and the public modules' type hints
 	@$(BIN)/ruff check .
+	@$(BIN)/mypy
 
 clean: ## Delete the built book, the demo's results, logs and caches; .venv stays
-	@rm -rf _build results/demo logs .snakemake .pytest_cache .ruff_cache .hypothesis
+	@rm -rf _build results/demo logs .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -19,7 +19,8 @@ import pandas as pd
 
 from benchmarks import turns
 from benchmarks.settings import Settings
-from medmerge import devices, files, records
+from medmerge import devices, files
+from medmerge.study import records
 
 PARTS = ("step", "probe", "pipeline", "row", "growth")
 HERE = Path(__file__).resolve().parent

@@ -1,5 +1,6 @@
 """The tables of the book's chapter on speed, in Markdown, from what `python -m benchmarks` wrote."""
 
+import functools
 import json
 from pathlib import Path
 from statistics import median
@@ -43,7 +44,7 @@ def _network(row: dict) -> str:
 
 
 def step() -> list[str]:
-    """Time of a probe step over that of an FT step, written in four ways, and ours over the others."""
+    """Time of a probe step over that of an FT step, written in two ways, and ours over the other."""
     rows, ways = _by_way()
     body = []
     for network, one in rows.items():
@@ -77,9 +78,7 @@ def _by_way() -> tuple[dict[str, dict[str, dict]], list[str]]:
 
 
 def _short(way: str) -> str:
-    return {OURS: "this package", "parametrisation per layer": "parametrised"}.get(
-        way, "functional" if "functional" in way else "set into layers"
-    )
+    return "this package" if way == OURS else "functional_call"
 
 
 def kept() -> list[str]:
@@ -203,11 +202,12 @@ def passes(path: Path) -> tuple[str, int] | None:
     Features that a linear probe computes once are not counted, nor is validation. None for files of other pages and
     for the clean splits, which have no more images than the paper's.
     """
-    from medmerge import definitions, pages
     from medmerge.data import PAPER_NUMBERS
     from medmerge.data.loaders.chexpert import FRONTAL
+    from medmerge.study import definitions
+    from medmerge.study import notebooks as pages
 
-    p = pages.parameters(path, pages.notebook(path))
+    p = pages.parameters(path)
     if p.cost_repeats or p.pair.endswith("-clean"):
         return None
     official = {"ham10k": 10_015, "chexpert": FRONTAL["train"]}  # whose own split is taken
@@ -269,3 +269,5 @@ TABLES = {
     **{"row": row, "growth": growth, "machine": machine},
     "paper": paper,
 }
+TEXTS = {name: functools.partial(markdown, name) for name in TABLES}
+"""By what ``{benchmark}`` asks for."""

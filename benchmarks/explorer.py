@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge import explorer, explorer_data
+from medmerge.explorer import payload as explorer_data
+from medmerge.explorer import widget as explorer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import browser  # noqa: E402

@@ -7,10 +7,11 @@ import torch
 
 from benchmarks import turns
 from benchmarks.settings import Settings
-from medmerge import backbones, cost, devices, training
-from medmerge.approaches import classifier
+from medmerge import backbones, devices, training
+from medmerge.approaches.paper import classifier
 from medmerge.data import Samples
-from medmerge.task import Protocol, Task
+from medmerge.study import cost
+from medmerge.training import Protocol, Task
 
 EPOCHS, IMAGES = 50, (128, 32)
 """Epochs of a probe; training and validation images."""

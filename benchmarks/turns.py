@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from medmerge import devices
-from medmerge.cost import clock
+from medmerge.study.cost import clock
 
 WARM_UP = {"cpu": 2, "cuda": 6}
-"""Rounds before those that are kept; on a GPU the fourth is recorded (:class:`medmerge.loop.Steps`)."""
+"""Rounds before those that are kept."""
 
 Call = Callable[[], float | None]
 
@@ -30,7 +30,7 @@ class Measured:
     """What a case took.
 
     Attributes:
-        seconds: of every call, by :func:`medmerge.cost.clock`.
+        seconds: of every call, by :func:`medmerge.study.cost.clock`.
         values: what the calls returned, such as a loss.
         peak_mib: most memory in use during the calls, beyond what the process took before the case was built.
     """

@@ -7,11 +7,13 @@ unless the two agree, and in eval mode the error compounds with depth (Jordan et
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 Batches = Callable[[], Iterable[Tensor]]
 """Gives prepared images ``[B, 3, H, W]`` on the model's device, in batches of two at least; the same at every call."""
@@ -41,7 +43,7 @@ def reestimate(model: nn.Module, batches: Batches) -> None:
     norms = layers(model)
     if not norms:
         return
-    with _modes_kept(model):
+    with _modes_kept(model), parametrize.cached():
         model.eval()
         for module in norms.values():
             module.train()
@@ -81,7 +83,7 @@ def moments(model: nn.Module, batches: Batches, outputs: bool = False) -> dict[s
     Returns:
         By layer name two tensors, float64 ``[channels]`` on the CPU; the variance is the biased one.
     """
-    sums: dict[str, list[Tensor]] = {}
+    sums: dict[str, list[Any]] = {}
 
     def add(name: str, values: Tensor) -> None:
         values = values.detach().double().transpose(0, 1).flatten(1)
@@ -95,7 +97,7 @@ def moments(model: nn.Module, batches: Batches, outputs: bool = False) -> dict[s
     norms = layers(model)
     handles = [module.register_forward_hook(watch(name)) for name, module in norms.items()]
     try:
-        with _modes_kept(model):
+        with _modes_kept(model), parametrize.cached():
             model.eval()
             for batch in batches():
                 model(batch)
@@ -118,7 +120,7 @@ def report(model: nn.Module, batches: Batches) -> pd.DataFrame:
         ``|actual mean - running mean|`` in running standard deviations. All 1 and 0 where the statistics are right.
     """
     rows = []
-    norms = layers(model)
+    norms: dict[str, Any] = layers(model)
     for name, (mean, variance) in moments(model, batches).items():
         running_mean, running_var = (t.double().cpu() for t in (norms[name].running_mean, norms[name].running_var))
         ratio = variance / (running_var + norms[name].eps)
@@ -135,7 +137,8 @@ def report(model: nn.Module, batches: Batches) -> pd.DataFrame:
 def _modes_kept(model: nn.Module) -> Iterator[None]:
     """Put back every module's mode, and every batch norm's momentum and count of batches."""
     modes = {module: module.training for module in model.modules()}
-    norms = [(m, m.momentum, m.num_batches_tracked.clone()) for m in layers(model).values()]
+    own: list[Any] = list(layers(model).values())
+    norms = [(m, m.momentum, m.num_batches_tracked.clone()) for m in own]
     try:
         yield
     finally:

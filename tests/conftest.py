@@ -99,7 +99,7 @@ def start():
     def start(*arguments: str, **more) -> subprocess.Popen:
         # A shell starts what runs in its background deaf to Ctrl-C, and so would be all that is started from there.
         heard = signal.signal(signal.SIGINT, signal.default_int_handler)
-        command = [sys.executable, "-m", "medmerge.cli", *arguments]
+        command = [sys.executable, "-m", "medmerge.cli.main", *arguments]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
         try:
             processes.append(subprocess.Popen(command, **options, **more))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from medmerge import Parameters, checkpoints, study
+from medmerge import Parameters, checkpoints
+from medmerge.study import run as study
 
 torch.set_num_threads(1)
 

@@ -5,8 +5,12 @@ import pandas as pd
 import pytest
 from test_report import CLASSES, LABELS, macro_f1, make, predicted
 
-from medmerge import ablation, controls, evaluation, figures_ablation, figures_controls, records, report
-from medmerge.records import RecordError
+from medmerge.pages import ablation, controls, report
+from medmerge.pages.figures import ablation as figures_ablation
+from medmerge.pages.figures import controls as figures_controls
+from medmerge.stats import evaluation
+from medmerge.study import records
+from medmerge.study.records import RecordError
 
 
 def probabilities(errors: int) -> np.ndarray:

@@ -4,11 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from medmerge import report, significance
 from medmerge.data import load_table, splits
-from medmerge.params import Parameters, load_yaml
+from medmerge.pages import report
+from medmerge.stats import significance
+from medmerge.study.params import Parameters, load_yaml
 
 ROOT = Path(__file__).parents[1]
 PLAN = (ROOT / "book" / "plan.md").read_text(encoding="utf-8")
@@ -99,3 +101,46 @@ def test_the_coverage_is_the_simulations():
     text = " ".join(PLAN.split())
     expected = f"held 0 in {100 * three['share']:.1f} % of 400 runs, and with one seed in {100 * one['share']:.1f} %"
     assert expected in text
+
+
+SECOND = (ROOT / "book" / "second-plan.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", re.findall(r"^\| [\w-]+ \| `([\w-]+)` \|", SECOND, re.M))
+def test_a_pair_of_the_second_round_is_as_planned(name, real_data):
+    p, default = parameters(name), Parameters.parse({})
+    row = re.search(rf"^\| {name} \|.*$", SECOND, re.M)[0]
+    assert p.seeds == list(range(1, 1 + int(re.search(r"1 to (\d)", row)[1])))
+    for key in ("approaches", "lp_epochs", "lp_lr", "ft_epochs", "ft_lr", "weight_decay", "select"):
+        assert getattr(p, key) == getattr(default, key)
+    assert p.vary["w_lr"][0] is None and f"{p.vary['w_lr'][1]:g}".replace("0.001", "1e-3") in SECOND.replace(
+        "2.7e-4", "0.00027"
+    )
+    (source,) = [
+        one
+        for one in map(parameters, (path.stem for path in (ROOT / "params/open").glob("source-*-2.yaml")))
+        if one.save_weights == p.source_weights
+    ]
+    assert (source.target_data, source.base_weights, source.seeds) == (p.source_data, p.base_weights, p.seeds)
+    table = load_table(p.target_data, real_data / p.target_root, missing=p.target_missing)
+    parts = splits.split(table, method=p.split, fractions=tuple(p.fractions), seed=p.split_seed)
+    assert " / ".join(f"{n:,}" for n in splits.sizes(parts)) in row
+    longer = parameters(f"{name}-long")
+    assert longer.vary == {"ft_epochs": [p.lp_epochs + p.ft_epochs]} and longer.pair == p.pair
+    steps = -(-int(splits.sizes(parts)["train"]) // p.batch_size) * p.lp_epochs
+    budget = {"skin-2": 2.4, "chest-2": 1.9, "retina-2": 0.46}[name]
+    assert p.vary["w_lr"][1] * steps == pytest.approx(budget, rel=0.03) and str(budget) in SECOND
+
+
+def test_the_files_and_the_power_that_the_second_plan_names_are_there():
+    named = set(re.findall(r"`((?:skin|chest|retina)-2[\w-]*)`", SECOND))
+    assert named == {path.stem for path in (ROOT / "params/open").glob("[!s]*-2*.yaml")} | {
+        path.stem for path in (ROOT / "params/open").glob("skin-2*.yaml")
+    }
+    found = (
+        pd.read_csv(ROOT / "benchmarks/power.csv").query("gain == 0.03").set_index(["pair", "seeds", "spread"])["one"]
+    )
+    for pair, seeds, *shares in re.findall(r"^\| ([\w, :-]+) \| (\d) \| (\d+) % \| (\d+) % \|$", SECOND, re.M):
+        name = {"pooled, all with": "pooled", "first round, skin": "first round: skin"}.get(pair, pair)
+        for case, share in zip(("expected", "cautious"), shares, strict=True):
+            assert found[name, int(seeds), case] == pytest.approx(int(share) / 100, abs=0.006)

@@ -8,15 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks import chapter, photographs, plain, probe, row, step, turns
+from benchmarks import chapter, photographs, plain, power, probe, row, step, turns
 from benchmarks.__main__ import PARTS, main
 from benchmarks.ways import WAYS
-from medmerge import KernelMerge, backbone, cost
+from medmerge import KernelMerge, backbone
 from medmerge.backbones import Classifier
 from medmerge.devices import seeded
+from medmerge.stats import evaluation
+from medmerge.study import cost
 
 ROOT = Path(__file__).resolve().parents[1]
 CASE = {"backbone": "densenet_small", "image_size": 32, "batch_size": 4, "device": "cpu"}
@@ -59,7 +63,7 @@ def test_every_way_learns_as_many_numbers_and_keeps_two_copies(sources, way):
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert learning == sum(p.numel() for p in merge.parameters() if p.requires_grad)
     frozen = {t.data_ptr(): t.numel() for t in (*model.parameters(), *model.buffers()) if not t.requires_grad}
-    kernels = sum(layer.weight_0.numel() for _, layer in merge.layers())
+    kernels = sum(layer.source_1.numel() for _, layer in merge.layers())
     assert 2 * kernels <= sum(frozen.values()) < 2.2 * kernels
 
 
@@ -245,3 +249,13 @@ def test_a_target_that_is_missed_is_said_so(tmp_path, monkeypatch):
 def test_the_script_of_the_tables_needs_nothing_of_the_package():
     """The book's extension runs it as it is."""
     assert runpy.run_path(str(ROOT / "benchmarks" / "chapter.py"))["TABLES"].keys() == chapter.TABLES.keys()
+
+
+def test_the_power_in_the_book_is_the_simulations():
+    kept = pd.read_csv(power.OUT).set_index(["pair", "spread", "seeds", "gain"])
+    for pair, case, seeds, gain in (("skin-2", "cautious", 6, 0.03), ("retina-2", "expected", 3, 0.0)):
+        found = power.power(gain, [power.spread(pair, case)], seeds)
+        assert np.allclose(found, kept.loc[(pair, case, seeds, gain)], atol=0.0006)
+    assert (kept.xs(0.0, level="gain")["one"] < power.ALPHA / 2).all(), "superior: one of the two sides"
+    p = np.array([[0.01, 0.04, 0.02], [0.5, 0.9, 0.001]])
+    assert np.allclose(power.holm(p), [evaluation.holm(one) for one in p])

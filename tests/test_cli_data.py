@@ -7,7 +7,7 @@ import pytest
 from data_fixtures import real, write_image, write_isic2019
 from xray_fixtures import NORMAL, OPACITY, write_nih, write_rsna
 
-from medmerge import cli
+from medmerge.cli import main as cli
 from medmerge.data import CATALOGUE, load_table, split, split_files
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from test_training import FAST, samples, source, state
 
-from medmerge import Classifier, KernelMerge, controls
+from medmerge import Classifier, KernelMerge
+from medmerge.approaches import controls
+from medmerge.pages import controls as tables
 from medmerge.training import Task, linear_probe, validate
 
 
@@ -85,7 +87,7 @@ def test_equal_sources_make_every_control_alike():
 
 def test_summary_spans_draws_and_runs(probed):
     table = controls.evaluate(*probed)
-    summary = controls.summary(table).set_index("control")
+    summary = tables.summary(table).set_index("control")
     shuffled = table[table["control"] == "shuffled"]["score"]
     assert summary.loc["shuffled", "score min"] == shuffled.min() and summary.loc["shuffled", "draws"] == 3
     assert summary.loc["learnt", "score mean"] == table.iloc[0]["score"]

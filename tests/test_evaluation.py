@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
-from medmerge.evaluation import Comparison, bootstrap_interval, compare, holm, metrics
+from medmerge.stats.evaluation import Comparison, bootstrap_interval, compare, holm, metrics
 
 
 def macro_f1(labels, predicted, num_classes):
@@ -173,7 +173,7 @@ def test_more_than_one_batch_gives_the_same_interval(monkeypatch):
     labels = generator.integers(0, 3, 90)
     a, b = predictions(generator, labels, 3, 0.7), predictions(generator, labels, 3, 0.5)
     whole, whole_test = bootstrap_interval(labels, a, 3), compare(labels, a, b, 3)
-    monkeypatch.setattr("medmerge.resampling._DRAWS_AT_ONCE", 1700)
+    monkeypatch.setattr("medmerge.stats.resampling._DRAWS_AT_ONCE", 1700)
     assert bootstrap_interval(labels, a, 3) == pytest.approx(whole, abs=0.01)
     assert compare(labels, a, b, 3).p_value == pytest.approx(whole_test.p_value, abs=0.01)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
-from medmerge.evaluation import Comparison, bootstrap_interval, class_scores, compare, decide, metrics
+from medmerge.stats.evaluation import Comparison, bootstrap_interval, class_scores, compare, decide, metrics
 
 KEYS = ["accuracy", "macro_f1", "balanced_accuracy", "macro_auroc", "macro_ap", "ece"]
 
@@ -297,7 +297,7 @@ def test_more_than_one_batch_gives_the_same(monkeypatch):
     labels = truth(generator, 80, [0.5, 0.3, 0.2], unknown=0.1)
     a, b = answers(generator, labels, 0.7), answers(generator, labels, 0.5)
     whole = compare(labels, a, b, 3)
-    monkeypatch.setattr("medmerge.resampling._DRAWS_AT_ONCE", 1700)
+    monkeypatch.setattr("medmerge.stats.resampling._DRAWS_AT_ONCE", 1700)
     parts = compare(labels, a, b, 3)
     assert (parts.low, parts.high, parts.p_value) == pytest.approx((whole.low, whole.high, whole.p_value), abs=0.01)
 

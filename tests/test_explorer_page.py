@@ -299,7 +299,7 @@ LIVE = """
 import json
 from pathlib import Path
 import medmerge
-from medmerge import records
+from medmerge.study import records
 
 class Trial:
     metric, images = "macro F1", 120

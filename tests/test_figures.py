@@ -14,8 +14,10 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from medmerge import figures, figures_depth, plotstyle
-from medmerge.registry import APPROACHES
+from medmerge.approaches import APPROACHES
+from medmerge.pages.figures import depth as figures_depth
+from medmerge.pages.figures import runs as figures
+from medmerge.pages.figures import style as plotstyle
 
 SCORES = ["train_loss", "val_loss", "val_macro_f1"]
 
@@ -326,7 +328,10 @@ def test_refuses(draw, message):
 
 @pytest.mark.parametrize(
     ("module", "known"),
-    [(figures, {"medmerge.plotstyle", "medmerge.records"}), (figures_depth, {"medmerge.plotstyle"})],
+    [
+        (figures, {"medmerge.pages.figures.style", "medmerge.study.records"}),
+        (figures_depth, {"medmerge.pages.figures.style"}),
+    ],
 )
 def test_draws_from_records_only(module, known):
     """The module imports neither torch nor anything of the package but its style and its records."""

@@ -8,8 +8,10 @@ from test_kernelstats import drawn
 from test_report import make
 from test_shift import study
 
-from medmerge import figures_ablation, figures_weights, kernelstats, shift
-from medmerge.plotstyle import BookFigure
+from medmerge.pages import kernelstats, shift
+from medmerge.pages.figures import ablation as figures_ablation
+from medmerge.pages.figures import weights as figures_weights
+from medmerge.pages.figures.style import BookFigure
 
 
 def merged(folder, target: str, sources: list[str], seeds=(0,), backbone: str = "densenet_small") -> list:

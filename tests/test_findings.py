@@ -10,9 +10,12 @@ import test_report
 from sklearn.metrics import f1_score
 from test_report import make
 
-from medmerge import definitions, findings, findings_leak, findingspage, pages, planned, report, study
 from medmerge.data import split_files
-from medmerge.findings import FAILURE, SUPPORT, UNDECIDED, Pair
+from medmerge.pages import findings, findings_leak, findingspage, planned, report
+from medmerge.pages.findings import FAILURE, SUPPORT, UNDECIDED, Pair
+from medmerge.study import definitions
+from medmerge.study import notebooks as pages
+from medmerge.study import run as study
 
 ROOT = Path(__file__).resolve().parents[1]
 FIVE = {
@@ -132,7 +135,7 @@ def test_the_plans_files_are_here_and_ask_for_what_it_says():
 
 def test_a_seed_counts_when_all_rows_have_it(tmp_path, monkeypatch):
     path = ROOT / "params/open/chest.yaml"
-    p, there = pages.parameters(path, pages.notebook(path)), []
+    p, there = pages.parameters(path), []
     rows = definitions.rows(p)
     there += [(row.name, 1) for row in rows] + [(rows[0].name, 2)]
     made = {one: make(tmp_path, "ft-b", 1, one[1]) for one in there}

@@ -8,10 +8,11 @@ import test_report
 from test_findings import FIVE, pair
 from test_report import make
 
-from medmerge import findings, findings_rivals, pages, planned, report
-from medmerge.approaches import CORE
-from medmerge.records import RecordError
-from medmerge.rivals import RIVALS
+from medmerge.approaches.paper import CORE
+from medmerge.approaches.rivals import RIVALS
+from medmerge.pages import findings, findings_rivals, planned, report
+from medmerge.study import notebooks as pages
+from medmerge.study.records import RecordError
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = {
@@ -88,7 +89,7 @@ def test_the_files_share_a_pair_and_ask_for_every_rival_and_control():
     asked, five = set(), findings.pair(*findings_rivals.PAIR).p
     for name in findings_rivals.FILES:
         path = ROOT / f"params/open/{name}.yaml"
-        p = pages.parameters(path, pages.notebook(path))
+        p = pages.parameters(path)
         own = ("title", "note", "approaches", "vary", "seeds")
         assert {**p.model_dump(), **dict.fromkeys(own)} == {**five.model_dump(), **dict.fromkeys(own)}, name
         asked |= set(p.approaches)

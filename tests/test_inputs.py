@@ -7,10 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from data_fixtures import write_csv, write_ham10k, write_image
-from medmerge.data.overlap import met
 
-from medmerge import Parameters, backbone, cli, definitions, inputs, save_backbone, study
-from medmerge.params import ParameterError
+from medmerge import Parameters, backbone, save_backbone
+from medmerge.cli import main as cli
+from medmerge.data.audit import met
+from medmerge.study import definitions, inputs
+from medmerge.study import run as study
+from medmerge.study.params import ParameterError
 
 BASE = {
     **{"base_data": "objects", "base_weights": "w/objects.safetensors", "backbone": "densenet_small"},

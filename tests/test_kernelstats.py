@@ -8,9 +8,10 @@ import pytest
 import torch
 from test_report import make
 
-from medmerge import agreement, kernelstats, records
-from medmerge.explorer_data import _modules
-from medmerge.records import RecordError
+from medmerge.explorer.payload import _modules
+from medmerge.pages import agreement, kernelstats
+from medmerge.study import records
+from medmerge.study.records import RecordError
 
 RESULTS = Path(__file__).parents[1] / "results"
 

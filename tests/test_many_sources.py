@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from medmerge import definitions, explore, inputs, report, study
-from medmerge.definitions import definition, definition_hash
-from medmerge.params import ParameterError, Parameters
+from medmerge import explore
+from medmerge.pages import report
+from medmerge.study import definitions, inputs
+from medmerge.study import run as study
+from medmerge.study.definitions import definition, definition_hash
+from medmerge.study.params import ParameterError, Parameters
 
 TWO = {
     **{"pair": "tiny", "base_data": "one", "base_weights": "random", "source_data": "two", "source_weights": "random"},

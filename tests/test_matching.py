@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medmerge import KernelMerge, backbone, backbones
+from medmerge.approaches.matching import align, match, permutation_groups, permute
 from medmerge.backbones import Classifier
-from medmerge.matching import align, match, permutation_groups, permute
 
 SMALLEST = """alexnet convnext_tiny densenet_small densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3
     mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d

@@ -11,9 +11,10 @@ from data_fixtures import write_aptos2019, write_eyepacs, write_image, write_isi
 from xray_fixtures import chexpert_lines, write_rsna
 
 from benchmarks import chapter
-from medmerge import Parameters, study
+from medmerge import Parameters
 from medmerge.data.loaders import chexpert
-from medmerge.params import load_yaml
+from medmerge.study import run as study
+from medmerge.study.params import load_yaml
 
 ROOT = Path(__file__).parents[1]
 BACKBONES = {"densenet121": "densenet_small", "resnet50": "resnet18"}

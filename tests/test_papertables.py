@@ -8,8 +8,12 @@ import pytest
 from scipy import stats
 from test_report import study
 
-from medmerge import data, evaluation, figures_paper, paperpage, papertables, records, resampling
-from medmerge.papertables import TARGETS, Target
+from medmerge import data
+from medmerge.pages import paperpage, papertables
+from medmerge.pages.figures import paper as figures_paper
+from medmerge.pages.papertables import TARGETS, Target
+from medmerge.stats import evaluation, resampling
+from medmerge.study import records
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = ROOT / "book" / "paper-tables.csv"

@@ -10,8 +10,9 @@ from test_study import parameters, write_weights
 from test_training import samples, task
 from torch import nn
 
-from medmerge import Classifier, KernelMerge, backbone, batchnorm, data, study
-from medmerge.definitions import Row
+from medmerge import Classifier, KernelMerge, backbone, batchnorm, data
+from medmerge.study import run as study
+from medmerge.study.definitions import Row
 from medmerge.training import linear_probe, prepare
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from test_report import CLASSES, LABELS, ROWS, macro_f1, make, predicted, study
 
-from medmerge import evaluation, planned, report, significance
+from medmerge.pages import planned, report
+from medmerge.stats import evaluation, significance
 
 
 def test_margin_is_what_another_seed_changes(tmp_path):

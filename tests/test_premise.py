@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from medmerge import backbone, figures_premise, premise
+from medmerge import backbone
 from medmerge.backbones import Classifier
 from medmerge.batchnorm import reestimate
 from medmerge.data import Samples
+from medmerge.pages.figures import premise as figures_premise
+from medmerge.study import premise
 from medmerge.training import Protocol, Task, validate
 
 

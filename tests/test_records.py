@@ -10,9 +10,12 @@ import pandas as pd
 import pytest
 
 import medmerge
-from medmerge import files, records, reruns
-from medmerge.records import RecordError
+from medmerge import Parameters, files
+from medmerge.study import definitions, records, reruns
+from medmerge.study.definitions import Row
+from medmerge.study.records import RecordError
 
+FIELDS = Parameters.model_fields
 WHERE = Path("demo/moles/densenet_small/medmerge-b-c/seed0")
 RUN = {
     "definition": {"approach": "medmerge"},
@@ -43,6 +46,16 @@ def write(folder, run=RUN, weights=WEIGHTS):
     return records.write(folder, run, HISTORY, predictions(), weights)
 
 
+def test_finished_runs_stay_finished():
+    stored = sorted(Path(__file__).parents[1].glob("results/*/**/run.json"))
+    assert len(stored) >= 119
+    for path in stored:
+        run = json.loads(path.read_text())
+        row = Row(run["row"]["approach"], tuple(run["row"]["sources"]), tuple(run["row"].get("settings", {}).items()))
+        p = Parameters.parse({name: run["parameters"][name] for name in run["parameters"] if name in FIELDS})
+        assert definitions.definition_hash(definitions.definition(p, row, run["seed"])) == run["hash"], path
+
+
 @pytest.mark.parametrize("weights", [WEIGHTS, {}])
 def test_round_trip_is_exact(tmp_path, weights):
     written, record = write(tmp_path / WHERE, weights=weights), records.read(tmp_path / WHERE)
@@ -70,6 +83,16 @@ def test_a_history_of_merging_weights_is_thinned_back_from_its_last_epoch(tmp_pa
     assert epochs.tolist() == kept and list(history) == list(WEIGHTS)
     for name, w in history.items():
         assert w.dtype == np.float32 and np.array_equal(w, shift[name][epochs - 1].astype(np.float32) + 0.5)
+
+
+def test_of_many_test_images_a_record_keeps_less(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MANY", len(predictions()) - 1)
+    monkeypatch.setattr(records, "HISTORY_BYTES", 25 * 8)
+    shift = {name: np.float16(np.zeros((5, len(w)))) for name, w in WEIGHTS.items()}
+    records.write(tmp_path / WHERE, RUN, HISTORY, predictions(), WEIGHTS, shift)
+    assert records.read(tmp_path / WHERE).kernel_history[0].tolist() == [1, 3, 5]
+    assert records.kept(np.full((len(predictions()), 3), np.float32(1 / 3))).tolist()[0] == [0.3333] * 3
+    assert records.kept(np.full((2, 3), np.float32(1 / 3))).dtype == np.float32
 
 
 def test_older_records_have_no_history_of_merging_weights(tmp_path):
@@ -300,7 +323,7 @@ def package(tmp_path, monkeypatch):
     folder = tmp_path / "repository" / "medmerge"
     folder.mkdir(parents=True)
     (folder / "records.py").write_text("a = 1\n")
-    monkeypatch.setattr(records, "__file__", str(folder / "records.py"))
+    monkeypatch.setattr(records, "__file__", str(folder / "study" / "records.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     return folder
 

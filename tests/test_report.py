@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
-from medmerge import evaluation, records, report
-from medmerge.records import RecordError
+from medmerge.pages import report
+from medmerge.stats import evaluation
+from medmerge.study import records
+from medmerge.study.records import RecordError
 
 CLASSES = ["a", "b", "c"]
 LABELS = np.repeat([0, 1, 2], [60, 30, 10])

@@ -5,7 +5,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from medmerge import evaluation, figures, records, report
+from medmerge.pages import report
+from medmerge.pages.figures import runs as figures
+from medmerge.stats import evaluation
+from medmerge.study import records
 
 CLASSES = ["edema", "NA", "fracture", "never known"]
 ROWS = {

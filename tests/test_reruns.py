@@ -9,10 +9,12 @@ import pytest
 import torch
 from test_study import TINY, write_weights
 
-from medmerge import cli, findingspage, records, reruns
-from medmerge.backbones import backbone, save_backbone
-from medmerge.findings import Pair
-from medmerge.recordcheck import RecordError
+from medmerge import backbone, save_backbone
+from medmerge.cli import main as cli
+from medmerge.pages import findingspage
+from medmerge.pages.findings import Pair
+from medmerge.study import records, reruns
+from medmerge.study.recordcheck import RecordError
 
 FOLDER = Path("results/demo/demo/densenet_small")
 

@@ -5,8 +5,9 @@ import pytest
 from scipy.stats import spearmanr
 from test_report import macro_f1, make
 
-from medmerge import evaluation, report, shift
-from medmerge.records import RecordError
+from medmerge.pages import report, shift
+from medmerge.stats import evaluation
+from medmerge.study.records import RecordError
 
 
 def study(folder, errors_b: int, errors_c: int, w: float, seeds=(0,)) -> list:

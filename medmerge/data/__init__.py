@@ -3,11 +3,12 @@
 from medmerge.data.audit import Audit, audit, leakage, shared
 from medmerge.data.catalogue import CATALOGUE, PAPER_NUMBERS
 from medmerge.data.dataset import Dataset, load
-from medmerge.data.images import Images, Samples, glance, load_images
+from medmerge.data.images import Images, glance, load_images
 from medmerge.data.loaders import DATASETS, known_names, listed_ids, load_table
 from medmerge.data.reading import read_ids
 from medmerge.data.splits import join_identical, split
 from medmerge.data.table import DataError, Table
+from medmerge.samples import Samples
 
 __all__ = [
     "Audit",

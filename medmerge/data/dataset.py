@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 
 from medmerge.data import split_files, splits
-from medmerge.data.images import Samples, hash_row, load_images
+from medmerge.data.images import hash_row, load_images
 from medmerge.data.loaders import load_table
 from medmerge.data.table import Table
+from medmerge.samples import Samples
 
 _logger = logging.getLogger(__name__)
 

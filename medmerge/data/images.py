@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
 from medmerge import files
@@ -38,31 +37,6 @@ _ODD = {
     "dark": "are nearly black (99.5 % of each below 32 of 255): was a depth or a window taken for another?",
 }
 _HINT = "Name another folder with the environment variable MEDMERGE_CACHE."
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """The images of one part of a split, in storage that all parts share.
-
-    Attributes:
-        inputs: [M, ...], all of the dataset. Of images: uint8 [M, 3, S, S], RGB, a channels-last
-            view of the cached pixels. Of features: float.
-        rows: int64 [N], the rows of `inputs` that belong to this part.
-        labels: int64 [N], indices into the dataset's classes.
-        ids: N ids.
-    """
-
-    inputs: Tensor
-    rows: Tensor
-    labels: Tensor
-    ids: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns copies of the inputs and labels at `positions`, an int64 [B] below N."""
-        return self.inputs[self.rows[positions]], self.labels[positions]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,206 @@
+"""FT, LP-FT, MedMerge and its controls, each a few lines on top of the two phases (paper, section 4).
+
+An approach is a function of one or several backbones and a :class:`~medmerge.task.Task`. It returns a trained
+:class:`~medmerge.backbones.Classifier` and, where it merged, the learnt merging weights. It never sees test data.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from medmerge import batchnorm
+from medmerge.approaches import matching
+from medmerge.approaches.controls import evaluate as replaced_weights
+from medmerge.backbones import Classifier
+from medmerge.devices import seeded
+from medmerge.merge import KernelMerge, zeros_like
+from medmerge.training import Task, fine_tune, linear_probe
+
+LINEAR_PROBE = frozenset({"lp_epochs", "lp_lr"})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an approach ends with.
+
+    Attributes:
+        model: the trained classifier, an ordinary network; of an ensemble several.
+        kernel_weights: the first source's learnt weight w by layer, as
+            :meth:`~medmerge.merge.KernelMerge.kernel_weights` gives it; empty where nothing was merged.
+        probed: the classifier as the linear probe left it, a merge before it was folded; None where there was no probe.
+        tables: further tables for the record, by name: ``batchnorm`` (:func:`medmerge.batchnorm.report` before and
+            after the probe) and ``controls`` (:func:`medmerge.approaches.controls.evaluate`).
+        choices: what was chosen on the validation images beyond an epoch, such as a coefficient, in JSON's types.
+    """
+
+    model: Classifier
+    probed: Classifier | None = None
+    kernel_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    choices: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def merge(self) -> Classifier | None:
+        """The merging classifier as its linear probe left it; None where no merge was learnt."""
+        return self.probed if self.kernel_weights else None
+
+
+@dataclass(frozen=True)
+class Approach:
+    """An entry of :data:`medmerge.approaches.APPROACHES`.
+
+    Attributes:
+        title: its name in tables.
+        run: the function; takes its sources, the task and the settings that it reads.
+        merges: whether it takes all sources at once; otherwise it is run from each source alone.
+        settings: the merging options that ``run`` takes by keyword.
+        reads: parameters that its numbers depend on, beyond those that all approaches share.
+        combines: approaches whose finished networks, from each of its sources alone, it takes.
+    """
+
+    title: str
+    run: Callable[..., Outcome]
+    merges: bool = False
+    settings: tuple[str, ...] = ()
+    reads: frozenset[str] = frozenset()
+    combines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How a merge begins.
+
+    Attributes:
+        granularity, normalisation: as for :class:`~medmerge.merge.KernelMerge`.
+        batchnorm: where batch norms start: as for :class:`~medmerge.merge.KernelMerge`, or at the mean with statistics
+            measured on training images, ``"reestimated"``, with scale and shift set to the sources' spread too,
+            ``"repair"`` (`medmerge.batchnorm`).
+        align: ``"weights"`` first permutes the channels of every source but the first to match the first's
+            (:func:`medmerge.approaches.matching.align`); ``"none"`` merges them as they are.
+    """
+
+    granularity: str = "kernel"
+    batchnorm: str | int = "mean"
+    normalisation: str = "auto"
+    align: str = "none"
+
+    def start(self, sources: Sequence[nn.Module], image_size: int = 224) -> tuple[KernelMerge, list[nn.Module]]:
+        """The merge before it sees images of ``image_size``, and the sources as they were merged."""
+        first, *others = sources
+        if self.align == "weights":
+            others = [matching.align(first, other, image_size=image_size) for other in others]
+        norms = "mean" if self.batchnorm in ("reestimated", "repair") else self.batchnorm
+        options = {"granularity": self.granularity, "batchnorm": norms, "normalisation": self.normalisation}
+        return KernelMerge([first, *others], **options), [first, *others]
+
+
+def ft(source: nn.Module, task: Task) -> Outcome:
+    """Full fine-tuning from one source (FT)."""
+    model = classifier(source, task)
+    fine_tune(model, task)
+    return Outcome(model)
+
+
+def lp_ft(source: nn.Module, task: Task, free: str | None = None) -> Outcome:
+    """Linear probe, then full fine-tuning, from one source (LP-FT; Kumar et al. 2022).
+
+    Args:
+        free: as for :func:`~medmerge.training.linear_probe`.
+    """
+    model = classifier(source, task)
+    linear_probe(model, task, free)
+    probed = copy.deepcopy(model)
+    fine_tune(model, task)
+    return Outcome(model, probed)
+
+
+def lp_norms_ft(source: nn.Module, task: Task) -> Outcome:
+    """LP-FT whose linear probe trains batch norm too: what MedMerge's probe does, without a merge."""
+    return lp_ft(source, task, task.protocol.batchnorm_free)
+
+
+def medmerge(
+    sources: Sequence[nn.Module], task: Task, *, learn: bool = True, score_controls: bool = True, **options
+) -> Outcome:
+    """Learn the merge during the linear probe, fold it, fine-tune the result (MedMerge, section 2).
+
+    Args:
+        learn: whether the merging weights learn.
+        score_controls: whether to score replacements of the learnt weights (`medmerge.approaches.controls`).
+        options: those of :class:`MergeOptions`.
+    """
+    begins = MergeOptions(**options)
+    merge, sources = begins.start(sources, task.train.image_size)
+    measure(merge, sources, task, begins.batchnorm)
+    task = task if learn else replace(task, protocol=replace(task.protocol, w_lr=0.0))
+    model = classifier(merge, task)
+    before = _diagnosis(merge, task, "before probe")
+    linear_probe(model, task)
+    tables = {"batchnorm": pd.concat([before, _diagnosis(merge, task, "after probe")])}
+    probed = classifier(merge, task)
+    probed.head.load_state_dict(model.head.state_dict())
+    model.backbone = merge.fold()
+    fine_tune(model, task)
+    if not learn:
+        return Outcome(model, probed, tables=tables)
+    if score_controls and len(sources) == 2 and merge.granularity == "kernel":
+        tables["controls"] = replaced_weights(probed, task)
+    weights = {name: w.cpu() for name, w in merge.kernel_weights().items()}
+    return Outcome(model, probed, kernel_weights=weights, tables=tables)
+
+
+def fixed_w(sources: Sequence[nn.Module], task: Task, **options) -> Outcome:
+    """MedMerge whose merging weights stay at their start, 0.5: only batch norm and the head learn in the probe."""
+    return medmerge(sources, task, learn=False, **options)
+
+
+def medmerge_zeros(source: nn.Module, task: Task, **options) -> Outcome:
+    """MedMerge of one source with zeros (paper, section 4, "combining with zeros"): w is what is kept of a kernel."""
+    return medmerge([source, zeros_like(source)], task, **options)
+
+
+def measure(merge: nn.Module, sources: Sequence[nn.Module], task: Task, start: str | int) -> None:
+    """Measure a merge's batch norms on training images, in place, where their ``start`` asks for it."""
+    with task.autocast:
+        merge.to(task.device)
+        if start == "reestimated":
+            batchnorm.reestimate(merge, task.measured)
+        elif start == "repair":
+            batchnorm.repair(merge, [copy.deepcopy(source).to(task.device) for source in sources], task.measured)
+
+
+def _diagnosis(merge: KernelMerge, task: Task, when: str) -> pd.DataFrame:
+    """:func:`medmerge.batchnorm.report` with a column that says when."""
+    with task.autocast:
+        return batchnorm.report(merge.to(task.device), task.measured).assign(when=when)
+
+
+def classifier(backbone: nn.Module, task: Task) -> Classifier:
+    """A backbone with a new head, whose initial values depend on the task's seed alone."""
+    with seeded(torch.device("cpu"), task.seed):
+        return Classifier(backbone, task.num_classes)
+
+
+_OPTIONS = tuple(option.name for option in fields(MergeOptions))
+_MERGES = {"merges": True, "settings": (*_OPTIONS, "score_controls")}
+_FIXED = LINEAR_PROBE | {"batchnorm_free", *_OPTIONS}
+_LEARNT = _FIXED | {"w_lr", "w_decay"}
+
+CORE = {
+    "ft": Approach("FT", ft),
+    "lp_ft": Approach("LP-FT", lp_ft, reads=LINEAR_PROBE | {"lp_batchnorm"}),
+    "lp_norms_ft": Approach("LP-FT, norms free", lp_norms_ft, reads=LINEAR_PROBE | {"batchnorm_free"}),
+    "medmerge": Approach("MedMerge", medmerge, **_MERGES, reads=_LEARNT),
+    "medmerge_zeros": Approach(
+        "MedMerge with zeros",
+        medmerge_zeros,
+        settings=("granularity", "batchnorm", "normalisation", "score_controls"),
+        reads=_LEARNT - {"align"},
+    ),
+    "fixed_w": Approach("MedMerge, w fixed", fixed_w, **_MERGES, reads=_FIXED),
+}
+"""These approaches by their names in parameter files; `medmerge.approaches` has all."""

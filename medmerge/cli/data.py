@@ -1,0 +1,200 @@
+"""``medmerge data``: what is in a dataset's folder, how a split deals it out, and what that hides."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medmerge.data import (
+    PAPER_NUMBERS,
+    DataError,
+    Table,
+    catalogue,
+    load_images,
+    load_table,
+    near,
+    read_ids,
+    split_files,
+    splits,
+)
+from medmerge.data.audit import audit, hidden, shared
+from medmerge.data.reading import read_rows
+
+_SIZE = 64
+_DESCRIPTION = """Show what is in a dataset's folder and what is missing, compare it with the paper's numbers, split it
+and look for what the split hides. Nothing is written into ROOT. The exit status is 0, whatever is found, or 1 with
+--strict where test images have been met in training; 2 where the data cannot be read. Without NAME, the datasets are
+listed, with their licences and folders."""
+
+
+def add(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add the command's options to its parser."""
+    parser.description = _DESCRIPTION
+    add_one = parser.add_argument
+    add_one("name", nargs="?", metavar="NAME", help="a dataset; without one, or with `list`, all are listed")
+    add_one("root", nargs="?", metavar="ROOT", help="its folder, from here or from $MEDMERGE_DATA")
+    add_one("--labels", metavar="FILE", help="the labels of the dataset csv")
+    add_one("--exclude", metavar="FILE", help="ids of images to leave out, one a line, or a table with a column id")
+    missing = "images that are not there: leave them out (drop, unless none is there), keep their labels, or stop"
+    add_one("--missing", choices=("drop", "keep", "error"), default="drop", help=missing)
+    add_one = parser.add_argument_group("the split").add_argument
+    add_one("--split", choices=splits.METHODS, default="grouped", help="how it is drawn (grouped)")
+    add_one("--fractions", nargs=3, type=float, default=(0.6, 0.2, 0.2), metavar=("TRAIN", "VAL", "TEST"))
+    add_one("--seed", type=int, default=0, help="seed of the split (0)")
+    add_one("--group-identical", action="store_true", help="keep byte-identical files together")
+    add_one("--split-file", metavar="FILE.csv", help="read the split instead of drawing it")
+    add_one("--write-split", metavar="FILE.csv", help="write the split down")
+    add_one = parser.add_argument_group("the audit").add_argument
+    add_one("--against", nargs="+", metavar=("NAME", "ROOT"), help="a source: does it share images?")
+    add_one("--no-images", action="store_true", help="only labels and groups; no image is decoded")
+    add_one("--distance", type=int, default=near.MAX_DISTANCE, help="bits in which near-duplicates may differ (32)")
+    add_one("--digests", metavar="FILE.csv", help="id,sha256 of files that are not here")
+    add_one("--out", metavar="DIR", help="write the tables of the audit as CSV files")
+    add_one("--strict", action="store_true", help="exit with 1 where there is a leak")
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    if options.name in (None, "list"):
+        for known in catalogue.CATALOGUE:
+            folder = known.tree.replace("\n", "\n           ")
+            print(f"{known.name}{f' ({known.paper} in the paper)' if known.paper else ''}\n  {known.title}")
+            print(f"  licence  {known.licence}\n  from     {known.url or '-'}\n  folder   {folder or '-'}\n")
+        return 0
+    root, (name, *rest) = _folder(options.root), options.against or [""]
+    if len(rest) > 1:
+        raise DataError(f"--against takes a dataset and its folder, not {' '.join(options.against)}")
+    for written in (options.write_split, options.out):
+        for place in (root, *map(_folder, rest)):
+            if written and place and Path(written).expanduser().resolve().is_relative_to(place.resolve()):
+                raise DataError(f"{written} is in {place}, which is only read; name a place outside of it")
+    table, digests, pixels, notes = _read(options, root)
+    print("\n".join(_contents(options.name, root, table, notes)))
+    if options.group_identical:
+        if digests is None:
+            raise DataError("--group-identical needs the images, or --digests FILE.csv with the columns id,sha256")
+        table = splits.join_identical(table, digests)
+    parts = _split(options, table)
+    found = audit(table, parts, digests=digests, pixels=pixels, distance=options.distance)
+    counts = found.counts.assign(all=found.counts.sum(axis=1))
+    counts.loc["images"] = [*splits.sizes(parts), len(parts)]
+    print(f"{counts.to_string(formatters=['{:,}'.format] * 4)}\n\nWhat the split hides")
+    for finding in found.summary.itertuples():
+        examples = f" Such as {finding.examples}." if finding.examples else ""
+        print(f"  {finding.severity.replace('leak', 'LEAK'):13}{finding.sentence}{examples}")
+    joined = {column: found.identical[column].map("; ".join) for column in ("ids", "labels", "parts")}
+    tables = {
+        "summary": found.summary,
+        "counts": found.counts.rename_axis("class").reset_index(),
+        "straddling": found.straddling,
+        "identical": found.identical.assign(**joined),
+        "near": found.near,
+    }
+    if name:
+        other = load_table(name, _folder(rest[0]) if rest else None, missing="keep")
+        met = shared(other, table, None if options.no_images else _decode(other)[0], digests)
+        print(f"\nShared with {name}\n  {_sharing(name, met, table, parts)}")
+        tables["shared"] = met
+    if options.out:
+        _write(Path(options.out).expanduser(), tables)
+    leaks = (found.summary["severity"] == "leak").any() or len(tables.get("shared", ()))
+    return 1 if options.strict and leaks else 0
+
+
+def _folder(given: str | None) -> Path | None:
+    """The dataset's folder: as given, from here, or else from ``$MEDMERGE_DATA``."""
+    if given is None:
+        return None
+    here, elsewhere = Path(given).expanduser(), Path(os.environ.get("MEDMERGE_DATA", ""), given)
+    return elsewhere if not here.exists() and elsewhere.exists() else here
+
+
+def _read(
+    options: argparse.Namespace, root: Path | None
+) -> tuple[Table, list[str] | None, np.ndarray | None, tuple[str, ...]]:
+    """The table, the digests of its files and its pixels as far as they are here and wanted, and notes on them."""
+    wanted = {"root": root, "labels": options.labels, "exclude": read_ids(options.exclude) if options.exclude else ()}
+    table = load_table(options.name, **wanted, missing="error" if options.missing == "error" else "keep")
+    here = table.frame["path"].notna()
+    if options.missing == "drop" and here.any() and not here.all():
+        table = load_table(options.name, **wanted, missing="drop")
+    digests, pixels, notes = (None, None, ()) if options.no_images else _decode(table)
+    if options.digests:
+        rows, _ = read_rows(Path(options.digests).expanduser(), ("id", "sha256"))
+        known = dict(zip(rows["id"], rows["sha256"], strict=True))
+        own = digests or [""] * len(table.frame)
+        digests = [digest or known.get(image, "") for image, digest in zip(table.frame["id"], own, strict=True)]
+    return table, digests, pixels, notes
+
+
+def _decode(table: Table) -> tuple[list[str] | None, np.ndarray | None, tuple[str, ...]]:
+    """The digests of the files that are here, "" for others, the pixels where all are here, and notes."""
+    here = table.frame["path"].notna().to_numpy()
+    if not here.any():
+        return None, None, ()
+    images = load_images(replace(table, frame=table.frame[here].reset_index(drop=True)), _SIZE)
+    digests = np.full(len(here), "", dtype=object)
+    digests[here] = images.digests
+    return digests.tolist(), images.pixels if here.all() else None, images.notes
+
+
+def _split(options: argparse.Namespace, table: Table) -> np.ndarray:
+    """The part of each image; prints how it was chosen."""
+    chosen = {"method": options.split, "fractions": tuple(options.fractions), "seed": options.seed}
+    if options.split_file:
+        parts, how = split_files.apply(table, options.split_file), f"from {options.split_file}"
+        given = split_files.read(options.split_file)
+        chosen = {"method": given.method, "fractions": given.fractions, "seed": given.seed}
+    else:
+        parts = splits.split(table, **chosen)
+        shares = "/".join(f"{100 * share:g}" for share in options.fractions)
+        given = options.split == "official" and (table.frame["split"] == "val").any()
+        how = options.split if given else f"{options.split}, {shares}, seed {options.seed}"
+    print(f"\nSplit: {how} (sha256 {split_files.fingerprint(table.frame['id'], parts)[:12]})")
+    if options.write_split:
+        split_files.write(options.write_split, table, parts, **chosen)
+    return parts
+
+
+def _contents(name: str, root: Path | None, table: Table, notes: Sequence[str]) -> list[str]:
+    """What is there, what is missing, and what the paper says."""
+    known, paper = catalogue.entry(name), PAPER_NUMBERS.get(name)
+    here, total = int(table.frame["path"].notna().sum()), len(table.frame)
+    lines = [name, f"  {known.title}", f"  folder       {root or '-'}", f"  licence      {known.licence}"]
+    groups = f"{total:,} in {len(table.classes)} classes, {table.frame['group'].nunique():,} groups"
+    there = "" if here == total else f"; {here:,} of them are here" if here else "; none of them is here: labels only"
+    lines += [f"  images       {groups}{there}", *(f"  note         {note}" for note in (*table.notes, *notes))]
+    if paper:
+        files = f"the official files {paper.files:,}; {here:,} are here"
+        lines.append(f"  paper        The paper counts {paper.stated:,} images, {files}. {paper.why}")
+    return lines
+
+
+def _sharing(name: str, met: pd.DataFrame, table: Table, parts: np.ndarray) -> str:
+    if met.empty and hidden(table.name, [name]):
+        anew = f"Nothing is found in both, but {name} and {table.name} hold images of one archive, named anew."
+        return f"not checked  {anew}"
+    if met.empty:
+        return "ok           No image, no file and no group is in both."
+    rows, tested = table.frame["id"].isin(met["id"]).to_numpy(), parts == "test"
+    kinds = {"image": "the same image", "file": "the same file", "group": "another image of the group"}
+    of = ", ".join(f"{(met['shares'] == kind).sum():,} {words}" for kind, words in kinds.items())
+    return (
+        f"LEAK         {len(met):,} of {len(rows):,} images ({100 * rows.mean():.1f} %) are in both: {of}. Whoever has "
+        f"trained on {name} has met {(rows & tested).sum():,} of {tested.sum():,} test images "
+        f"({100 * rows[tested].mean():.1f} %). Such as {', '.join(met['id'][:3])}."
+    )
+
+
+def _write(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            table.to_csv(folder / f"{name}.csv", index=False)
+    except OSError as error:
+        raise DataError(f"The tables cannot be written to {folder}: {error}") from error

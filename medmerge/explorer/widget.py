@@ -1,0 +1,265 @@
+"""The explorer of learnt merging weights: one object, live in JupyterLab and Voilà, and as a page without a kernel."""
+
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+import anywidget
+import numpy as np
+import pandas as pd
+import traitlets
+
+from medmerge.explorer import payload as explorer_data
+from medmerge.explorer.payload import Run
+from medmerge.merge import KernelMerge
+from medmerge.pages.figures import depth as figures_depth
+from medmerge.study.records import Record
+from medmerge.study.revisits import Later, Trial
+
+log = logging.getLogger(__name__)
+
+SCRIPTS = ("explorer_draw.js", "explorer.js", "explorer_views.js")
+VIEWS, SCOPES = ("w", "difference"), ("layer", "network")
+
+
+def explore(
+    what: str | Path | Record | Sequence[Record] | KernelMerge | Mapping,
+    *,
+    sources: Sequence[str] | None = None,
+    backbone: str = "",
+    trials: Mapping[object, Trial | Later] | None = None,
+    **selection: object,
+) -> "Explorer":
+    """Show the merging weight of every kernel; choose run, layer and kernel, compare runs, step through epochs.
+
+    Args:
+        what: a folder with finished runs at any depth, such as ``results``, a study's or what ``medmerge learn``
+            wrote; records of runs, one or many (those that merged nothing are left out); a
+            :class:`~medmerge.merge.KernelMerge` of two sources; ``{layer: w}`` with vectors ``[kernels]`` in forward
+            order; or several of the last two, ``{name: ...}``.
+        sources: names of what w = 1 and w = 0 take, where ``what`` is no record, which knows them.
+        backbone: architecture, likewise, for the layers' shapes and kinds.
+        trials: what answers "what if", by run name or record folder, as
+            :func:`medmerge.study.revisits.later_trials` gives it. Without it the panel is not there.
+        selection: what is shown first: ``run``, ``layer``, ``kernel``, ``epoch``, ``compare``, ``view``, ``scope``.
+
+    Returns:
+        What a notebook shows as a cell's last value. ``selection`` and :meth:`Explorer.data` say what is
+        on the screen.
+
+    Raises:
+        TypeError: ``what`` is nothing that can be shown.
+        FileNotFoundError: a folder that is not there, or holds no finished run.
+        ValueError: no weights in it, weights that are not finite vectors, or a selection that is not there.
+    """
+    runs = explorer_data.collect(what, sources, backbone)
+    merges = {}
+    if isinstance(what, KernelMerge):
+        merges = {runs[0].name: what}
+    elif isinstance(what, Mapping):
+        merges = {str(name): value for name, value in what.items() if isinstance(value, KernelMerge)}
+    named = {"/".join(k.parts[-4:]) if isinstance(k, Path) else str(k): v for k, v in (trials or {}).items()}
+    if strange := sorted(set(named) - {run.name for run in runs}):
+        raise ValueError(f"trials: no run {strange[0]!r} among {', '.join(run.name for run in runs)}")
+    return Explorer(runs, merges, named, selection)
+
+
+class Explorer(anywidget.AnyWidget):
+    """See :func:`explore`.
+
+    Attributes:
+        selection: what is on the screen, set by the reader's choices and settable in part: ``run`` (its name),
+            ``layer``, ``kernel`` (number or None), ``epoch`` (None: as learnt), ``compare`` (another run's name, or
+            empty), ``view`` (``"w"`` or ``"difference"``), ``scope`` of the strongest kernels (``"layer"`` or
+            ``"network"``).
+        runs: everything that can be chosen, by name.
+        trials: what answers "what if", by run name.
+    """
+
+    selection = traitlets.Dict().tag(sync=True)
+    _content = traitlets.Unicode().tag(sync=True)
+    _asked = traitlets.Dict().tag(sync=True)
+    _tried = traitlets.List().tag(sync=True)
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        merges: Mapping[str, KernelMerge],
+        trials: Mapping[str, Trial | Later],
+        selection: Mapping[str, object],
+    ):
+        self.runs: dict[str, Run] = {run.name: run for run in runs}
+        self.trials = dict(trials)
+        self._packed = explorer_data.payload(runs, merges)
+        self._packed["trials"] = {name: {"metric": t.metric, "images": t.images} for name, t in trials.items()}
+        super().__init__(_content=explorer_data.dumps(self._packed), selection=dict(selection))
+        self.observe(self._answer, names="_asked")
+
+    @property
+    def _esm(self) -> str:
+        return script() + "\nexport default { render };\n"
+
+    @property
+    def _css(self) -> str:
+        return style()
+
+    @traitlets.validate("selection")
+    def _whole(self, proposal: Mapping) -> dict:
+        """The selection with what was left out: as it was, or the first of each kind."""
+        given, before = dict(proposal["value"]), self.selection
+        defaults = {"run": next(iter(self.runs)), "layer": None, "kernel": None, "epoch": None, "compare": ""}
+        defaults |= {"view": "w", "scope": "layer"}
+        if unknown := sorted(set(given) - set(defaults)):
+            raise ValueError(f"selection: there is no {unknown[0]!r}; there are {', '.join(defaults)}")
+        chosen = defaults | before | given
+        run = self.runs.get(chosen["run"])
+        _check(run is not None, "run", chosen["run"], self.runs)
+        names = list(run.weights)
+        if "layer" not in given and chosen["layer"] not in names:
+            chosen["layer"] = names[0]
+        _check(chosen["layer"] in names, "layer", chosen["layer"], names)
+        if "kernel" not in given and (chosen["run"], chosen["layer"]) != (before.get("run"), before.get("layer")):
+            chosen["kernel"] = None
+        kernels = range(len(run.weights[chosen["layer"]]))
+        _check(chosen["kernel"] is None or chosen["kernel"] in kernels, "kernel", chosen["kernel"], kernels)
+        packed = {entry["name"]: entry for entry in self._packed["runs"]}
+        epochs = packed[run.name].get("epochs", [])
+        if "epoch" not in given and chosen["epoch"] not in epochs:
+            chosen["epoch"] = None
+        _check(chosen["epoch"] is None or chosen["epoch"] in epochs, "epoch", chosen["epoch"], epochs)
+        others = [n for n, e in packed.items() if n != run.name and e["network"] == packed[run.name]["network"]]
+        if "compare" not in given and chosen["compare"] not in others:
+            chosen["compare"] = ""
+        _check(chosen["compare"] in ("", *others), "compare", chosen["compare"], others)
+        if "view" not in given and not chosen["compare"]:
+            chosen["view"] = "w"
+        _check(chosen["view"] in (VIEWS if chosen["compare"] else ("w",)), "view", chosen["view"], VIEWS)
+        _check(chosen["scope"] in SCOPES, "scope", chosen["scope"], SCOPES)
+        return chosen
+
+    def data(self, *, all_layers: bool = False) -> pd.DataFrame:
+        """What is on the screen: a row a kernel of the selected layer, with the columns layer, kernel and w.
+
+        With a run to compare, ``other`` is its w, as learnt, and ``difference`` what this run has more.
+
+        Args:
+            all_layers: every layer's kernels, in forward order: the map.
+        """
+        shown = self.runs[self.selection["run"]].at(self.selection["epoch"])
+        other = self.runs[self.selection["compare"]].weights if self.selection["compare"] else None
+        frames = []
+        for layer in shown if all_layers else [self.selection["layer"]]:
+            frame = pd.DataFrame({"layer": layer, "kernel": np.arange(len(shown[layer])), "w": shown[layer]})
+            if other is not None:
+                frame = frame.assign(other=other[layer], difference=shown[layer] - other[layer])
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+    def try_weights(self, w: float | None, layer: str | None = None) -> float:
+        """The validation score of the selected run with ``w`` in all kernels of a layer; it joins the page's table.
+
+        Args:
+            w: the first source's weight, or None: as learnt.
+            layer: by default the selected one.
+
+        Raises:
+            ValueError: nothing was given that can answer for this run.
+        """
+        run, layer = self.selection["run"], layer or self.selection["layer"]
+        if run not in self.trials:
+            raise ValueError(f"nothing can try weights of {run}: give explore(..., trials=...)")
+        _check(layer in self.runs[run].weights, "layer", layer, self.runs[run].weights)
+        score = self.trials[run](layer, w)
+        self._note({"run": run, "layer": layer, "w": w, "score": score})
+        return score
+
+    def _answer(self, change: Mapping) -> None:
+        """Compute what the panel asks for. An error is shown in it: nobody sees a traceback behind a button."""
+        asked = {key: change["new"][key] for key in ("run", "layer", "w", "number")}
+        try:
+            self._note(asked | {"score": self.trials[asked["run"]](asked["layer"], asked["w"])})
+        except Exception as error:
+            log.warning("what if: %s", error)
+            self._note(asked | {"error": str(error)})
+
+    def _note(self, answer: Mapping) -> None:
+        def what(one: Mapping) -> tuple:
+            return one["run"], "" if one["w"] is None else one["layer"], one["w"]
+
+        self._tried = [*(one for one in self._tried if what(one) != what(answer)), dict(answer)]
+
+    def __repr__(self) -> str:
+        return f"Explorer of {len(self.runs)} run{'s' * (len(self.runs) > 1)}: {', '.join(self.runs)}"
+
+    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        return {**data, "text/html": self.html()}, metadata
+
+    def html(self) -> str:
+        """The explorer for a page without a kernel: one element with everything inline, the present selection first.
+
+        Where scripts are off it is a picture and a table.
+        """
+        content = explorer_data.dumps({**self._packed, "selection": self.selection, "tried": self._tried})
+        name = f"explorer-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+        return (
+            f'<div class="mm-page"><style>{style()}</style><script type="application/json">{content}</script>'
+            f'<div class="mm-explorer" id="{name}">{still(list(self.runs.values()))}</div>'
+            f'<script type="module">{script()}\nmount(document.getElementById("{name}"));</script></div>'
+        )
+
+
+def still(runs: Sequence[Run]) -> str:
+    """The runs as pictures and a table, for readers without scripts."""
+    networks: dict[tuple, list[Run]] = {}
+    for run in runs:
+        networks.setdefault((run.sources, *((name, len(w)) for name, w in run.weights.items())), []).append(run)
+    pictures = []
+    for (sources, *_), alike in networks.items():
+        figure = figures_depth.depth_heatmap({run.name: run.weights for run in alike}, *sources)
+        caption = f"Mean merging weight w of every layer, from the input (left); w is the share of {sources[0]}."
+        pictures.append(figure.html(f"Heatmap: mean w by layer, runs {', '.join(run.name for run in alike)}", caption))
+    rows = []
+    for run in runs:
+        w = np.concatenate(list(run.weights.values()))
+        low, middle, high = np.quantile(w, [0.05, 0.5, 0.95])
+        cells = (
+            f"{len(w):,}",
+            f"{w.mean():.3f}",
+            f"{low:.3f}",
+            f"{middle:.3f}",
+            f"{high:.3f}",
+            f"{(w > 0.5).mean():.0%}",
+        )
+        rows.append(f'<tr><th scope="row">{escape(run.name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+    head = "".join(
+        f'<th scope="col">{t}</th>' for t in ("run", "kernels", "mean w", "5 %", "median", "95 %", "above 0.5")
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'{"".join(pictures)}<div class="mm-scroll">{table}</div>'
+
+
+def _check(fits: bool, what: str, value: object, allowed: object) -> None:
+    if not fits:
+        listed = f"0 to {allowed[-1]}" if isinstance(allowed, range) else ", ".join(map(str, allowed)) or "none"
+        raise ValueError(f"selection: there is no {what} {value!r}; there are: {listed}")
+
+
+@functools.cache
+def script() -> str:
+    """The explorer's script, one module without its exports."""
+    return "\n".join(_file(name) for name in SCRIPTS)
+
+
+@functools.cache
+def style() -> str:
+    return _file("explorer.css")
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,145 @@
+"""Figures of kernels and feature maps (the paper's Fig. 3), drawn from :class:`medmerge.study.features.Found`."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from medmerge.pages.features import agreement
+from medmerge.pages.figures.depth import half_range
+from medmerge.pages.figures.style import BookFigure, book_style
+from medmerge.study.features import Found
+
+_TEXT = {"fontsize": 6.5, "linespacing": 1.25}
+
+
+@book_style
+def feature_maps(found: Found) -> BookFigure:
+    """Low- and high-level feature maps of one image through every network: a row a network, a column a channel.
+
+    A channel has one scale, symmetric around zero, over all networks, so that its column can be compared. Channels are
+    those with the highest and lowest w of the layer. Of drawn images the image itself stands on the left.
+    """
+    about, picture = found.about, found.arrays.get("image")
+    columns = {level: len(getattr(about, level).shown) for level in ("low", "high")}
+    widths = ([1.6] if picture is not None else []) + list(columns.values())
+    figure = BookFigure(figsize=(8, 0.75 + 0.62 * len(about.networks)), layout="constrained")
+    parts = figure.subfigures(1, len(widths), width_ratios=widths)
+    if picture is not None:
+        axes = _bare(parts[0].subplots())
+        axes.imshow(picture, gid="image")
+        axes.set_title(about.image, **_TEXT)
+    for part, (level, word) in zip(parts[-2:], (("low", "first"), ("high", "last")), strict=True):
+        maps, layer = found.arrays[f"maps/{level}"], getattr(about, level)
+        w = found.kernels(level)["w"]
+        grid = part.subplots(*maps.shape[:2], squeeze=False)
+        for (i, j), axes in np.ndenumerate(grid):
+            _bare(axes).imshow(maps[i, j], "RdBu_r", vmin=-1, vmax=1, interpolation="nearest", gid=f"{level}/{i}/{j}")
+            if i == 0:
+                axes.set_title(f"{layer.shown[j]}\nw {w[layer.shown[j]]:.2f}", loc="center", **_TEXT)
+            if j == 0 and level == "low":
+                axes.set_ylabel(about.networks[i], fontsize=8)
+        size = f"{layer.kernels} channels of {layer.size[0]} × {layer.size[1]}"
+        part.suptitle(f"{level}-level: {word} convolution, {size}", fontsize=7.5)
+    figure.alt = f"Feature maps of one image, {about.image}, a row each for {_listed(about.networks)}. {_alike(found)}"
+    return figure
+
+
+@book_style
+def first_filters(found: Found) -> BookFigure:
+    """The first convolution's kernels in every network as pictures, and w of each at the same place.
+
+    Kernels are in the order of w, from the highest, at the upper left. All pictures have one scale; grey is zero.
+    """
+    about, pictures = found.about, found.arrays["filters"].astype(np.float64)
+    w = found.kernels("first")["w"].to_numpy()[about.first.shown]
+    side = int(np.ceil(np.sqrt(len(w))))
+    figure = BookFigure(figsize=(8, 1.2 + 7.2 / (len(pictures) + 1)), layout="constrained")
+    *grids, weights = figure.subplots(1, len(pictures) + 1)
+    for name, kernels, axes in zip(about.networks, pictures, grids, strict=True):
+        _bare(axes).imshow(_mosaic(kernels, side), interpolation="nearest", gid=f"filters/{name}")
+        axes.set_title(name)
+    rows = -(-len(w) // side)
+    square = np.pad(w, (0, rows * side - len(w)), constant_values=np.nan).reshape(rows, side)
+    half = half_range(w)
+    image = _bare(weights).imshow(square, "PuOr", vmin=0.5 - half, vmax=0.5 + half, gid="w")
+    weights.set_title("w")
+    bar = figure.colorbar(image, ax=weights, orientation="horizontal", shrink=0.9, format="{x:g}")
+    bar.set_ticks([0.5 - half, 0.5, 0.5 + half])
+    bar.set_label(f"← {about.networks[-1]}    {about.networks[0]} →", fontsize=7)
+    cosine = found.kernels("first").filter(like="cosine ").median()
+    alike = "; ".join(f"{name.removeprefix('cosine ').replace(' ', ' and ')} {c:.2f}" for name, c in cosine.items())
+    figure.alt = (
+        f"The {len(w)} kernels of {about.first.layer} as small pictures in {_listed(about.networks)}, and their w, "
+        f"{w.min():.2f} to {w.max():.2f}. Median cosine of a kernel between networks: {alike}."
+    )
+    return figure
+
+
+@book_style
+def deeper_kernels(found: Found) -> BookFigure:
+    """A few kernels of a deeper layer: a column a kernel, a row a network, its strongest input channels side by side.
+
+    One scale for all. Above each column its w and the two sources' cosine; below each kernel its norm and, of sources,
+    the cosine with the merged kernel.
+    """
+    about, slices = found.about, found.arrays["slices"]
+    table = found.kernels("deeper")
+    first, merged, *others = about.networks
+    figure = BookFigure(figsize=(8, 0.8 + 0.85 * len(slices)), layout="constrained")
+    grid = figure.subplots(*slices.shape[:2], squeeze=False)
+    said = []
+    for (i, j), axes in np.ndenumerate(grid):
+        row, name = table.loc[about.deeper.shown[j]], about.networks[i]
+        kernel = slices[i, j].astype(np.float64)
+        _bare(axes).imshow(
+            _mosaic(kernel, -(-len(kernel) // 2)),
+            "RdBu_r",
+            vmin=-1,
+            vmax=1,
+            interpolation="nearest",
+            gid=f"kernel/{i}/{j}",
+        )
+        cosine = "" if name == merged else f", cos to merged {_cosine(row, name, merged):.2f}"
+        axes.set_xlabel(f"norm {row[f'norm {name}']:.2g}{cosine}", labelpad=2, **_TEXT)
+        if i == 0:
+            apart = f"cos of sources {_cosine(row, first, others[0]):.2f}"
+            axes.set_title(f"kernel {about.deeper.shown[j]}, w {row['w']:.2f}\n{apart}", loc="center", **_TEXT)
+            said.append(f"kernel {about.deeper.shown[j]} w {row['w']:.2f}, {apart}")
+        if j == 0:
+            axes.set_ylabel(name, fontsize=8)
+    figure.alt = (
+        f"{slices.shape[2]} input channels each of {slices.shape[1]} kernels of {about.deeper.layer} in "
+        f"{_listed(about.networks)}: {'; '.join(said)}."
+    )
+    return figure
+
+
+def _mosaic(pictures: NDArray, columns: int) -> NDArray:
+    """Pictures ``[n, h, w]`` or ``[n, h, w, 3]`` in rows of ``columns``, a gap of a pixel between them (white)."""
+    pictures = np.pad(pictures, [(0, -len(pictures) % columns), (0, 1), (0, 1), *[(0, 0)] * (pictures.ndim - 3)],
+                      constant_values=np.nan)  # fmt: skip
+    n, height, width, *colours = pictures.shape
+    rows = pictures.reshape(n // columns, columns, height, width, *colours).swapaxes(1, 2)
+    whole = rows.reshape(n // columns * height, columns * width, *colours)[:-1, :-1]
+    return np.nan_to_num(whole, nan=1.0) if colours else whole
+
+
+def _bare(axes: Axes) -> Axes:
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def _cosine(row, one: str, other: str) -> float:
+    return row.get(f"cosine {one} {other}", row.get(f"cosine {other} {one}"))
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _alike(found: Found) -> str:
+    rows = agreement(found).itertuples()
+    return "Correlation over all channels: " + "; ".join(
+        f"{row.level}-level {row.one} and {row.other} {row.correlation:.2f}" for row in rows
+    ) + "."  # fmt: skip

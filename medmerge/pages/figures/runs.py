@@ -1,0 +1,261 @@
+"""Every figure of the book, drawn from records: data frames and arrays, never models or training.
+
+Each function returns a `matplotlib.figure.Figure` on white, made without pyplot, which a notebook shows once
+when it is a cell's last value. Colours are safe for colour-blind readers, an approach has the same colour in
+every figure, and every colour has a text label beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from medmerge.pages.figures.style import APPROACH_NAMES, BookFigure, approach_colour, book_style
+from medmerge.study.records import score_column
+
+_LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+_PHASES = {"linear_probe": 0, "fine_tune": 1}
+_MARKERS = "osD^vPX*<>"
+_SCORES = {"val_macro_f1": "macro F1", "val_macro_auroc": "macro AUROC"}
+_LOSSES = {"val_macro_f1": "cross-entropy", "val_macro_auroc": "binary cross-entropy"}
+_GREY = "0.35"
+
+
+@book_style
+def learning_curves(history: pd.DataFrame) -> Figure:
+    """Validation score (top) and losses (bottom) of each run and seed over the epochs of both phases.
+
+    The score is macro F1, or macro AUROC if the history has it (multi-label). Epochs are counted on from the
+    linear probe to fine-tuning, with a line at the change. The last phase's epoch with the best score (the
+    first of equals) has a dot. Names stand at the right in the order of the final scores. The line style
+    follows the source: what `run` says after the approach's name.
+
+    Args:
+        history: a row per run, seed, phase and epoch, with columns run (label such as "MedMerge ImageNet +
+            HAM10K"), approach, seed, phase ("linear_probe" or "fine_tune"), epoch (from 1 in each phase),
+            train_loss, val_loss (cross-entropy, nats) and val_macro_f1 or val_macro_auroc (in [0, 1]).
+
+    Raises:
+        ValueError: no rows, a column missing, an unknown phase, or scores that are not numbers.
+    """
+    score = score_column(history)
+    numbers = ["train_loss", "val_loss", score]
+    history = _continued(_required(history, ["run", "approach", "seed", "phase", "epoch", *numbers], numbers))
+    styles = _line_styles(history)
+    figure = BookFigure(figsize=(8, 5.6), layout="constrained")
+    scores, losses = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    ends = {}
+    for (run, approach), rows in history.groupby(["run", "approach"], sort=False):
+        look = {"color": approach_colour(approach), "linestyle": styles[run, approach]}
+        for seed, curve in rows.groupby("seed"):
+            line = {**look, "linewidth": 1.1, "marker": "." if len(curve) == 1 else None}
+            scores.plot(curve.moment, curve[score], gid=f"score/{run}/{seed}", **line)
+            losses.plot(curve.moment, curve.val_loss, gid=f"val/{run}/{seed}", **line)
+            losses.plot(curve.moment, curve.train_loss, gid=f"train/{run}/{seed}", alpha=0.4, **line)
+            best = curve.loc[curve[score].where(curve.turn == curve.turn.max()).idxmax()]
+            dot = {"markeredgecolor": "white", "markersize": 6, "zorder": 4, "gid": f"best/{run}/{seed}"}
+            scores.plot(best.moment, best[score], "o", color=look["color"], **dot)
+        ends[run] = rows.groupby("seed")[score].last().mean(), look
+    scores.set(title="Validation (dot: best epoch of the last phase)", ylabel=_SCORES[score])
+    losses.set(title="Loss (strong: validation, pale: training)", ylabel=_LOSSES[score], xlabel="epoch")
+    losses.set_xlim(0, history.moment.max() * 1.02 + 0.5)
+    losses.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    _mark_phases(scores, losses, history)
+    _name_lines(scores, ends)
+    return figure
+
+
+@book_style
+def score_intervals(table: pd.DataFrame) -> Figure:
+    """Forest plot of macro F1: mean and interval of each row, in the table's order from the top.
+
+    Args:
+        table: columns label, approach, mean, low, high (in [0, 1]), and optionally paper, the published value
+            (NaN where there is none), drawn as an open diamond.
+
+    Raises:
+        ValueError: no rows, a column missing, or a score that is not a finite number.
+    """
+    numbers = ["mean", "low", "high"]
+    table = _required(table, ["label", "approach", *numbers], numbers)
+    figure = BookFigure(figsize=(8, 1.1 + 0.32 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    for y, row in enumerate(table.itertuples()):
+        colour = approach_colour(row.approach)
+        axes.plot([row.low, row.high], [y, y], color=colour, linewidth=2, gid=f"interval/{y}")
+        axes.plot(row.mean, y, "o", color=colour, gid=f"mean/{y}")
+        text = f"{row.mean:.3f}  [{row.low:.3f}, {row.high:.3f}]"
+        axes.annotate(text, (1.01, y), xycoords=axes.get_yaxis_transform(), va="center")
+    if "paper" in table and table.paper.notna().any():
+        axes.plot(table.paper, range(len(table)), "kD", markerfacecolor="none", label="paper", gid="paper")
+        figure.legend(loc="outside upper right")
+    axes.set(xlabel="macro F1 on the test images (dot: mean, bar: interval)", ylim=(len(table) - 0.5, -0.5))
+    axes.set_yticks(range(len(table)), table.label)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    return figure
+
+
+@book_style
+def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -> Figure:
+    """Confusion matrix: share of the true class (colour, first line) and images; cells without any are blank.
+
+    Args:
+        labels, predicted: class indices, integers of shape [N] in 0 .. K-1.
+        classes: the K class names.
+
+    Raises:
+        ValueError: no images, different shapes, or values that are not indices of a class.
+    """
+    labels, predicted, k = np.asarray(labels), np.asarray(predicted), len(classes)
+    if not labels.size or labels.ndim != 1 or labels.shape != predicted.shape:
+        raise ValueError(f"labels {labels.shape} and predicted {predicted.shape}: give both, as [N], N > 0")
+    found = np.unique([labels, predicted])
+    if found.dtype.kind not in "iu" or found[0] < 0 or found[-1] >= k:
+        raise ValueError(f"labels and predicted hold {found}: {k} classes allow the integers 0 .. {k - 1}")
+    counts = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
+    images = counts.sum(axis=1)
+    shares = counts / np.maximum(images, 1)[:, None]
+    texts = [f"{share:.2f}\n{n:,}" if n else "" for share, n in zip(shares.flat, counts.flat, strict=True)]
+    figure = BookFigure(figsize=(2 + 0.62 * k, 1.6 + 0.5 * k), layout="constrained")
+    axes = figure.subplots()
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 1, "linewidths": 1, "cbar": False}
+    sns.heatmap(shares, annot=np.reshape(texts, (k, k)), fmt="", ax=axes, **look)
+    axes.set(xlabel="predicted", ylabel="true", title="share of true class, images")
+    names = [f"{name} ({n:,})" for name, n in zip(classes, images, strict=True)]
+    axes.set_yticks(np.arange(k) + 0.5, names, rotation=0)
+    axes.set_xticks(np.arange(k) + 0.5, classes, rotation=40, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0)
+    return figure
+
+
+@book_style
+def per_class(table: pd.DataFrame) -> Figure:
+    """Each class against the rest: AUROC and sensitivity of every run, a dot each; the runs have a marker each.
+
+    For multi-label targets, which have no confusion matrix.
+
+    Args:
+        table: a row per run and class, with columns label, approach, class, positives (images that have the
+            class), auroc and sensitivity (in [0, 1]; NaN, drawn as no dot, where undefined).
+
+    Raises:
+        ValueError: no rows, a column missing, or a number outside [0, 1].
+    """
+    numbers = ["auroc", "sensitivity"]
+    table = _required(table, ["label", "approach", "class", "positives", *numbers], [])
+    values = table[numbers].to_numpy(float)
+    if not (np.isnan(values) | (values >= 0) & (values <= 1)).all():
+        raise ValueError(f"the frame has values in {numbers} outside [0, 1]: give shares, NaN where undefined")
+    classes, runs = list(dict.fromkeys(table["class"])), list(dict.fromkeys(table["label"]))
+    figure = BookFigure(figsize=(8, 1.2 + len(classes) * (0.14 + 0.085 * len(runs))), layout="constrained")
+    for axes, column in zip(figure.subplots(1, 2, sharey=True), numbers, strict=True):
+        for i, (run, rows) in enumerate(table.groupby("label", sort=False)):
+            at = rows["class"].map(classes.index) + 0.8 * ((i + 0.5) / len(runs) - 0.5)
+            look = {"color": approach_colour(rows["approach"].iloc[0]), "marker": _MARKERS[i % len(_MARKERS)]}
+            axes.plot(rows[column], at, linestyle="", markersize=4, label=run, gid=f"{column}/{run}", **look)
+        axes.set(xlim=(-0.02, 1.02), ylim=(len(classes) - 0.5, -0.5))
+        axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+        axes.grid(axis="x")
+        axes.grid(axis="y", which="minor")
+        axes.tick_params(axis="y", which="both", length=0)
+    first, second = figure.axes
+    first.set_xlabel("AUROC (0.5: chance)")
+    second.set_xlabel("sensitivity")
+    first.set_title("in brackets: images that have the class")
+    first.axvline(0.5, color=_GREY, linewidth=0.8, linestyle="--")
+    images = table.groupby("class")["positives"].first()
+    first.set_yticks(range(len(classes)), [f"{name} ({images[name]:,})" for name in classes])
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper right", ncols=min(len(runs), 3))
+    return figure
+
+
+@book_style
+def class_counts(counts: pd.DataFrame) -> Figure:
+    """Images of each class in each split, on a log scale if a split's largest is 20 times its smallest.
+
+    Args:
+        counts: a row per class (index: names), a column per split, numbers of images >= 0.
+
+    Raises:
+        ValueError: no classes or splits, or a number that is negative or not finite.
+    """
+    values = counts.to_numpy(float)
+    if not values.size or not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError("counts must hold at least one class and one split, with finite numbers >= 0")
+    smallest = np.where(values > 0, values, np.inf).min(axis=0)
+    long_tailed = bool((values.max(axis=0) >= 20 * smallest).any())
+    classes, splits = values.shape
+    figure = BookFigure(figsize=(8, 1.0 + classes * (0.12 + 0.2 * splits)), layout="constrained")
+    axes = figure.subplots()
+    colours = sns.color_palette("crest", splits)
+    for j, split in enumerate(counts):
+        at = np.arange(classes) + 0.85 * (j - (splits - 1) / 2) / splits
+        axes.barh(at, values[:, j], 0.85 / splits, color=colours[j], label=str(split), log=long_tailed)
+        for y, n in zip(at, values[:, j], strict=True):
+            offset = {"xytext": (2, 0), "textcoords": "offset points"}
+            axes.annotate(f"{n:,.0f}", (max(n, 0.7 if long_tailed else 0), y), va="center", fontsize=7, **offset)
+    axes.set(xlabel="images (log scale)" if long_tailed else "images", ylim=(classes - 0.4, -0.6))
+    axes.set_xlim((0.7, 2 * values.max()) if long_tailed else (0, 1.08 * max(values.max(), 1)))
+    axes.set_yticks(range(classes), counts.index)
+    axes.grid(axis="x")
+    figure.legend(loc="outside upper right", ncols=splits)
+    return figure
+
+
+def _required(frame: pd.DataFrame, columns: list[str], numbers: list[str]) -> pd.DataFrame:
+    """The frame itself, if it has rows, these columns, and finite values in those that hold numbers."""
+    missing = [column for column in columns if column not in frame]
+    if missing or frame.empty:
+        raise ValueError(f"the frame has {len(frame)} rows and lacks columns {missing}: give rows with {columns}")
+    if not np.isfinite(frame[numbers].to_numpy(float)).all():
+        raise ValueError(f"the frame has values in {numbers} that are not finite: leave unfinished runs out")
+    return frame
+
+
+def _continued(history: pd.DataFrame) -> pd.DataFrame:
+    """The history in order of time, with the phase's `turn` and epoch `moment` of the whole run."""
+    if not history.phase.isin(_PHASES).all():
+        raise ValueError(f"phase holds {sorted(set(history.phase))}: only {list(_PHASES)} are allowed")
+    history = history.assign(turn=history.phase.map(_PHASES)).sort_values(["turn", "epoch"], kind="stable")
+    probe = history.epoch.where(history.turn == 0, 0).groupby([history.run, history.seed]).transform("max")
+    return history.assign(moment=history.epoch + probe * history.turn).reset_index(drop=True)
+
+
+def _line_styles(history: pd.DataFrame) -> dict[tuple[str, str], object]:
+    """Line style of each (run, approach): by source in order of appearance, solid for joint ones (A + B)."""
+    runs = list(history[["run", "approach"]].drop_duplicates().itertuples(index=False, name=None))
+    source = {key: key[0].removeprefix(APPROACH_NAMES.get(key[1], key[1])).strip() for key in runs}
+    single = [name for name in dict.fromkeys(source.values()) if "+" not in name]
+    order = {name: single.index(name) if name in single else 0 for name in source.values()}
+    return {key: _LINE_STYLES[order[name] % len(_LINE_STYLES)] for key, name in source.items()}
+
+
+def _mark_phases(scores: Axes, losses: Axes, history: pd.DataFrame) -> None:
+    """A line wherever some run goes from the linear probe to fine-tuning."""
+    probes = history.moment - history.epoch
+    right = " fine-tuning" if (probes[history.turn == 1] > 0).all() else " fine-tuning (of runs with both phases)"
+    for end in probes[probes > 0].unique():
+        for axes in (scores, losses):
+            axes.axvline(end + 0.5, color=_GREY, linewidth=0.8, linestyle=":", gid="phase")
+        for text, side in (("linear probe ", "right"), (right, "left")):
+            where = {"xycoords": scores.get_xaxis_transform(), "ha": side, "va": "bottom"}
+            scores.annotate(text, (end + 0.5, 0.01), color=_GREY, **where)
+
+
+def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, dict]]) -> None:
+    """Run names right of the axes, each with its line, as near to its final score as their height allows."""
+    names = sorted(ends, key=lambda run: ends[run][0])
+    bottom, top = axes.get_ylim()
+    wanted = [(ends[run][0] - bottom) / (top - bottom) for run in names]
+    steps = min(0.085, 1 / len(names)) * np.arange(len(names))
+    heights = np.minimum(np.maximum.accumulate(wanted - steps) + steps, 1 - steps[::-1])
+    for name, y in zip(names, heights, strict=True):
+        look = ends[name][1]
+        axes.plot([1.015, 1.065], [y, y], transform=axes.transAxes, clip_on=False, **look)
+        axes.annotate(name, (1.075, y), xycoords="axes fraction", va="center")

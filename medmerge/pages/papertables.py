@@ -1,0 +1,268 @@
+"""What the paper's own tables can show: intervals of its entries, and differences that one run could have told apart.
+
+The tables give accuracy and macro F1 of one run each, on test sets whose sizes follow from section 3 and whose class
+shares from the official labels. What they do not give, the confusion matrix, is replaced by one that has both scores
+(:func:`confusions`); the spread over test images is then that of its multinomials. No data and no record is needed,
+except for how closely errors of two runs on the same images go together (:func:`togetherness`).
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+
+from medmerge.pages import report
+from medmerge.stats import evaluation, resampling
+from medmerge.study.records import Record
+
+BASELINES = 4
+"""Rows of a target beside MedMerge: the family of its comparisons."""
+
+ALPHA = 0.05
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target of the paper.
+
+    Attributes:
+        counts: images of each class in the whole dataset, by name, from the official labels.
+        share: of them that is tested on (section 3).
+    """
+
+    counts: Mapping[str, int]
+    share: float
+
+    @property
+    def tested(self) -> np.ndarray:
+        """Test images of each class, int64 ``[K]``, if the random split kept the shares: largest remainders get the
+        last images."""
+        exact = self.share * np.array(list(self.counts.values()), dtype=np.float64)
+        whole = np.floor(exact).astype(np.int64)
+        missing = round(exact.sum()) - whole.sum()
+        whole[np.argsort(whole - exact, kind="stable")[:missing]] += 1
+        return whole
+
+
+TARGETS = {
+    "ISIC-2019": Target(
+        dict(MEL=4522, NV=12_875, BCC=3323, AK=867, BKL=2624, DF=239, VASC=253, SCC=628),
+        0.2,
+    ),
+    "APTOS": Target({"0": 1805, "1": 370, "2": 999, "3": 193, "4": 295}, 0.1),
+    "RSNA-Pneumonia": Target({"Normal": 8851, "Lung Opacity": 6012}, 0.1),
+}
+"""By their names in the tables. Of APTOS the 3,662 images that are labelled, not the paper's 3,962."""
+
+
+def rows(path: Path) -> pd.DataFrame:
+    """The paper's 30 rows: table, backbone, approach, source, target, accuracy, macro_f1."""
+    return pd.read_csv(path, dtype={"table": str})
+
+
+def confusions(target: Target, accuracy: float, macro_f1: float) -> list[np.ndarray]:
+    """Probabilities of each prediction for each class, ``[K, K]``, that have both scores on the expected test set.
+
+    An image of class k is predicted as j with odds ``share_j ** t * exp(s [j = k])``: s is what the network knows, t
+    how far it leans to frequent classes. Of a second shape the odds halve with every class between k and j, as for
+    grades. All solutions of both are returned, one of each that differ by less than 0.01 everywhere; with two classes
+    there is but one matrix.
+
+    Raises:
+        ValueError: none has these scores to within 0.001.
+    """
+    counts = target.tested.astype(np.float64)
+    classes = np.arange(len(counts))
+    prior, found = np.log(counts / counts.sum()), []
+
+    def probabilities(values: np.ndarray, apart: np.ndarray | float) -> np.ndarray:
+        odds = np.exp(values[1] * prior[None] + values[0] * np.eye(len(counts)) - apart)
+        return odds / odds.sum(1, keepdims=True)
+
+    def misses(values: np.ndarray, apart: np.ndarray | float) -> list[float]:
+        cells = counts[:, None] * probabilities(values, apart)
+        return [np.trace(cells) / counts.sum() - accuracy, _macro_f1(cells) - macro_f1]
+
+    for apart in (0.0, math.log(2) * np.abs(np.subtract.outer(classes, classes))):
+        for start in itertools.product((2.0, 4.0, 6.0), (-0.5, 0.0, 0.5, 1.0)):
+            one = optimize.least_squares(misses, start, args=(apart,))
+            matrix = probabilities(one.x, apart)
+            if np.abs(one.fun).max() < 1e-3 and all(np.abs(matrix - other).max() > 0.01 for other in found):
+                found.append(matrix)
+    if not found:
+        raise ValueError(f"no confusion of these shapes has accuracy {accuracy} and macro F1 {macro_f1}")
+    return found
+
+
+def _macro_f1(cells: np.ndarray) -> np.ndarray:
+    """Macro F1 of confusion matrices ``[..., K, K]``, true classes in rows."""
+    right = np.diagonal(cells, axis1=-2, axis2=-1)
+    return (2 * right / np.maximum(cells.sum(-1) + cells.sum(-2), 1e-12)).mean(-1)
+
+
+def spread(target: Target, accuracy: float, macro_f1: float) -> dict[str, float]:
+    """Macro F1's interval and standard error over test images of the same class sizes: ``low``, ``high``, ``error``.
+
+    The widest over all :func:`confusions`; 95 %, the quantiles of 4,000 test sets.
+    """
+    found = []
+    for matrix in confusions(target, accuracy, macro_f1):
+        generator = np.random.default_rng(0)
+        cells = [generator.multinomial(count, row, DRAWS) for count, row in zip(target.tested, matrix, strict=True)]
+        scores = _macro_f1(np.stack(cells, 1).astype(np.float64))
+        low, high = np.quantile(scores, [ALPHA / 2, 1 - ALPHA / 2]) - scores.mean()
+        found.append({"low": macro_f1 + low, "high": macro_f1 + high, "error": scores.std()})
+    return {name: float(value) for name, value in max(found, key=lambda one: one["error"]).items()}
+
+
+def intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`rows` with ``low``, ``high``, ``error`` and ``images``, the number of test images."""
+    found = [spread(TARGETS[row.target], row.accuracy, row.macro_f1) for row in table.itertuples()]
+    images = [int(TARGETS[target].tested.sum()) for target in table["target"]]
+    return pd.concat([table, pd.DataFrame(found, index=table.index)], axis=1).assign(images=images)
+
+
+def comparisons(table: pd.DataFrame, together: float, seeds: float = 0.0) -> pd.DataFrame:
+    """MedMerge against each baseline of its target and backbone: 24 differences in macro F1.
+
+    Args:
+        table: as :func:`intervals` gives it.
+        together: correlation of two runs' scores over test sets, see :func:`togetherness`; 0 is the unpaired test that
+            the tables alone allow.
+        seeds: standard deviation of macro F1 between seeds, which a single run of each adds to.
+
+    Returns:
+        Columns backbone, target, against, difference; ``visible``, the smallest difference of that pair of rows that a
+        two-sided test at 5 % would have found; ``family``, the same for the smallest of a target's four after Holm.
+    """
+    lines = []
+    for (backbone, target), group in table.groupby(["backbone", "target"], sort=False):
+        ours = group[group["approach"] == "MedMerge"].iloc[0]
+        for other in group[group["approach"] != "MedMerge"].itertuples():
+            images = ours["error"] ** 2 + other.error**2 - 2 * together * ours["error"] * other.error
+            error = math.sqrt(images + 2 * seeds**2)
+            one, four = (stats.norm.ppf(1 - ALPHA / 2 / m) * error for m in (1, BASELINES))
+            lines.append(
+                {"backbone": backbone, "target": target, "against": f"{other.approach} {other.source}"}
+                | {"difference": round(ours["macro_f1"] - other.macro_f1, 3), "visible": one, "family": four}
+            )
+    return pd.DataFrame(lines)
+
+
+def togetherness(studies: Sequence[Sequence[Record]]) -> float:
+    """Correlation over test sets of the macro F1 of MedMerge and of a baseline, on the same images: the median over
+    baselines and seeds of finished studies.
+
+    It is why a paired comparison sees smaller differences than two intervals side by side.
+    """
+    found = []
+    for records in studies:
+        by_row = report.by_row(records)
+        merged = next(runs for runs in by_row.values() if runs[0].approach == "medmerge")
+        for runs in by_row.values():
+            found += [] if runs is merged else [_correlation(a, b) for a, b in zip(merged, runs, strict=True)]
+    return float(np.median(found))
+
+
+def _correlation(a: Record, b: Record) -> float:
+    predicted = {name: report.predicted([run]) for name, run in (("a", a), ("b", b))}
+    cells = evaluation.counted(a.labels, predicted, len(a.run["data"]["classes"]))
+    drawn = resampling.bootstrap(cells, "macro_f1", DRAWS, np.random.default_rng(0))
+    return float(np.corrcoef(drawn.T)[0, 1])
+
+
+def best(table: pd.DataFrame, score: str) -> pd.DataFrame:
+    """By table and target the rows with the highest score: columns table, target, rows, ours (MedMerge is it alone)."""
+    lines = []
+    for (number, target), group in table.groupby(["table", "target"], sort=False):
+        top = group[group[score] == group[score].max()]
+        names = [f"{row.approach} {row.source}" for row in top.itertuples()]
+        ours = names == [f"MedMerge {top.iloc[0]['source']}"]
+        lines.append({"table": number, "target": target, "rows": " and ".join(names), "ours": ours})
+    return pd.DataFrame(lines)
+
+
+def claims(table: pd.DataFrame) -> pd.DataFrame:
+    """What the paper's text says of its tables, beside the numbers: columns claim, place, numbers, holds.
+
+    ``holds`` is ``"yes"``, ``"no"`` or ``"in part"``, of the numbers as they stand: none of it is a test.
+    """
+    return pd.DataFrame(
+        [_up_to_three(table), _outperforms(table), _probing_first(table), _only_case(table), _shift(table)],
+        columns=["claim", "place", "numbers", "holds"],
+    )
+
+
+def _scores(table: pd.DataFrame, number: str) -> dict[tuple[str, str, str], float]:
+    chosen = table[table["table"] == number]
+    return {(row.target, row.approach, row.source): row.macro_f1 for row in chosen.itertuples()}
+
+
+def _gains(table: pd.DataFrame, number: str) -> dict[str, float]:
+    """MedMerge's macro F1 above the best baseline's, by target."""
+    found = {}
+    for target, group in table[table["table"] == number].groupby("target", sort=False):
+        ours = group["approach"] == "MedMerge"
+        found[target] = round(group[ours]["macro_f1"].iloc[0] - group[~ours]["macro_f1"].max(), 3)
+    return found
+
+
+def _up_to_three(table: pd.DataFrame) -> tuple[str, str, str, str]:
+    gains = {number: _gains(table, number) for number in ("1", "A1")}
+    said = "; ".join(
+        f"Table {number}: " + ", ".join(f"{gain:+.3f} on {target}" for target, gain in one.items())
+        for number, one in gains.items()
+    )
+    largest = max(gain for one in gains.values() for gain in one.values())
+    verdict = "yes" if largest >= 0.0295 else "in part"
+    return "up to 3 % higher F1", "abstract", f"above the best baseline: {said}", verdict
+
+
+def _outperforms(table: pd.DataFrame) -> tuple[str, str, str, str]:
+    lines = pd.concat([best(table, score).assign(score=score) for score in ("accuracy", "macro_f1")])
+    lost = lines[~lines["ours"]]
+    names = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+    said = "; ".join(f"Table {r.table}, {r.target}, {names[r.score]}: {r.rows}" for r in lost.itertuples())
+    holds = "yes" if lost.empty else "in part"
+    of = f"highest alone in {len(lines) - len(lost)} of {len(lines)}"
+    return "outperforms fine-tuning and LP-FT", "4", f"{of}; elsewhere {said}" if said else of, holds
+
+
+def _probing(table: pd.DataFrame, number: str) -> dict[tuple[str, str], float]:
+    """LP-FT's macro F1 above FT's, by target and source."""
+    found = _scores(table, number)
+    return {(t, s): round(f1 - found[t, "FT", s], 3) for (t, a, s), f1 in found.items() if a == "LP-FT"}
+
+
+def _probing_first(table: pd.DataFrame) -> tuple[str, str, str, str]:
+    gains = {(number, *key): gain for number in ("1", "A1") for key, gain in _probing(table, number).items()}
+    above = sum(gain > 0 for gain in gains.values())
+    worst = min(gains, key=gains.get)
+    said = f"higher in {above} of {len(gains)}; {gains[worst]:+.3f} from {worst[2]} to {worst[1]} in Table {worst[0]}"
+    return "increased performance using LP-FT compared to FT", "4", said, "yes" if above == len(gains) else "in part"
+
+
+def _only_case(table: pd.DataFrame) -> tuple[str, str, str, str]:
+    below = {
+        target: gain for (target, source), gain in _probing(table, "1").items() if source == "ImageNet" and gain < 0
+    }
+    said = "LP-FT minus FT from ImageNet: " + ", ".join(f"{gain:+.3f} on {target}" for target, gain in below.items())
+    holds = "yes" if list(below) == ["RSNA-Pneumonia"] else "no"
+    return "RSNA is the only case where FT outperforms LP-FT from ImageNet", "4", said, holds
+
+
+def _shift(table: pd.DataFrame) -> tuple[str, str, str, str]:
+    found, said, agree = _scores(table, "1"), [], []
+    for target, source in {"ISIC-2019": "HAM10K", "APTOS": "EyePACS", "RSNA-Pneumonia": "ImageNet"}.items():
+        mine = found[target, "FT", source]
+        other = next(f1 for (t, a, s), f1 in found.items() if (t, a) == (target, "FT") and s != source)
+        said.append(f"{source} {mine - other:+.3f} on {target}")
+        agree.append(mine > other)
+    holds = "yes" if all(agree) else "in part"
+    return "w leans to the source whose FT is better", "4, Fig. 2", "FT of that source: " + ", ".join(said), holds

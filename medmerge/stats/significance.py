@@ -1,0 +1,259 @@
+"""Paired tests and intervals beyond `evaluation`'s: McNemar, DeLong, seeds and images together, equivalence.
+
+The module knows arrays only, single-label: labels are class indices ``0 .. K-1``. As in `evaluation`, images are taken
+as independent. Only `over_seeds` answers for other seeds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from sklearn.metrics import cohen_kappa_score
+
+from medmerge.stats import resampling
+from medmerge.stats.evaluation import Comparison, counted
+
+__all__ = [
+    *("Discordance", "Equivalence", "SeedInterval", "delong", "equivalence", "mcnemar", "over_seeds"),
+    *("quadratic_kappa", "seed_spread"),
+]
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Discordance:
+    """Outcome of `mcnemar`.
+
+    Attributes:
+        only_a, only_b: images that a, or b, alone predicts rightly.
+        difference: accuracy of a minus accuracy of b.
+        p_value: two-sided, in [0, 1].
+    """
+
+    only_a: int
+    only_b: int
+    difference: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class SeedInterval:
+    """Outcome of `over_seeds`.
+
+    Attributes:
+        difference: score of a minus score of b, mean over seeds.
+        low, high: ends of the 95 % interval.
+        seeds: number of seeds, S.
+        seed_known: False with one seed: the interval is then of test images alone.
+        error: standard error of the difference.
+        freedom: degrees of freedom of the t distribution; infinite with one seed.
+    """
+
+    difference: float
+    low: float
+    high: float
+    seeds: int
+    seed_known: bool
+    error: float
+    freedom: float
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Outcome of `equivalence`.
+
+    Attributes:
+        outcome: "equivalent", "different", "different but within the margin" or "undecided".
+        p_difference: p value of no difference.
+        p_equivalence: p value of a difference of the margin or more: the larger of the two one-sided ones.
+    """
+
+    outcome: str
+    p_difference: float
+    p_equivalence: float
+
+
+def mcnemar(labels: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike) -> Discordance:
+    """Compare two models' accuracy on the same images, by the exact binomial test (McNemar, 1947).
+
+    Args:
+        labels, predicted_a, predicted_b: class indices, integers of shape [N], of one seed.
+
+    Raises:
+        ValueError: empty input or unequal shapes. Several seeds: take `evaluation.compare`, metric "accuracy".
+    """
+    labels, a, b = (np.asarray(values) for values in (labels, predicted_a, predicted_b))
+    if labels.ndim != 1 or not labels.size or a.shape != labels.shape or b.shape != labels.shape:
+        found = f"labels, predicted_a and predicted_b have shapes {labels.shape}, {a.shape} and {b.shape}"
+        raise ValueError(f"{found}: give (N,) for each, of one seed; evaluation.compare takes several")
+    right_a, right_b = a == labels, b == labels
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return Discordance(only_a, only_b, (only_a - only_b) / len(labels), p)
+
+
+def delong(labels: ArrayLike, probabilities_a: ArrayLike, probabilities_b: ArrayLike) -> Comparison:
+    """Compare two models' AUROC on the same images: macro one-vs-rest, with two classes the AUROC itself.
+
+    The covariance is that of DeLong, DeLong and Clarke-Pearson (1988) by midranks (Sun and Xu, 2014). An image's
+    components of all classes are averaged, so the macro mean has its covariance between classes too. Interval and p
+    value are normal: they need some ten images a class, and no class ranked perfectly by both.
+
+    Args:
+        labels: class indices, integers of shape [N].
+        probabilities_a, probabilities_b: scores of shape [N, K], or [S, N, K] of S seeds, whose AUROC is averaged.
+
+    Returns:
+        The `Comparison` of a with b. Classes without images are left out, as in `evaluation.metrics`.
+
+    Raises:
+        ValueError: unequal shapes, values not finite, labels out of range, a class of one image, fewer than two
+            classes, or a difference whose estimated variance is zero.
+    """
+    labels = np.asarray(labels)
+    a, b = (np.asarray(values, dtype=np.float64) for values in (probabilities_a, probabilities_b))
+    if labels.ndim != 1 or a.shape != b.shape or a.ndim not in (2, 3) or a.shape[-2] != len(labels):
+        raise ValueError(f"shapes {labels.shape}, {a.shape} and {b.shape}: give (N,) and twice ([S,] N, K)")
+    if labels.dtype.kind not in "iu" or not labels.size or labels.min() < 0 or labels.max() >= a.shape[-1]:
+        raise ValueError(f"labels must be integers in 0 .. {a.shape[-1] - 1}, at least one")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("probabilities are not finite: look whether training diverged")
+    classes, count = np.unique(labels, return_counts=True)
+    if len(classes) < 2 or count.min() < 2:
+        raise ValueError(f"classes {classes.tolist()} have {count.tolist()} images: DeLong needs two classes, two each")
+    area_a, parts_a = _macro_area(labels, a, classes)
+    area_b, parts_b = _macro_area(labels, b, classes)
+    difference, error = area_a - area_b, math.sqrt(float(((parts_a - parts_b) ** 2).sum()))
+    if error < 1e-12:
+        if abs(difference) > 1e-12:
+            raise ValueError(f"the AUROCs differ by {difference:g} with an estimated variance of zero: too few images")
+        return Comparison(0.0, 0.0, 0.0, 1.0)
+    reach = float(stats.norm.ppf(1 - ALPHA / 2)) * error
+    p = float(2 * stats.norm.sf(abs(difference) / error))
+    return Comparison(difference, difference - reach, difference + reach, p)
+
+
+def _macro_area(labels: NDArray, scores: NDArray, classes: NDArray) -> tuple[float, NDArray]:
+    """Macro AUROC, and each image's part [N] in its error: the sum of squares is the variance."""
+    found = [_area(labels == k, one[:, k]) for one in scores.reshape(-1, *scores.shape[-2:]) for k in classes]
+    return float(np.mean([area for area, _ in found])), np.mean([parts for _, parts in found], axis=0)
+
+
+def _area(truth: NDArray, scores: NDArray) -> tuple[float, NDArray]:
+    m, n = int(truth.sum()), int((~truth).sum())
+    ranks = stats.rankdata(scores)
+    above = (ranks[truth] - stats.rankdata(scores[truth])) / n
+    below = 1 - (ranks[~truth] - stats.rankdata(scores[~truth])) / m
+    area = float(above.mean())
+    parts = np.empty(len(scores))
+    parts[truth] = (above - area) / math.sqrt(m * (m - 1))
+    parts[~truth] = (below - area) / math.sqrt(n * (n - 1))
+    return area, parts
+
+
+def over_seeds(
+    labels: ArrayLike,
+    predicted_a: ArrayLike,
+    predicted_b: ArrayLike,
+    num_classes: int,
+    metric: str = "macro_f1",
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> SeedInterval:
+    """95 % interval of a difference for other seeds and other test images, paired by both.
+
+    A percentile bootstrap over few seeds is too narrow where the spread between seeds outweighs that between
+    images: S seeds drawn again spread by a factor sqrt((S - 1) / S) less than seeds do, and its quantiles know
+    nothing of a standard deviation of few values. So the variance over images (bootstrap
+    of the mean over these seeds, stratified by class) is added to that over seeds, s^2 / S, with t quantiles at
+    Satterthwaite's (1946) degrees of freedom, at least S - 1. The spread between seeds that comes from the finite
+    test set is in both terms, so the interval errs on the wide side.
+
+    Args:
+        labels, predicted_a, predicted_b, num_classes, metric, resamples, seed: as for `evaluation.compare`; predictions
+            [S, N]. With S = 1 only the images' spread is known, and ``seed_known`` is False.
+
+    Raises:
+        ValueError: as `evaluation.compare`, or fewer than two resamples.
+    """
+    if resamples < 2 or metric not in ("macro_f1", "accuracy"):
+        raise ValueError(f"metric {metric!r}, {resamples} resamples: give macro_f1 or accuracy, and at least 2")
+    cells = counted(labels, {"predicted_a": predicted_a, "predicted_b": predicted_b}, num_classes)
+    each = _by_seed(resampling.scores(cells, cells.count, metric))
+    drawn = _by_seed(resampling.bootstrap(cells, metric, resamples, np.random.default_rng(seed)))
+    seeds, difference = len(each), float(each.mean())
+    images = float(drawn.mean(axis=1).var(ddof=1))
+    between = float(each.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    error = math.sqrt(images + between)
+    freedom = (seeds - 1) * (images + between) ** 2 / between**2 if between > 0 else math.inf
+    reach = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error
+    return SeedInterval(difference, difference - reach, difference + reach, seeds, seeds > 1, error, freedom)
+
+
+def _by_seed(scores: NDArray) -> NDArray:
+    """Differences [..., S] from scores [..., 2 S]."""
+    half = scores.shape[-1] // 2
+    return scores[..., :half] - scores[..., half:]
+
+
+def equivalence(difference: float, error: float, margin: float, freedom: float = math.inf) -> Equivalence:
+    """Say whether a difference is there, and whether it is small: two one-sided tests (Schuirmann, 1987), at 5 %.
+
+    Args:
+        difference, error, freedom: as of `over_seeds`; the error at least 0.
+        margin: the largest difference that does not matter, above 0 (see `seed_spread`).
+
+    Raises:
+        ValueError: a margin that is not above 0, a negative error, or values that are none.
+    """
+    if not (math.isfinite(difference) and math.isfinite(error) and error >= 0):
+        raise ValueError(f"difference {difference} and error {error}: give finite ones, the error at least 0")
+    if not (math.isfinite(margin) and margin > 0 and freedom > 0):
+        raise ValueError(f"margin {margin} and freedom {freedom}: give values above 0")
+    step = max(error, 1e-300)
+    apart = float(2 * stats.t.sf(abs(difference) / step, freedom))
+    close = float(stats.t.sf((margin - abs(difference)) / step, freedom))
+    outcome = {
+        (True, True): "different but within the margin",
+        (True, False): "different",
+        (False, True): "equivalent",
+        (False, False): "undecided",
+    }[apart < ALPHA, close < ALPHA]
+    return Equivalence(outcome, apart, close)
+
+
+def seed_spread(scores: Sequence[Sequence[float]]) -> float:
+    """Standard deviation of a score between seeds, pooled over rows: the margin that the analysis plan takes.
+
+    Args:
+        scores: for each row the scores of its seeds; rows of one seed count nothing.
+
+    Raises:
+        ValueError: no row with two seeds.
+    """
+    rows = [np.asarray(row, dtype=np.float64) for row in scores if len(row) > 1]
+    if not rows:
+        raise ValueError("no row has two seeds: their spread is unknown; run more seeds")
+    squares = sum(float(((row - row.mean()) ** 2).sum()) for row in rows)
+    return math.sqrt(squares / sum(len(row) - 1 for row in rows))
+
+
+def quadratic_kappa(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> float | None:
+    """Agreement of grades beyond chance, quadratically weighted (Cohen, 1968), at most 1.
+
+    Args:
+        labels, predicted: grades, integers of shape [N] in 0 .. K-1.
+        num_classes: K.
+
+    Returns:
+        None where it is undefined: both are the same grade everywhere.
+    """
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    counted(labels, {"predicted": predicted[None]}, num_classes)
+    if len(np.union1d(labels, predicted)) == 1:
+        return None
+    return float(cohen_kappa_score(labels, predicted, labels=range(num_classes), weights="quadratic"))

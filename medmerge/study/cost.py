@@ -1,0 +1,443 @@
+"""What a step of each phase costs: seconds, numbers that learn, arithmetic and memory, measured once and kept.
+
+A step is that of `medmerge.training`, on one batch of random images: what is measured does not depend on their
+values. Nothing is scored, so no data and no trained weights are needed.
+``results/<track>/cost/<backbone>-<size>px.json`` is what :func:`measure` returned, checked when it is read.
+"""
+
+import copy
+import functools
+import gc
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from medmerge import backbones, devices, training
+from medmerge.approaches.paper import classifier
+from medmerge.data import Samples
+from medmerge.merge import KernelMerge
+from medmerge.study import records
+from medmerge.study.inputs import home
+from medmerge.study.measured import Measured, Sheet, save_json
+from medmerge.study.params import ParameterError, Parameters
+from medmerge.training import Protocol, Task
+
+CLASSES = 7
+"""Width of the head, as for HAM10000's classes."""
+
+PROFILED = ("ft", "kernel")
+"""The variants whose operations are timed one by one."""
+
+WARM_UP = 2
+"""Rounds before those that are kept."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is measured under one name.
+
+    Attributes:
+        title: its name in tables.
+        learns: ``"nothing"`` (the pass that computes features), ``"head"``, ``"merge"`` (merging weights, batch norms
+            and the head) or ``"all"``.
+        cached: whether its inputs are features, not images.
+        sources: networks that it starts from.
+        granularity: of a merge, as for :class:`~medmerge.merge.KernelMerge`.
+    """
+
+    title: str
+    learns: str
+    cached: bool = False
+    sources: int = 1
+    granularity: str = ""
+
+
+VARIANTS = {
+    "features": Variant("LP: pass that computes the features", "nothing"),
+    "lp_cached": Variant("LP: step on the features", "head", cached=True),
+    "lp": Variant("LP: step through the frozen backbone", "head"),
+    "ft": Variant("FT", "all"),
+    "kernel": Variant("MedMerge probe, w a kernel", "merge", sources=2, granularity="kernel"),
+    "parameter": Variant("MedMerge probe, w a parameter", "merge", sources=2, granularity="parameter"),
+    "layer": Variant("MedMerge probe, w a layer", "merge", sources=2, granularity="layer"),
+    "model": Variant("MedMerge probe, w a model", "merge", sources=2, granularity="model"),
+    "softmax3": Variant("Probe of three sources, softmax, a kernel", "merge", sources=3, granularity="kernel"),
+}
+"""All that is measured. Fine-tuning after a merge is FT: what was merged is folded by then."""
+
+
+_Whole = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(gt=0)]
+
+
+class Memory(Sheet):
+    """Bytes by what they are for, as :func:`memory` gives them."""
+
+    parameters: _Whole
+    frozen: _Whole
+    gradients: _Whole
+    optimizer: _Whole
+    saved: _Whole
+
+
+class Timed(Sheet):
+    """One variant: seconds of each round, numbers that learn, FLOPs and bytes of a step, and a GPU's peak in MiB."""
+
+    seconds: list[_Seconds]
+    trainable: _Whole
+    flops: _Count
+    memory: Memory
+    peak_memory_mib: float | None
+
+
+class CostSheet(Sheet):
+    """A record of costs: the fields that :func:`measure` returns."""
+
+    format: Literal[1] = 1
+    backbone: str
+    image_size: _Count
+    batch_size: _Count
+    classes: _Count
+    repeats: _Count
+    kind: Literal["cpu", "cuda"]
+    device: str
+    precision: Literal["fp32", "bf16"]
+    threads: _Count
+    cores: int | None
+    clock: Literal["cpu", "wall"]
+    load: Annotated[list[float], Field(min_length=2, max_length=2)]
+    variants: dict[str, Timed]
+    provenance: dict
+    profile: dict[str, dict[str, float]] = {}
+
+    @model_validator(mode="after")
+    def _complete(self) -> "CostSheet":
+        if missing := VARIANTS.keys() - self.variants.keys():
+            raise ValueError(f"variants lack {', '.join(sorted(missing))}")
+        for name, measured in self.variants.items():
+            if len(measured.seconds) != self.repeats:
+                raise ValueError(f"{name} has {len(measured.seconds)} rounds, not {self.repeats}")
+        return self
+
+    def seconds(self, name: str) -> np.ndarray:
+        """Seconds of a step of a variant in every round, float64 ``[repeats]``."""
+        return np.array(self.variants[name].seconds)
+
+    def ratio(self, name: str, to: str = "ft") -> tuple[float, float, float]:
+        """Lower quartile, median and upper quartile over the rounds of one variant's seconds over another's."""
+        return quartiles(self.seconds(name) / self.seconds(to))
+
+
+def quartiles(values: np.ndarray) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return low, median, high
+
+
+class Step:
+    """A variant ready to run: each call is one step on one and the same batch, of which it returns the loss.
+
+    Args:
+        model: a classifier with ``requires_grad`` set, or the head alone where ``samples`` holds features. Where
+            nothing of its backbone learns, that stays in eval mode, as in the linear probe.
+        samples: one batch.
+        task: the protocol, device and precision.
+        lr: AdamW's learning rate.
+
+    With nothing that learns, a call computes features as :func:`medmerge.training.features` does, and returns None.
+    """
+
+    def __init__(self, model: nn.Module, samples: Samples, task: Task, lr: float):
+        self.model, self.samples, self.task = model, samples, task
+        devices.channels_last(model.to(task.device))
+        backbone = getattr(model, "backbone", model)
+        model.train()
+        backbone.train(any(parameter.requires_grad for parameter in backbone.parameters()))
+        inputs, labels = samples.batch(torch.arange(len(samples)))
+        self.inputs, self.labels = inputs.to(task.device), labels.to(task.device)
+        groups = training.parameter_groups(model, task.protocol)
+        learns = any(group["params"] for group in groups)
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, fused=True) if learns else None
+
+    def __call__(self) -> Tensor | None:
+        if self.optimizer is None:
+            training.features(self.model.backbone, self.samples, self.task)
+            return None
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self.loss()
+        value.backward()
+        self.optimizer.step()
+        return value.detach()
+
+    def loss(self) -> Tensor:
+        """The forward half of a step: the batch's mean loss, with its graph."""
+        inputs = training.prepare(self.inputs)
+        with self.task.autocast:
+            logits = self.model(inputs)
+        return training.loss(logits.float(), self.labels)
+
+
+def step(name: str, sources: list[nn.Module], task: Task) -> Step:
+    """A variant of :data:`VARIANTS` on the training images of ``task``, which are one batch.
+
+    Args:
+        sources: as many backbones as it needs, or more; they are copied.
+    """
+    variant = VARIANTS[name]
+    merges = variant.sources > 1
+    if merges:
+        backbone = KernelMerge(sources[: variant.sources], granularity=variant.granularity)
+    else:
+        backbone = copy.deepcopy(sources[0])
+    model, samples = classifier(backbone, task), task.train
+    model.backbone.requires_grad_(variant.learns in ("merge", "all"))
+    model.head.requires_grad_(variant.learns != "nothing")
+    if variant.cached:
+        model.to(task.device)
+        model, samples = model.head, training.features(model.backbone, samples, task)
+    return Step(model, samples, task, task.protocol.ft_lr if variant.learns == "all" else task.protocol.lp_lr)
+
+
+def trainable(step: Step) -> int:
+    """Numbers that learn."""
+    return sum(parameter.numel() for parameter in step.model.parameters() if parameter.requires_grad)
+
+
+def flops(step: Step) -> int:
+    """Floating point operations of one step, forward and backward, of convolutions and matrix products alone.
+
+    A multiplication and an addition count as two. Element-wise arithmetic, such as the weighted mean itself, batch
+    norms and the optimiser, is not counted (:class:`torch.utils.flop_counter.FlopCounterMode`).
+    """
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def saved(step: Step) -> dict[int, int]:
+    """Bytes of each storage that the forward pass keeps for the backward pass, by its address.
+
+    Storages of parameters and buffers are among them where they are needed again.
+    """
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    if step.optimizer is not None:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            step.loss()  # its graph, and so every address, lives until here
+    return kept
+
+
+def memory(step: Step) -> dict[str, int]:
+    """Bytes that a step holds when its forward pass is done, by what they are for; the same in every run.
+
+    ``parameters`` learn; ``frozen`` are parameters that do not and buffers, among them a merge's copies of its sources'
+    kernels; ``gradients`` and ``optimizer`` belong to the parameters; ``saved`` is what is kept for the backward pass
+    beyond all these. Gradients are held from the first backward pass on: within a step they replace what was saved,
+    so the sum is a bound rather than the peak. Temporary tensors are not counted.
+    """
+    step()
+    parameters = list(step.model.parameters())
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    still = [parameter for parameter in parameters if not parameter.requires_grad]
+    states = step.optimizer.state.values() if step.optimizer else ()
+    model = [*parameters, *step.model.buffers()]
+    held = {tensor.untyped_storage().data_ptr() for tensor in [*model, step.inputs, step.labels]}
+    return {
+        "parameters": _bytes(learning),
+        "frozen": _bytes([*still, *step.model.buffers()]),
+        "gradients": _bytes(parameter.grad for parameter in learning if parameter.grad is not None),
+        "optimizer": _bytes(value for state in states for value in state.values() if isinstance(value, Tensor)),
+        "saved": sum(size for address, size in saved(step).items() if address not in held),
+    }
+
+
+def measure(
+    backbone: str,
+    image_size: int,
+    batch_size: int,
+    *,
+    repeats: int = 20,
+    device: str = "auto",
+    precision: str = "auto",
+    variants: Iterable[str] = tuple(VARIANTS),
+) -> dict:
+    """Measure the variants on one machine.
+
+    Every round times one step of each variant, in an order drawn anew, so that whatever slows the machine down slows
+    all of them; ratios within a round say more than seconds. Memory and arithmetic are taken one variant at a time.
+
+    Args:
+        backbone: a name of :func:`medmerge.backbones.names`; its weights are random.
+        image_size: side in pixels.
+        batch_size: images a step.
+        repeats: rounds that are kept, after :data:`WARM_UP` that are not.
+        device, precision: as for :class:`~medmerge.training.Protocol`.
+        variants: names from :data:`VARIANTS`.
+
+    Returns:
+        What was asked (``backbone``, ``image_size``, ``batch_size``, ``classes``, ``repeats``); the machine (``kind``,
+        ``device``, ``precision``, ``threads``, ``cores``, ``load``: processes that wanted to run, on average over the
+        minute before and over the last minute, this one among them at the end); ``clock``, ``"cpu"`` for the
+        processor's time, which other processes hardly change, where one thread of a CPU computes, else ``"wall"``;
+        ``variants``, each with ``seconds`` a round, ``trainable``, ``flops`` and ``memory`` as the functions above give
+        them, and ``peak_memory_mib``, which is None on the CPU; ``profile``, of :data:`PROFILED`; and ``provenance``.
+    """
+    task = noise(image_size, batch_size, device, precision)
+    names, load = list(variants), os.getloadavg()[0]
+    with devices.memory_kept(), devices.seeded(task.device, 0):
+        sources = [backbones.backbone(backbone, "random") for _ in range(max(VARIANTS[n].sources for n in names))]
+        measured = {name: _alone(name, sources, task) for name in names}
+        steps = {name: step(name, sources, task) for name in names}
+        seconds = {name: [] for name in names}
+        draw = np.random.default_rng(0)
+        for _ in range(WARM_UP + repeats):
+            for name in draw.permutation(names).tolist():
+                seconds[name].append(_seconds(steps[name]))
+    return {
+        **circumstances(backbone, task, repeats, load),
+        "clock": clock(task.device),
+        "variants": {name: {"seconds": seconds[name][WARM_UP:], **measured[name]} for name in names},
+        "profile": {name: profile(steps[name]) for name in PROFILED if name in names},
+    }
+
+
+def profile(step: Step, count: int = 8) -> dict[str, float]:
+    """Seconds of one step by PyTorch's operators, the ``count`` that take longest and ``"others"``, by its profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    on_gpu = step.task.device.type == "cuda"
+    with torch.profiler.profile(activities=activities + [torch.profiler.ProfilerActivity.CUDA] * on_gpu) as found:
+        step()
+    taken = {
+        e.key: 1e-6 * (e.self_device_time_total if on_gpu else e.self_cpu_time_total) for e in found.key_averages()
+    }
+    longest = sorted(taken, key=taken.get, reverse=True)[:count]
+    return {name: taken[name] for name in longest} | {"others": sum(taken.values()) - sum(map(taken.get, longest))}
+
+
+def circumstances(backbone: str, task: Task, repeats: int, load: float) -> dict:
+    """What is measured and on what machine, as :func:`measure` gives it; ``load`` is that before the measurement."""
+    batch_size, size = len(task.train), task.train.inputs.shape[-1]
+    return {
+        **{"backbone": backbone, "image_size": size, "batch_size": batch_size, "classes": CLASSES},
+        **{"repeats": repeats, "kind": task.device.type, "device": devices.describe(task.device)},
+        "precision": devices.choose_precision(task.protocol.precision, task.device),
+        **{"threads": torch.get_num_threads(), "cores": os.cpu_count()},
+        "load": [round(load, 2), round(os.getloadavg()[0], 2)],
+        "provenance": records.provenance(),
+    }
+
+
+def noise(image_size: int, batch_size: int, device: str, precision: str) -> Task:
+    """A task whose training images are one batch of noise."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batch_size, 3, image_size, image_size), dtype=torch.uint8, generator=draw)
+    labels = torch.arange(batch_size) % CLASSES
+    batch = Samples(images, torch.arange(batch_size), labels, tuple(map(str, range(batch_size))))
+    return Task(batch, batch, CLASSES, protocol=Protocol(batch_size=batch_size, device=device, precision=precision))
+
+
+def _alone(name: str, sources: list[nn.Module], task: Task) -> dict:
+    """What does not need a clock, with nothing else on the device."""
+    on_gpu, before = task.device.type == "cuda", 0
+    if on_gpu:
+        gc.collect()
+        before = torch.cuda.memory_allocated(task.device)
+        devices.reset_peak_memory(task.device)
+    one = step(name, sources, task)
+    for _ in range(2):
+        one()
+    peak = devices.peak_memory(task.device) - before / 2**20 if on_gpu else None
+    return {"trainable": trainable(one), "flops": flops(one), "memory": memory(one), "peak_memory_mib": peak}
+
+
+def clock(device: torch.device) -> str:
+    """Which clock times the steps: see :func:`measure`."""
+    return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+
+
+def _seconds(one: Step) -> float:
+    """One step by :func:`clock`."""
+    device = one.task.device
+    now = time.process_time if clock(device) == "cpu" else time.perf_counter
+    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    started = now()
+    one()
+    wait()
+    return now() - started
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def path(p: Parameters) -> Path:
+    """Where the record that the parameters ask for lies."""
+    return home() / p.results / p.track / "cost" / f"{p.backbone}-{p.image_size}px.json"
+
+
+def _asked(p: Parameters) -> dict:
+    asked = {"backbone": p.backbone, "image_size": p.image_size, "batch_size": p.batch_size, "repeats": p.cost_repeats}
+    return asked | {name: value for name, value in (("kind", p.device), ("precision", p.precision)) if value != "auto"}
+
+
+def _measure(p: Parameters) -> CostSheet:
+    options = {"repeats": p.cost_repeats, "device": p.device, "precision": p.precision}
+    return CostSheet(**measure(p.backbone, p.image_size, p.batch_size, **options))
+
+
+SHEET = Measured(
+    where=path,
+    asked=_asked,
+    measure=_measure,
+    definition=vars,
+    load=lambda path: CostSheet.model_validate_json(path.read_bytes()),
+    save=save_json,
+)
+"""The record of costs that the parameters ask for."""
+
+
+def state(p: Parameters) -> dict[str, Path | None]:
+    """The record by name, and where it is, or None where it is not there.
+
+    Raises:
+        RecordError: it is damaged, or was measured with other parameters.
+    """
+    return {path(p).stem: SHEET.state(p)}
+
+
+def check(p: Parameters) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        ParameterError: no such backbone, or no number of rounds.
+    """
+    if p.backbone not in backbones.names():
+        raise ParameterError(f"backbone: unknown {p.backbone!r} (medmerge.backbones.names())")
+    if not p.cost_repeats:
+        raise ParameterError("cost_repeats: 0; a page on costs needs one round at least, and twenty for its quartiles")
+
+
+def run(p: Parameters) -> CostSheet:
+    """The record that the parameters ask for; measured and written where it is not there.
+
+    Raises:
+        ParameterError, RecordError: as :func:`check` and :func:`state`.
+    """
+    check(p)
+    return SHEET.ensure(p)

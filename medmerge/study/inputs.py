@@ -1,0 +1,367 @@
+"""What runs read: the target's images and the sources' weights, checked before anything starts, and whether they met.
+
+A source that was trained on images of the target's test part has seen the answers. Weights that a run saves carry the
+list of the images that they were trained on; it is compared with every target that they are taken to.
+"""
+
+import csv
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from medmerge import backbones, data, devices
+from medmerge.backbones import backbone, state_sha256
+from medmerge.data import split_files
+from medmerge.data.audit import hidden, met
+from medmerge.data.table import SPLITS
+from medmerge.study.params import SEED, ParameterError, Parameters, of_seed
+from medmerge.study.records import Record, RecordError
+
+log = logging.getLogger(__name__)
+
+
+def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
+    """A line for each thing that the parameters name and that is not there: device, weights, folders, files."""
+    problems = []
+    try:
+        devices.choose_device(p.device)
+    except ValueError as error:
+        problems.append(str(error))
+    asked = {(name, given): None for seed in p.seeds for name, given in weights(p, seed).items() if name in sources}
+    for name, given in asked:
+        parameter = {p.base_data: "base_weights", p.source_data: "source_weights"}.get(name, "more_weights")
+        if backbones.is_path(given) and not resolve(given).is_file():
+            problems.append(f"{parameter}: {nothing_at(given, 'file')}; {_maker(given)}")
+        elif not backbones.is_path(given) and given not in ("random", "zeros"):
+            try:
+                backbones.check_weights(p.backbone, given)
+            except ValueError as error:
+                problems.append(f"{parameter}: {error}")
+    for name in ("target_root", "exclude_root"):
+        dataset = getattr(p, name.replace("root", "data"))
+        if dataset and not dataset.startswith("synthetic:") and not getattr(p, name):
+            problems.append(f"{name}: {_wanted(dataset)}")
+    for name in ("target_root", "exclude_root", "source_root", "target_labels", "split_file"):
+        path = getattr(p, name)
+        if path and not resolve(path).exists():
+            dataset = {"target_root": p.target_data, "exclude_root": p.exclude_data}.get(name)
+            problems.append(f"{name}: {nothing_at(path)}" + (f". {_wanted(dataset)}" if dataset else ""))
+    return problems + _inside(p)
+
+
+def _maker(weights: str) -> str:
+    """How to come by weights that are not here: the parameter file of the project that saves them, if one does."""
+    for path in sorted(home().glob("params/*/*.yaml")):
+        if f"save_weights: {weights}" in path.read_text(encoding="utf-8", errors="replace"):
+            return f"`medmerge run {path.relative_to(home())}` makes it"
+    return "give the path of a file that is there, or imagenet to download torchvision's"
+
+
+def _wanted(dataset: str) -> str:
+    """What the folder of a dataset must hold and where to get it, in the dataset's own words."""
+    try:
+        data.load_table(dataset)
+    except data.DataError as error:
+        return str(error)
+    return f"{dataset} needs no folder"
+
+
+def _inside(p: Parameters) -> list[str]:
+    """A line for each place that is to be written in a dataset's folder."""
+    roots = {
+        name: resolve(getattr(p, name)) for name in ("target_root", "exclude_root", "source_root") if getattr(p, name)
+    }
+    places = {
+        name: home() / Path(getattr(p, name)).expanduser() for name in ("results", "save_weights") if getattr(p, name)
+    }
+    return [
+        f"{name}: {place} is in {root} ({roots[root]}), which is only read; name a place outside of it"
+        for name, place in places.items()
+        for root in roots
+        if place.resolve().is_relative_to(roots[root].resolve())
+    ]
+
+
+def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> list[str]:
+    """Read the labels, look at a few images, draw the split and load ``sources``.
+
+    Args:
+        sources: names of the sources that are needed (``base_data``, ``source_data``).
+        done: finished runs of this study, which must have started from the same weights.
+
+    Returns:
+        Warnings: a sentence for whatever is odd about one's own labels and about a few images, and for each source
+        that has seen images of the target.
+
+    Raises:
+        DataError, CheckpointError, RecordError: what a run would end with, at the price of seconds.
+    """
+    table = data.load_table(p.target_data, **_where(p))
+    parts = split_files.apply(table, resolve(p.split_file)) if p.split == "file" else data.split(table, **_drawn(p))
+    check_sources(p, sources, done)
+    images = table.frame[["id", "group"]].assign(sha256="", split=parts)
+    met = [overlap_sentence(name, found) for name, found in overlap(p, images, sources).items() if _meets(found)]
+    own = table.notes if p.target_data in ("csv", "folder") else ()
+    return [*(f"{p.target_data}: {note}" for note in (*own, *data.glance(table))), *met]
+
+
+def training_images(p: Parameters) -> int:
+    """About how many images training will see in an epoch; nothing is split or decoded."""
+    return round(len(data.load_table(p.target_data, **_where(p)).frame) * p.fractions[0] / sum(p.fractions))
+
+
+def load_data(p: Parameters, done: Iterable[Record] = ()) -> data.Dataset:
+    """The target dataset, split and decoded, after a check that the finished runs of its study saw the same."""
+    dataset = data.load(
+        p.target_data,
+        **_where(p),
+        image_size=p.image_size,
+        resize=p.resize,
+        split=p.split,
+        fractions=tuple(p.fractions),
+        split_seed=p.split_seed,
+        split_file=resolve(p.split_file) if p.split_file else None,
+        group_identical=p.group_identical,
+    )
+    for record in done:
+        if record.run["data"]["fingerprint"] != dataset.fingerprint:
+            raise RecordError(
+                f"{record.folder} was computed on other images, labels or splits than are here now; give this "
+                "study another `pair` name, or restore the data"
+            )
+    return dataset
+
+
+def _drawn(p: Parameters) -> dict:
+    return {"method": p.split, "fractions": tuple(p.fractions), "seed": p.split_seed}
+
+
+def _where(p: Parameters) -> dict:
+    """What :func:`~medmerge.data.load_table` needs to know about the target."""
+    return {
+        "root": resolve(p.target_root) if p.target_root else None,
+        "labels": str(resolve(p.target_labels)) if p.target_labels else None,
+        "missing": p.target_missing,
+        "exclude": _excluded(p),
+        "uncertain": p.target_uncertain,
+        "blank": p.target_blank,
+    }
+
+
+def _excluded(p: Parameters) -> Collection[str]:
+    """Ids of the target's images to leave out: those of a dataset, or with "csv" those that a file lists."""
+    if not p.exclude_data:
+        return ()
+    root = resolve(p.exclude_root) if p.exclude_root else None
+    if p.exclude_data != "csv":
+        return data.listed_ids(p.exclude_data, root)
+    try:
+        lines = csv.reader(root.read_text(encoding="utf-8-sig").splitlines())
+        return {line[0].strip() for line in lines if line}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ParameterError(f"exclude_root: {root} cannot be read as ids, one a line ({error})") from error
+
+
+def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
+    """The backbone trained on ``name`` (``base_data``, ``source_data`` or one of ``more_data``).
+
+    A random one depends on the seed and on which of the sources it is.
+    """
+    given, number = weights(p, seed)[name], list(weights(p)).index(name)
+    with devices.seeded(devices.choose_device("cpu"), seed, *((number,) if number else ())):
+        return backbone(p.backbone, resolve(given) if backbones.is_path(given) else given, p.image_size)
+
+
+def check_sources(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> None:
+    """Load every source, so that none fails hours later, and compare it with what finished runs started from."""
+    first: dict[str, str] = {}
+    for name in sorted(sources):
+        fixed = backbones.is_path(weights(p)[name]) and SEED not in weights(p)[name]
+        prints = {seed: state_sha256(load_source(p, name, seed)) for seed in (p.seeds[:1] if fixed else p.seeds)}
+        if (twin := first.setdefault(next(iter(prints.values())), name)) != name:
+            log.warning("WARNING: %s and %s are the same weights: there is nothing to choose between", twin, name)
+        for record in done:
+            there, seed = record.run["sources"].get(name), p.seeds[0] if fixed else record.run["seed"]
+            if there and there != prints.get(seed, there):
+                raise RecordError(
+                    f"{record.folder} started from other weights of {name} than are here now; give this study another "
+                    "`pair` name, or restore the weights"
+                )
+
+
+def images_list(weights: Path) -> Path:
+    """Where the list of the images that weights were trained on lies: beside them."""
+    return weights.with_suffix(".images.csv")
+
+
+def overlap(p: Parameters, images: pd.DataFrame, sources: Iterable[str]) -> dict[str, dict]:
+    """How many of the target's images each source has seen in its own training or validation part.
+
+    Args:
+        images: the target's, with the columns id, group, sha256 (empty: not known) and split.
+
+    Returns:
+        By source ``{"images": {"train": n, "val": n, "test": n}, "groups": {...}, "allowed": bool}``: the same image,
+        or another of the same patient or lesion. ``{"unknown": reason}`` where it cannot be known which images a
+        medical source has seen. A source without any image list or dataset of ours (ImageNet) is left out.
+    """
+    found = {}
+    for name in sorted(sources):
+        seen = _seen(p, name)
+        if isinstance(seen, str):
+            found[name] = {"unknown": seen}
+        elif seen is not None:
+            kinds = met(images, seen, p.target_data)
+            counts = {
+                kind: {part: int(((kinds == kind) & (images["split"] == part)).sum()) for part in SPLITS}
+                for kind in ("image", "group")
+            }
+            found[name] = {"images": counts["image"], "groups": counts["group"], "allowed": p.allow_overlap}
+            alike = hidden(p.target_data, seen["dataset"])
+            if alike and not (kinds != "").any():
+                found[name] = {
+                    "unknown": f"{' and '.join(alike)} and {p.target_data} hold images of one archive, named anew"
+                }
+    return found
+
+
+def overlap_sentence(name: str, found: Mapping) -> str:
+    """What :func:`overlap` found about one source, in words."""
+    parts = [
+        f"{found['images'][part]:,} {part} images that the source has seen, and {found['groups'][part]:,} more of "
+        "patients or lesions that it has seen"
+        for part in SPLITS
+        if found["images"][part] or found["groups"][part]
+    ]
+    scored = any(found[kind][part] for kind in ("images", "groups") for part in ("val", "test"))
+    worth = " Scores on them say less than they seem to." if scored else ""
+    return (
+        f"{name}: the target shares images with this source's training data: {'; '.join(parts)}.{worth} Leave them out "
+        "(exclude_data), or say that they are meant (allow_overlap: true)"
+    )
+
+
+def warn_of_overlap(found: Mapping[str, Mapping]) -> None:
+    """Log a warning for every source that has seen target images and was not meant to, or was and has not."""
+    for name, one in found.items():
+        if _meets(one):
+            log.warning("WARNING: %s", overlap_sentence(name, one))
+        elif one.get("allowed") and not _shared(one):
+            log.warning("WARNING: allow_overlap: true, but the target holds no image that %s has seen", name)
+
+
+def _meets(found: Mapping) -> bool:
+    return "unknown" not in found and not found["allowed"] and _shared(found)
+
+
+def _shared(found: Mapping) -> bool:
+    return any(found["images"].values()) or any(found["groups"].values())
+
+
+def _seen(p: Parameters, name: str) -> pd.DataFrame | str | None:
+    """The images that a source was trained on, or why they are not known, or None where it is no dataset of ours."""
+    places = dict.fromkeys(weights(p, seed)[name] for seed in p.seeds)
+    found = [_seen_by(p, name, given) for given in places]
+    lists = [one for one in found if isinstance(one, pd.DataFrame)]
+    if len(lists) < len(found):
+        return next(one for one in found if not isinstance(one, pd.DataFrame))
+    return pd.concat(lists).drop_duplicates(ignore_index=True) if len(lists) > 1 else lists[0]
+
+
+def _seen_by(p: Parameters, name: str, given: str) -> pd.DataFrame | str | None:
+    origin = ""
+    if backbones.is_path(given):
+        path = resolve(given)
+        origin = _trained_on(path)
+        if images_list(path).is_file():
+            return _read_list(images_list(path), origin)
+    of_source = name == p.source_data
+    if name in data.DATASETS and name not in ("csv", "folder") and of_source and p.source_root:
+        frame = data.load_table(name, resolve(p.source_root), missing="keep").frame
+        return frame[["id", "group"]].assign(dataset=name, sha256="")
+    if name not in data.DATASETS and not origin:
+        return None
+    more = ", and source_root does not say where its dataset is" if of_source and not p.source_root else ""
+    return f"the weights{f', trained on {origin},' if origin else ''} come without a list of their images{more}"
+
+
+def _read_list(path: Path, origin: str) -> pd.DataFrame | str:
+    """The images of a list but those of test parts, or why they are not known."""
+    try:
+        seen = pd.read_csv(path, dtype=str, keep_default_na=False)
+        learnt = seen[seen["split"] != "test"][["dataset", "id", "group", "sha256"]]
+    except (ValueError, KeyError) as error:
+        return f"{path.name} cannot be read ({error})"
+    if origin and origin not in set(seen["dataset"]):
+        return f"{path.name} is of other weights: it lists no image of {origin}, which these were trained on"
+    return learnt
+
+
+def _trained_on(path: Path) -> str:
+    """The dataset that weights of ours name in their header; empty for any others."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("trained_on", "")
+    except (OSError, SafetensorError):
+        return ""
+
+
+def learnt_from(p: Parameters, sources: Iterable[str]) -> pd.DataFrame:
+    """The images that sources were trained on, as far as they are known, for the list of a network made from them.
+
+    Returns:
+        The columns dataset, id, group, sha256 and split ("source").
+    """
+    columns = ["dataset", "id", "group", "sha256"]
+    found = [seen for name in sorted(sources) if isinstance(seen := _seen(p, name), pd.DataFrame)]
+    seen = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns, dtype=str)
+    return seen[columns].drop_duplicates(ignore_index=True).assign(split="source")
+
+
+def weights(p: Parameters, seed: int | None = None) -> dict[str, str]:
+    """The weights of every source by its name, in order: b, then c and further ones where they are given.
+
+    Args:
+        seed: fills in :data:`~medmerge.params.SEED`; None leaves it.
+    """
+    second = {p.source_data: p.source_weights} if p.source_data else {}
+    found = {p.base_data: p.base_weights, **second, **dict(zip(p.more_data, p.more_weights, strict=True))}
+    return found if seed is None else {name: of_seed(given, seed) for name, given in found.items()}
+
+
+def home(start: Path | None = None) -> Path:
+    """The project's folder: the nearest one upwards that holds ``_config.yml``, else the one to start from.
+
+    Relative paths of a parameter file count from its project, whatever the working folder: commands start from the
+    file's folder, and work in its project; notebooks run there.
+
+    Args:
+        start: a folder; the working folder by default.
+    """
+    here = Path.cwd() if start is None else start
+    return next((path for path in (here, *here.parents) if (path / "_config.yml").is_file()), here)
+
+
+def resolve(path: str) -> Path:
+    """A path of the parameters: absolute, or from the project's folder, or from ``$MEDMERGE_DATA``."""
+    places = _places(path)
+    return next((place for place in places if place.exists()), places[-1])
+
+
+def _places(path: str) -> list[Path]:
+    """Where a path of the parameters is looked for, in this order."""
+    given = Path(os.path.expandvars(path)).expanduser()
+    data_folder = os.environ.get("MEDMERGE_DATA")
+    return [home() / given, *([Path(data_folder) / given] if data_folder else [])]
+
+
+def nothing_at(path: str, what: str = "") -> str:
+    """That a path of the parameters leads nowhere, with the places that were looked at."""
+    looked = " or ".join(map(str, dict.fromkeys(_places(path))))
+    hint = "" if os.environ.get("MEDMERGE_DATA") else ", and $MEDMERGE_DATA is not set"
+    return f"no {f'{what} ' if what else ''}{path}: there is no {looked}{hint}"

@@ -1,0 +1,362 @@
+"""A run's folder: written once, whole, and enough to rebuild every table and figure without a GPU.
+
+``results/<track>/<pair>/<backbone>/<row>/seed<k>/`` holds ``run.json``, ``history.csv``, ``predictions.csv`` and, for
+merged runs, ``kernel_weights.safetensors`` and, since it is kept, ``kernel_weights_history.safetensors``. ``run.json``
+is written last: where it is, the run is finished.
+"""
+
+import functools
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import safetensors.numpy
+from numpy.typing import ArrayLike
+
+from medmerge import files
+from medmerge.study import recordcheck
+from medmerge.study.recordcheck import RecordError
+
+KERNEL_HISTORY = "kernel_weights_history.safetensors"
+HISTORY_BYTES = 800_000
+"""A longer history of merging weights keeps every second, third ... epoch, so that it can be committed."""
+
+MANY = 2_000
+"""Test images beyond which a record keeps probabilities to four decimals and an eighth of the history."""
+
+LIBRARIES = ("medmerge", "torch", "torchvision", "numpy", "scikit-learn", "pandas", "pillow")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run.
+
+    Attributes:
+        folder: where it lies.
+        run: ``run.json``: ``definition`` and its ``hash``; ``row`` (``approach``, ``title``, ``sources``), ``seed``;
+            ``parameters`` as resolved; ``data`` (classes, counts, fingerprint, notes and, absent from older records,
+            multilabel, images, split, overlap); ``sources`` (fingerprints); ``metrics`` on test, and in ``stages``
+            those of the network as the linear probe left it; ``cost`` by phase; ``provenance``.
+        file: name of its test predictions, without the ``.gz`` that follows where they are many.
+    """
+
+    folder: Path
+    run: Mapping
+    file: str = "predictions.csv"
+
+    @property
+    def label(self) -> str:
+        """The row in words, such as ``"MedMerge ImageNet + HAM10K"``, with its settings in brackets if it has any."""
+        return label(self.run["row"]["title"], self.run["row"]["sources"], self.settings)
+
+    @property
+    def approach(self) -> str:
+        """Its row's approach, as parameter files name it."""
+        return self.run["row"]["approach"]
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """The parameters in which the row differs from its study, by name; see ``vary``."""
+        return self.run["row"].get("settings", {})
+
+    @functools.cached_property
+    def history(self) -> pd.DataFrame:
+        """A row an epoch, with phase, epoch (from 1), train_loss, val_loss, val_accuracy, val_macro_f1.
+
+        Multi-label runs have ``val_macro_auroc`` too; see :func:`score_column`.
+        """
+        return recordcheck.table(self.folder / "history.csv")
+
+    @functools.cached_property
+    def predictions(self) -> pd.DataFrame:
+        """A row a test image, as :func:`prediction_frame` makes them."""
+        path = files.stored(self.folder / self.file)
+        empty = {f"y_{name}": [""] for name in self.run["data"]["classes"]} if self.multilabel else None
+        return recordcheck.table(path, dtype={"id": str, "label": str}, na_values=empty, keep_default_na=False)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several of the classes, or none."""
+        return bool(self.run["data"].get("multilabel", False))
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Images by part (train, val, test)."""
+        data = self.run["data"]
+        return data.get("images") or {part: sum(counts.values()) for part, counts in data["counts"].items()}
+
+    @property
+    def labels(self) -> np.ndarray:
+        """True classes of the test images, int64 ``[N]``; multi-label float64 ``[N, K]``, 1, 0 or NaN (not known)."""
+        classes = self.run["data"]["classes"]
+        if self.multilabel:
+            return self.predictions[[f"y_{name}" for name in classes]].to_numpy(float)
+        return pd.Categorical(self.predictions["label"], classes).codes.astype(np.int64)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Test probabilities, float64 ``[N, K]``."""
+        return self.predictions[[f"p_{name}" for name in self.run["data"]["classes"]]].to_numpy(float)
+
+    def after_probe(self) -> "Record | None":
+        """The same run as its linear probe left it: test predictions and metrics then; None if they are not kept."""
+        stage = "linear_probe"
+        if stage not in self.run.get("stages", {}):
+            return None
+        return Record(self.folder, {**self.run, "metrics": self.run["stages"][stage]}, f"predictions_{stage}.csv")
+
+    @functools.cached_property
+    def kernel_weights(self) -> dict[str, np.ndarray]:
+        """The first source's learnt weight w by layer, ``[kernels]``, in forward order; empty where nothing was merged.
+
+        Of more than two sources those of the others are in :attr:`source_weights`.
+        """
+        return {name: w[0] for name, w in self.source_weights.items()}
+
+    @functools.cached_property
+    def source_weights(self) -> dict[str, np.ndarray]:
+        """The learnt weights of all n sources by layer, ``[n, kernels]``, which sum to one; else as above."""
+        path = self.folder / "kernel_weights.safetensors"
+        if not path.exists():
+            return {}
+        two = self.num_merged == 2
+        weights = recordcheck.tensors(path)
+        return {n: np.stack([weights[n], 1 - weights[n]]) if two else weights[n] for n in self.run["layers"]}
+
+    @property
+    def num_merged(self) -> int:
+        """How many networks a merged run merges; two where one source is merged with zeros."""
+        return max(2, len(self.run["row"]["sources"]))
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """What w = 1 and w = 0 take in a merged run, by name; the names of two sources, or of one and ``zeros``."""
+        first, second = (*self.run["row"]["sources"], "zeros")[:2]
+        return first, second
+
+    @property
+    def neutral(self) -> float:
+        """The merging weight at which all of them count alike, 0.5 for two."""
+        return 1 / self.num_merged
+
+    @functools.cached_property
+    def batchnorm(self) -> pd.DataFrame:
+        """:func:`medmerge.batchnorm.report` before and after the linear probe (column ``when``); empty if not kept."""
+        return self._table("batchnorm")
+
+    @functools.cached_property
+    def controls(self) -> pd.DataFrame:
+        """:func:`medmerge.approaches.controls.evaluate`; empty if not kept."""
+        return self._table("controls")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        path = files.stored(self.folder / f"{name}.csv")
+        return recordcheck.table(path) if path.exists() else pd.DataFrame()
+
+    @functools.cached_property
+    def kernel_history(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Epochs ``[E]`` of the linear probe (from 1), and the first source's w after each, float32 ``[E, kernels]``.
+
+        Both empty where none is stored: runs that merged nothing, and records from before it was kept.
+        """
+        path = self.folder / KERNEL_HISTORY
+        if not path.exists():
+            return np.empty(0, np.int64), {}
+        stored = recordcheck.tensors(path)
+        moved = {name: stored[f"w/{name}"].astype(np.float32) for name in self.run["layers"]}
+        first = {name: w if w.ndim == 2 else w[:, 0] for name, w in moved.items()}
+        return stored["epochs"], {name: w + np.float32(self.neutral) for name, w in first.items()}
+
+
+def prediction_frame(
+    ids: Sequence[str], labels: ArrayLike, probabilities: np.ndarray, classes: Sequence[str]
+) -> pd.DataFrame:
+    """The rows of ``predictions.csv``: id, true label or labels, and a column of probabilities a class, ``p_<class>``.
+
+    Args:
+        labels: class indices ``[N]``, which become a column ``label`` of names; or ``[N, K]`` of 1, 0 and NaN (not
+            known), which become a column ``y_<class>`` each, empty for not known.
+        probabilities: ``[N, K]``.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 1:
+        truth = {"label": [classes[k] for k in labels]}
+    else:
+        truth = {f"y_{name}": labels[:, k] for k, name in enumerate(classes)}
+    return pd.DataFrame({"id": ids} | truth | {f"p_{name}": probabilities[:, k] for k, name in enumerate(classes)})
+
+
+def kept(probabilities: np.ndarray) -> np.ndarray:
+    """Test probabilities ``[N, K]`` as a record keeps them, and as its metrics are computed from; see :data:`MANY`."""
+    return probabilities.astype(np.float64).round(4) if len(probabilities) > MANY else probabilities
+
+
+def label(title: str, sources: Sequence[str], settings: Mapping[str, object]) -> str:
+    """A row in words: its approach's title, its sources and, in brackets, the settings that set it apart."""
+    named = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{title} {' + '.join(sources)}" + (named and f" ({named})")
+
+
+def score_column(history: pd.DataFrame) -> str:
+    """The column of a history by which the kept epoch is chosen: macro AUROC for multi-label runs, else macro F1."""
+    return "val_macro_auroc" if "val_macro_auroc" in history else "val_macro_f1"
+
+
+def write(
+    folder: Path,
+    run: Mapping,
+    history: pd.DataFrame,
+    predictions: pd.DataFrame,
+    kernel_weights: Mapping[str, np.ndarray],
+    kernel_history: Mapping[str, np.ndarray] | None = None,
+    tables: Mapping[str, pd.DataFrame] | None = None,
+) -> Record:
+    """Write a finished run. Each file appears whole, ``run.json`` last.
+
+    Args:
+        kernel_weights: arrays by layer, in forward order: of two sources the first one's ``[kernels, ...]``, of n > 2
+            all ``[n, kernels, ...]``; with a weight a parameter, the mean of each kernel's is kept.
+        kernel_history: w - 1/n after every epoch of the linear probe by layer, float16 ``[epochs, kernels]``, of n > 2
+            sources ``[epochs, n, kernels]``. The last epoch is always kept, the others as far as :data:`HISTORY_BYTES`
+            allow.
+        tables: further tables, each written to ``<name>.csv``. One that is long, as of many test images, is compressed
+            (:func:`medmerge.files.write_long`).
+    """
+    files.write(folder / "history.csv", history.to_csv(index=False).encode())
+    for name, table in {"predictions": predictions, **(tables or {})}.items():
+        files.write_long(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g").encode())
+    if kernel_weights:
+        dims = 2 if len(run["row"]["sources"]) > 2 else 1
+        kept = {name: w.mean(tuple(range(dims, w.ndim))) if w.ndim > dims else w for name, w in kernel_weights.items()}
+        files.write(folder / "kernel_weights.safetensors", _packed(kept))
+    if kernel_history:
+        allowed = HISTORY_BYTES // (8 if len(predictions) > MANY else 1)
+        files.write(folder / KERNEL_HISTORY, _packed(_thinned(kernel_history, allowed)))
+    run = {**run, "layers": list(kernel_weights)}
+    files.write(folder / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
+    return Record(folder, run)
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The arrays as safetensors, which writes memory as it lies: a transposed array would come back wrong."""
+    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def _thinned(history: Mapping[str, np.ndarray], allowed: int) -> dict[str, np.ndarray]:
+    """The tensors of a history's file: ``epochs`` (from 1), and ``w/<layer>``, counted back from the last epoch."""
+    count = len(next(iter(history.values())))
+    step = math.ceil(sum(w.nbytes for w in history.values()) / allowed)
+    epochs = np.arange(count, 0, -step)[::-1].copy()
+    return {"epochs": epochs, **{f"w/{name}": w[epochs - 1] for name, w in history.items()}}
+
+
+def read(folder: Path) -> Record:
+    """The finished run in ``folder``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RecordError: ``run.json`` is damaged or files are missing.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no finished run in {folder}")
+    run = recordcheck.run(path)
+    wanted = [
+        "history.csv",
+        "predictions.csv",
+        *(["kernel_weights.safetensors"] if run["layers"] else []),
+    ]
+    missing = {name for name in wanted if not files.stored(folder / name).is_file()}
+    if missing:
+        raise RecordError(f"the record in {folder} lacks {', '.join(sorted(missing))}; restore it or run it again")
+    return Record(folder, run)
+
+
+def gather(results: str | Path, pattern: str = "**") -> list[Record]:
+    """All finished runs in a folder and below it, or in those of its folders that match ``pattern``.
+
+    Args:
+        results: ``results``, a study's folder, a run's own, or what ``medmerge learn`` wrote.
+        pattern: such as ``"*/*/*/seed*"``.
+    """
+    return [read(path.parent) for path in sorted(Path(results).expanduser().glob(f"{pattern}/run.json"))]
+
+
+def merged(results: Path, studies: Sequence[str]) -> list[Record]:
+    """The finished runs with merging weights of each study, in the studies' order.
+
+    Args:
+        results: a track's folder, such as ``results/open``.
+        studies: ``pair``, for all its backbones, or ``pair/backbone``.
+
+    Raises:
+        RecordError: a study is named twice, or has no such run; those that have are listed.
+    """
+    found: dict[Path, Record] = {}
+    for study in studies:
+        pattern = f"{study}/*/seed*" if "/" in study else f"{study}/*/*/seed*"
+        runs = [record for record in gather(results, pattern) if record.kernel_weights]
+        if not runs:
+            all_runs = [record for record in gather(results, "*/*/*/seed*") if record.kernel_weights]
+            known = ", ".join(sorted({"/".join(r.folder.parts[-4:-2]) for r in all_runs})) or "none"
+            raise RecordError(f"studies: no merged run of {study} below {results}; there are: {known}")
+        if twice := [record.folder for record in runs if record.folder in found]:
+            raise RecordError(f"studies: {study} names {twice[0]} for the second time")
+        found |= {record.folder: record for record in runs}
+    return list(found.values())
+
+
+def table(records: list[Record]) -> pd.DataFrame:
+    """A row a run: track, pair, backbone, row's label, approach, sources, seed, and the test metrics."""
+    rows = []
+    for record in records:
+        track, pair, backbone = record.folder.parts[-5:-2]
+        row, metrics = record.run["row"], record.run["metrics"]
+        rows.append(
+            {
+                "track": track,
+                "pair": pair,
+                "backbone": backbone,
+                "run": record.label,
+                "approach": row["approach"],
+            }
+            | {"sources": " + ".join(row["sources"]), "seed": record.run["seed"], **metrics}
+        )
+    return pd.DataFrame(rows)
+
+
+def provenance() -> dict:
+    """Versions of the package and its libraries, of Python and the system, and the commit with its state."""
+    return {
+        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "system": f"{platform.system()} {platform.machine()}",
+        "commit": _commit(),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    """The package's git commit, with ``+changes`` where its sources differ from it, or ``"unknown"``."""
+    here = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", str(here)) else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

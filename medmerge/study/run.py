@@ -1,0 +1,338 @@
+"""From parameters to records: what has run, what can run, and one run from its images to its folder."""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import json
+import logging
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from medmerge import backbones, data, devices, files
+from medmerge.approaches import APPROACHES, FINE_TUNED
+from medmerge.approaches.ingredients import PARTS
+from medmerge.backbones import state_sha256
+from medmerge.data import split_files
+from medmerge.data.table import SPLITS
+from medmerge.saving import save
+from medmerge.stats import evaluation
+from medmerge.study import inputs, recall, records
+from medmerge.study.definitions import (
+    MERGE,
+    MODEL,
+    Row,
+    definition,
+    definition_hash,
+    folder,
+    needed,
+    part,
+    reads,
+    rows,
+    split_path,
+)
+from medmerge.study.inputs import home
+from medmerge.study.params import ParameterError, Parameters, of_role, of_seed
+from medmerge.study.records import Record, RecordError
+from medmerge.training import Protocol, Task, TrainingError, predict
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+"""File in a run's folder while a process computes it."""
+
+
+def finished(p: Parameters, row: Row, seed: int) -> Record | None:
+    """The record of a run, if it is finished.
+
+    Raises:
+        RecordError: its folder holds a run of another definition; the message names the first difference.
+    """
+    where, wanted = folder(p, row, seed), definition(p, row, seed)
+    try:
+        record = records.read(where)
+    except FileNotFoundError:
+        return None
+    if record.run["hash"] != definition_hash(wanted):
+        there = {name: field.default for name, field in Parameters.model_fields.items() if name in wanted}
+        there |= record.run["definition"]
+        names = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
+        what = f"{names[0]} is {there.get(names[0])!r} there and {wanted.get(names[0])!r} here" if names else "protocol"
+        raise RecordError(
+            f"{where} holds a finished run of another definition: {what}. Give this one another `pair` name, or move "
+            "that folder away"
+        )
+    return record
+
+
+def check(
+    p: Parameters, only: Collection[tuple[Row, int]] | None = None, coming: Collection[str] = ()
+) -> list[tuple[Row, int]]:
+    """What is left to run, after a check that it can: names are known, files are there, so is the device.
+
+    Args:
+        only: rows and seeds to look at; all by default.
+        coming: names of sources whose weights need not be there yet.
+
+    Raises:
+        ParameterError: with a line for each thing that is wrong or missing.
+    """
+    if problems := impossible(p):
+        raise ParameterError("\n".join(problems))
+    asked = [(row, seed) for seed in p.seeds for row in rows(p)]
+    todo = [one for one in asked if (only is None or one in only) and not finished(p, *one)]
+    if todo and (problems := inputs.missing(_left(p, todo), needed(todo).difference(coming))):
+        raise ParameterError("\n".join(problems))
+    return todo
+
+
+def _left(p: Parameters, todo: Collection[tuple[Row, int]]) -> Parameters:
+    """The parameters with the seeds of what is left to run: sources of other seeds are not needed."""
+    return p.model_copy(update={"seeds": [seed for seed in p.seeds if seed in {one for _, one in todo}]})
+
+
+def impossible(p: Parameters) -> list[str]:
+    """A line for each thing for which no run could start, wherever it is tried: unknown names, rows that cannot be."""
+    problems = [_unknown("approaches", name, list(APPROACHES)) for name in p.approaches if name not in APPROACHES]
+    problems += _architecture(p)
+    for name in ("target_data", "exclude_data") if p.exclude_data else ("target_data",):
+        if getattr(p, name) not in data.DATASETS:
+            problems.append(_unknown(name, getattr(p, name), list(data.DATASETS)))
+    merging = [name for name in p.approaches if name in APPROACHES and APPROACHES[name].merges]
+    if merging and not p.source_data:
+        problems.append(f"approaches: {merging[0]} merges two sources; give source_data and source_weights")
+    tuned = [name for name in p.approaches if name in FINE_TUNED]
+    if tuned and 0 in (p.ft_epochs, *p.vary.get("ft_epochs", [])):
+        problems.append(f"ft_epochs: 0 leaves nothing of the approach {tuned[0]}; take it out of approaches")
+    return problems or _unvaried(p)
+
+
+def _architecture(p: Parameters) -> list[str]:
+    """A line if the backbone is not known, or does not take images of this size."""
+    checks = {
+        "backbone": lambda: backbones.check_name(p.backbone),
+        "image_size": lambda: backbones.check_image_size(p.backbone, p.image_size),
+    }
+    for parameter, check in checks.items():
+        try:
+            check()
+        except ValueError as error:
+            return [f"{parameter}: {error}"]
+    return []
+
+
+def _unvaried(p: Parameters) -> list[str]:
+    """A line for each varied setting that no approach reads, or that all runs of a study must share."""
+    read = set().union(*(reads(name) for name in p.approaches))
+    problems = [f"vary: {name} is read by none of {', '.join(p.approaches)}" for name in p.vary if name not in read]
+    shared = of_role("data")
+    return problems + [f"vary: {name} is shared by all runs of a study" for name in p.vary if name in shared]
+
+
+def check_inputs(p: Parameters, todo: list[tuple[Row, int]]) -> list[str]:
+    """Everything that can be checked about the inputs of ``todo`` in seconds; returns warnings.
+
+    See :func:`medmerge.study.inputs.check_inputs`.
+    """
+    return inputs.check_inputs(_left(p, todo), needed(todo), _done(p))
+
+
+def load_data(p: Parameters) -> data.Dataset:
+    """The target dataset, split and decoded, if it is the one that finished runs of this study saw."""
+    return inputs.load_data(p, _done(p))
+
+
+def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[Record]:
+    """Run what is not finished, and return the records of all rows and seeds that ``p`` asks for, in that order.
+
+    With everything finished neither images nor weights are needed.
+
+    Args:
+        only: rows and seeds to run and to return; all by default.
+
+    Raises:
+        ParameterError, DataError, CheckpointError: before any training starts.
+        RecordError: finished runs of this study were computed from other images or weights.
+    """
+    todo = check(p, only)
+    if todo:
+        dataset = load_data(p)
+        inputs.check_sources(_left(p, todo), needed(todo), _done(p))
+        overlap = inputs.overlap(_left(p, todo), dataset.images, needed(todo))
+        inputs.warn_of_overlap(overlap)
+        drawn = {"method": p.split, "fractions": tuple(p.fractions), "seed": p.split_seed}
+        with files.locked(split_path(p).with_name(".split.lock"), str(split_path(p))) as alone:
+            if alone:
+                files.remove_leftovers(split_path(p).parent)
+            split_files.write(split_path(p), dataset.table, dataset.parts, **drawn)
+        for row, seed in todo:
+            with _alone(p, row, seed) as unfinished, devices.memory_kept():
+                if unfinished:
+                    run_row(p, row, seed, dataset, {name: overlap[name] for name in row.sources if name in overlap})
+    for seed in p.seeds if p.save_weights else ():
+        if only is None or any(one == seed for _, one in only):
+            _share(p, seed, replace=any(one == seed for _, one in todo))
+    asked = [(row, seed) for row in rows(p) for seed in p.seeds if only is None or (row, seed) in only]
+    for row, seed in asked:
+        if (folder(p, row, seed) / LOCK).exists():  # who finished it died before it had cleared up
+            with _alone(p, row, seed):
+                pass
+    return [finished(p, *one) for one in asked]
+
+
+@contextlib.contextmanager
+def _alone(p: Parameters, row: Row, seed: int) -> Iterator[bool]:
+    """Wait for another process that computes this run, if there is one; yield whether it is left to do."""
+    where, what = folder(p, row, seed), f"{row.label}, seed {seed}"
+    with files.locked(where / LOCK, what) as alone:
+        unfinished = not finished(p, row, seed)
+        log.info("%s" if unfinished else "%s: finished by another process", what)
+        if alone:
+            files.remove_leftovers(where)
+            files.remove_leftovers(where / MODEL.parent)
+        if alone and not unfinished:
+            _clear(where)
+        yield unfinished
+
+
+def _clear(where: Path) -> None:
+    """Remove the checkpoints of a finished run."""
+    for checkpoint in (where / MODEL).parent.glob("*.pt"):
+        checkpoint.unlink(missing_ok=True)
+    shutil.rmtree((where / MODEL).parent / PARTS, ignore_errors=True)
+
+
+def _done(p: Parameters) -> list[Record]:
+    return [record for row in rows(p) for seed in p.seeds if (record := finished(p, row, seed))]
+
+
+def run_row(
+    p: Parameters, row: Row, seed: int, dataset: data.Dataset, overlap: Mapping[str, Mapping] | None = None
+) -> Record:
+    """One run: load the sources, train, test once, write the record.
+
+    Args:
+        overlap: what :func:`medmerge.study.inputs.overlap` found about the row's sources.
+    """
+    where, defined = folder(p, row, seed), definition(p, row, seed)
+    approach, p = APPROACHES[row.approach], row.parameters(p)
+    sources = [inputs.load_source(p, name, seed) for name in row.sources]
+    prints = {name: state_sha256(source) for name, source in zip(row.sources, sources, strict=True)}
+    key = json.dumps([definition_hash(defined), dataset.fingerprint, prints])
+    task = Task(
+        *(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p), where / "checkpoint", key),
+        sources=row.sources,
+        recall=functools.partial(_recall, p, row, seed, dataset.fingerprint, prints),
+    )
+    options = {name: getattr(p, name) for name in approach.settings}
+    with _memory_explained(p, row, seed, task):
+        outcome = approach.run(sources if approach.merges else sources[0], task, **options)
+        probabilities = records.kept(predict(outcome.model, dataset.test, task))
+        probed = {} if outcome.probed is None else {"linear_probe": outcome.probed}
+        stages = {name: records.kept(predict(model, dataset.test, task)) for name, model in probed.items()}
+
+    labels = dataset.test.labels.numpy()
+    content = {
+        "definition": defined,
+        "hash": definition_hash(defined),
+        "row": {"approach": row.approach, "title": row.title, "sources": list(row.sources)}
+        | {"settings": dict(row.settings)},
+        "seed": seed,
+        "parameters": p.model_dump(),
+        "data": _described(p, dataset) | {"overlap": dict(overlap or {})},
+        "sources": prints,
+        "metrics": evaluation.metrics(labels, probabilities, dataset.classes),
+        "stages": {name: evaluation.metrics(labels, found, dataset.classes) for name, found in stages.items()},
+        "choices": dict(outcome.choices),
+        "network": state_sha256(outcome.model),
+        "cost": task.cost,
+        "device": devices.describe(task.device),
+        "precision": devices.choose_precision(p.precision, task.device),
+        "provenance": records.provenance(),
+    }
+    predictions = records.prediction_frame(dataset.test.ids, labels, probabilities, dataset.classes)
+    weights = {name: w.numpy() for name, w in outcome.kernel_weights.items()}
+    if isinstance(outcome.model, backbones.Classifier):
+        _save(outcome.model, where / MODEL, _left(p, [(row, seed)]), row, dataset)
+    epochs = {name: w.numpy() for name, w in task.kernel_history.items()}
+    if outcome.merge is not None:
+        recall.save_merge(outcome.merge, where / MERGE)
+    tables = {
+        f"predictions_{name}": records.prediction_frame(dataset.test.ids, labels, found, dataset.classes)
+        for name, found in stages.items()
+    }
+    tables |= outcome.tables
+    record = records.write(where, content, task.history_frame(), predictions, weights, epochs, tables)
+    _clear(where)
+    return record
+
+
+@contextlib.contextmanager
+def _memory_explained(p: Parameters, row: Row, seed: int, task: Task) -> Iterator[None]:
+    """Turn an error that says that memory ran out into one that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not devices.out_of_memory(error):
+            raise
+        precision = devices.choose_precision(p.precision, task.device)
+        raise TrainingError(
+            f"{row.label}, seed {seed}: out of memory on {devices.describe(task.device)}, with batch_size "
+            f"{p.batch_size}, image_size {p.image_size} and precision {precision}: lower one of them, or take a larger "
+            "machine. What is finished is kept"
+        ) from error
+
+
+def _recall(
+    p: Parameters, row: Row, seed: int, images: str, prints: Mapping[str, str], approach: str, source: str
+) -> tuple[backbones.Classifier, dict] | None:
+    """The finished network of ``approach`` from ``source`` under ``row``'s settings, and its cost, if it is here."""
+    other = part(row, approach, source)
+    defined = definition_hash(definition(p, other, seed))
+    return recall.network(folder(p, other, seed), MODEL, defined, images, {source: prints[source]})
+
+
+def protocol(p: Parameters) -> Protocol:
+    """How to train, as the parameters say."""
+    return Protocol(**{f.name: getattr(p, f.name) for f in dataclasses.fields(Protocol)})
+
+
+def _described(p: Parameters, dataset: data.Dataset) -> dict:
+    """The target as its records keep it."""
+    return {
+        "name": dataset.name,
+        "classes": list(dataset.classes),
+        "multilabel": dataset.multilabel,
+        "counts": dataset.counts.to_dict(),
+        "images": {part: int((dataset.parts == part).sum()) for part in SPLITS},
+        "split": {"method": p.split, "fingerprint": split_files.fingerprint(dataset.table.frame["id"], dataset.parts)},
+        "fingerprint": dataset.fingerprint,
+        "notes": list(dataset.notes),
+    }
+
+
+def _save(model: backbones.Classifier, path: Path, p: Parameters, row: Row, dataset: data.Dataset) -> None:
+    """Write the trained network, and beside it the list of the images that it or its sources were trained on."""
+    save(model, path, trained_on=p.target_data, classes=json.dumps(dataset.classes))
+    images = pd.concat([dataset.images.assign(dataset=p.target_data), inputs.learnt_from(p, row.sources)])
+    images.to_csv(inputs.images_list(path), index=False)
+
+
+def _share(p: Parameters, seed: int, replace: bool) -> None:
+    """Copy the trained network, which lies beside the record of a seed's only run, to where ``save_weights`` says."""
+    path = folder(p, rows(p)[0], seed) / MODEL
+    target = home() / Path(of_seed(p.save_weights, seed)).expanduser()
+    if path.is_file() and (replace or not target.is_file()):
+        for origin, copy in ((inputs.images_list(path), inputs.images_list(target)), (path, target)):
+            with files.replacing(copy) as temporary:
+                shutil.copyfile(origin, temporary)
+    elif not target.is_file():
+        log.warning("save_weights: this finished run's network is not here; to train again, move its record away")
+
+
+def _unknown(parameter: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 3)
+    return f"{parameter}: unknown {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"known: {known}")
