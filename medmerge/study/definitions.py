@@ -115,6 +115,19 @@ def chosen(values: Mapping) -> dict:
     return {name: value for name, value in values.items() if name not in fields or value != fields[name].default}
 
 
+def epochs(p: Parameters, row: Row) -> int:
+    """Epochs of a run in which images go through the whole network.
+
+    Those of a linear probe on features that are computed once are none, nor is what a row that combines networks trains
+    on the way where a part of it is missing.
+    """
+    approach, p = APPROACHES[row.approach], row.parameters(p)
+    if approach.combines:
+        return 0
+    through = "batchnorm_free" in approach.reads or p.lp_batchnorm == "train" and "lp_batchnorm" in approach.reads
+    return p.ft_epochs + (p.lp_epochs if through else 0)
+
+
 def needed(todo: list[tuple[Row, int]]) -> set[str]:
     """Names of the sources that runs start from."""
     return {source for row, _ in todo for source in row.sources}

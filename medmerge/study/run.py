@@ -15,9 +15,11 @@ import pandas as pd
 from medmerge import backbones, data, devices, files
 from medmerge.approaches import APPROACHES, FINE_TUNED
 from medmerge.approaches.ingredients import PARTS
+from medmerge.approaches.paper import classifier
 from medmerge.backbones import state_sha256
 from medmerge.data import split_files
 from medmerge.data.table import SPLITS
+from medmerge.progress import Progress, duration
 from medmerge.saving import save
 from medmerge.stats import evaluation
 from medmerge.study import inputs, recall, records
@@ -27,6 +29,7 @@ from medmerge.study.definitions import (
     Row,
     definition,
     definition_hash,
+    epochs,
     folder,
     needed,
     part,
@@ -37,7 +40,7 @@ from medmerge.study.definitions import (
 from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError, Parameters, of_role, of_seed
 from medmerge.study.records import Record, RecordError
-from medmerge.training import Protocol, Task, TrainingError, predict
+from medmerge.training import Protocol, Task, TrainingError, predict, seconds_per_image
 
 log = logging.getLogger(__name__)
 
@@ -168,10 +171,7 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
             if alone:
                 files.remove_leftovers(split_path(p).parent)
             split_files.write(split_path(p), dataset.table, dataset.parts, **drawn)
-        for row, seed in todo:
-            with _alone(p, row, seed) as unfinished, devices.memory_kept():
-                if unfinished:
-                    run_row(p, row, seed, dataset, {name: overlap[name] for name in row.sources if name in overlap})
+        _train(p, todo, dataset, overlap)
     for seed in p.seeds if p.save_weights else ():
         if only is None or any(one == seed for _, one in only):
             _share(p, seed, replace=any(one == seed for _, one in todo))
@@ -183,13 +183,43 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
     return [finished(p, *one) for one in asked]
 
 
+def _train(p: Parameters, todo: list[tuple[Row, int]], dataset: data.Dataset, overlap: Mapping[str, Mapping]) -> None:
+    """Compute what is left, one run after the other; says before how long it will take, and on the way."""
+    images = {one: len(dataset.train) * epochs(p, one[0]) for one in todo}
+    rate = _seconds_per_image(p, *todo[0], dataset) if sum(images.values()) else None
+    progress = Progress(sum(images.values()), rate=rate)
+    log.info(
+        "%d run%s to do, %s training images x %s epochs in all%s, on %s",
+        *(len(todo), "s" * (len(todo) > 1), f"{len(dataset.train):,}", f"{sum(epochs(p, row) for row, _ in todo):,}"),
+        "" if rate is None else f", about {duration(progress.left)} by a few timed steps",
+        devices.describe(devices.choose_device(p.device)),
+    )
+    for number, (row, seed) in enumerate(todo, 1):
+        with _alone(p, row, seed) as unfinished, devices.memory_kept():
+            progress.run(f"run {number} of {len(todo)}: {row.label}, seed {seed}")
+            if unfinished:
+                shared = {name: overlap[name] for name in row.sources if name in overlap}
+                run_row(p, row, seed, dataset, shared, progress)
+            else:
+                progress.advance(images[row, seed])
+    progress.close()
+
+
+def _seconds_per_image(p: Parameters, row: Row, seed: int, dataset: data.Dataset) -> float:
+    p = row.parameters(p)
+    task = Task(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p))
+    with _memory_explained(p, row, seed, task):
+        return seconds_per_image(classifier(inputs.load_source(p, row.sources[0], seed), task), task)
+
+
 @contextlib.contextmanager
 def _alone(p: Parameters, row: Row, seed: int) -> Iterator[bool]:
     """Wait for another process that computes this run, if there is one; yield whether it is left to do."""
     where, what = folder(p, row, seed), f"{row.label}, seed {seed}"
     with files.locked(where / LOCK, what) as alone:
         unfinished = not finished(p, row, seed)
-        log.info("%s" if unfinished else "%s: finished by another process", what)
+        if not unfinished:
+            log.info("%s: finished by another process", what)
         if alone:
             files.remove_leftovers(where)
             files.remove_leftovers(where / MODEL.parent)
@@ -210,12 +240,18 @@ def _done(p: Parameters) -> list[Record]:
 
 
 def run_row(
-    p: Parameters, row: Row, seed: int, dataset: data.Dataset, overlap: Mapping[str, Mapping] | None = None
+    p: Parameters,
+    row: Row,
+    seed: int,
+    dataset: data.Dataset,
+    overlap: Mapping[str, Mapping] | None = None,
+    progress: Progress | None = None,
 ) -> Record:
     """One run: load the sources, train, test once, write the record.
 
     Args:
         overlap: what :func:`medmerge.study.inputs.overlap` found about the row's sources.
+        progress: of all runs that are asked for.
     """
     where, defined = folder(p, row, seed), definition(p, row, seed)
     approach, p = APPROACHES[row.approach], row.parameters(p)
@@ -226,6 +262,8 @@ def run_row(
         *(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p), where / "checkpoint", key),
         sources=row.sources,
         recall=functools.partial(_recall, p, row, seed, dataset.fingerprint, prints),
+        progress=progress,
+        on_epoch=lambda _: files.write(where / "history.csv", records.history_text(task.history_frame())),
     )
     options = {name: getattr(p, name) for name in approach.settings}
     with _memory_explained(p, row, seed, task):
