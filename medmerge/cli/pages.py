@@ -27,8 +27,8 @@ from papermill.exceptions import PapermillExecutionError
 from medmerge import files
 from medmerge.cli import plan, runs
 from medmerge.study import definitions, notebooks
-from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError, Parameters, load_yaml
+from medmerge.study.places import home
 
 
 def add(parser: argparse.ArgumentParser, name: str) -> None:

@@ -13,8 +13,8 @@ from medmerge.stats import evaluation
 from medmerge.study import definitions
 from medmerge.study import notebooks as pages
 from medmerge.study import run as study
-from medmerge.study.inputs import home
 from medmerge.study.params import Parameters
+from medmerge.study.places import home
 from medmerge.study.records import Record
 
 FILES = Path("params", "open")

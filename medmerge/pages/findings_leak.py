@@ -19,7 +19,7 @@ from medmerge.stats import significance
 from medmerge.stats.significance import SeedInterval
 from medmerge.study import definitions
 from medmerge.study import notebooks as pages
-from medmerge.study.inputs import home
+from medmerge.study.places import home
 from medmerge.study.records import Record
 
 SOURCE = "source-ham10k-leaky"

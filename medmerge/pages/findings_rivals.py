@@ -5,14 +5,14 @@ from collections.abc import Container, Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from medmerge.approaches.rivals import RIVALS
+from medmerge.approaches import RIVALS
 from medmerge.pages import controls, findings, planned, report
 from medmerge.pages.findings import Pair
 from medmerge.stats import evaluation
 from medmerge.study import definitions
 from medmerge.study import notebooks as pages
 from medmerge.study import run as study
-from medmerge.study.inputs import home
+from medmerge.study.places import home
 from medmerge.study.records import Record
 
 FILES = tuple(f"skin-{kind}-mobilenet" for kind in ("rivals", "reestimated", "controls", "granularity"))

@@ -12,7 +12,7 @@ from medmerge.pages.paperpage import ENTRIES
 from medmerge.study import definitions, records, reruns
 from medmerge.study import notebooks as pages
 from medmerge.study import run as study
-from medmerge.study.inputs import home
+from medmerge.study.places import home
 
 NAMES = {"densenet121": "DenseNet-121", "mobilenet_v2": "MobileNetV2"}
 EXTERNAL = {

@@ -10,7 +10,7 @@ import pandas as pd
 from medmerge.pages import papertables, planned
 from medmerge.pages.figures import paper as figures_paper
 from medmerge.study import records
-from medmerge.study.inputs import home
+from medmerge.study.places import home
 from medmerge.study.records import Record
 
 ENTRIES = Path("book", "paper-tables.csv")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medmerge.study import definitions
-from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError, Parameters, assigned_values, load_yaml
+from medmerge.study.places import home
 
 State = Mapping[str, Path | None]
 """What a page asks for by name, each with where its record lies, or None where there is none."""

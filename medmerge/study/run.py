@@ -30,6 +30,7 @@ from medmerge.study.definitions import (
     definition,
     definition_hash,
     epochs,
+    finished,
     folder,
     needed,
     part,
@@ -37,38 +38,15 @@ from medmerge.study.definitions import (
     rows,
     split_path,
 )
-from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError, Parameters, of_role, of_seed
-from medmerge.study.records import Record, RecordError
+from medmerge.study.places import home
+from medmerge.study.records import Record
 from medmerge.training import Protocol, Task, TrainingError, predict, seconds_per_image
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 """File in a run's folder while a process computes it."""
-
-
-def finished(p: Parameters, row: Row, seed: int) -> Record | None:
-    """The record of a run, if it is finished.
-
-    Raises:
-        RecordError: its folder holds a run of another definition; the message names the first difference.
-    """
-    where, wanted = folder(p, row, seed), definition(p, row, seed)
-    try:
-        record = records.read(where)
-    except FileNotFoundError:
-        return None
-    if record.run["hash"] != definition_hash(wanted):
-        there = {name: field.default for name, field in Parameters.model_fields.items() if name in wanted}
-        there |= record.run["definition"]
-        names = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
-        what = f"{names[0]} is {there.get(names[0])!r} there and {wanted.get(names[0])!r} here" if names else "protocol"
-        raise RecordError(
-            f"{where} holds a finished run of another definition: {what}. Give this one another `pair` name, or move "
-            "that folder away"
-        )
-    return record
 
 
 def check(
