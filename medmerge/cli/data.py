@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     found = audit(table, parts, digests=digests, pixels=pixels, distance=options.distance)
     counts = found.counts.assign(all=found.counts.sum(axis=1))
     counts.loc["images"] = [*splits.sizes(parts), len(parts)]
-    print(counts.to_string(formatters=["{:,}".format] * 4), "\n\nWhat the split hides")
+    print(f"{counts.to_string(formatters=['{:,}'.format] * 4)}\n\nWhat the split hides")
     for finding in found.summary.itertuples():
         examples = f" Such as {finding.examples}." if finding.examples else ""
         print(f"  {finding.severity.replace('leak', 'LEAK'):13}{finding.sentence}{examples}")

@@ -54,7 +54,7 @@ def _learn(options: argparse.Namespace) -> int:
         settings=dict(map(_setting, options.set)),
     )
     plan, warnings = learn.check(p, options.out)
-    print(plan)  # an estimate of the time goes here
+    print(plan)
     for warning in warnings:
         print(f"medmerge: WARNING: {warning}", file=sys.stderr)
     shown = logging.StreamHandler(sys.stdout)

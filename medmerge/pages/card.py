@@ -14,6 +14,7 @@ from medmerge.backbones import SMALL, has_plain_head, patch_size
 from medmerge.data.images import FILL
 from medmerge.pages import report
 from medmerge.samples import IMAGENET_MEAN, IMAGENET_STD
+from medmerge.study.params import of_seed
 from medmerge.study.records import Record
 
 _METRICS = {
@@ -106,7 +107,7 @@ def _sources(chosen: Record) -> pd.DataFrame:
     p, names = chosen.run["parameters"], chosen.run["row"]["sources"]
     given = [p["base_weights"], p["source_weights"], *p.get("more_weights", ())]
     prints = [f"`{chosen.run['sources'][name][:16]}`" for name in names]
-    files = [PurePath(weights).name for weights in given]
+    files = [PurePath(of_seed(weights, chosen.run["seed"])).name for weights in given]
     return pd.DataFrame({"source": names, "weights": files, "SHA-256 of its values": prints})
 
 

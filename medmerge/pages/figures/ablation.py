@@ -24,8 +24,7 @@ def bn_figure(report: pd.DataFrame) -> BookFigure:
 
     Args:
         report: a row a batch norm (in forward order) and moment, as :attr:`medmerge.study.records.Record.batchnorm`
-        has it:
-            columns layer; ``variance_ratio``, median over channels of actual / running variance, with quartiles
+            has it: columns layer; ``variance_ratio``, median over channels of actual / running variance, with quartiles
             ``low`` and ``high`` (at least 0; 0, of channels that are dead, is drawn at the foot of the log axis);
             ``mean_shift``, mean over channels of ``|actual mean - running mean|`` in running deviations (at least 0);
             and ``when``, a key of :data:`MOMENTS`.

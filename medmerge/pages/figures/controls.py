@@ -13,7 +13,7 @@ def replaced_weights(table: pd.DataFrame) -> BookFigure:
 
     Args:
         table: columns control, score and reestimated, as :func:`medmerge.approaches.controls.evaluate` gives it;
-        scores in [0, 1].
+            scores in [0, 1].
 
     Raises:
         ValueError: no rows, a column missing, or no row ``learnt``.

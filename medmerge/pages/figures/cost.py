@@ -21,7 +21,7 @@ def step_costs(steps: pd.DataFrame, memory: pd.DataFrame) -> BookFigure:
     Args:
         steps: columns variant, title, low, median, high, as :func:`medmerge.pages.cost.steps` gives it.
         memory: MiB, a row a title and a column each of :data:`KINDS`, as :func:`medmerge.pages.cost.memory`
-        gives it.
+            gives it.
 
     Raises:
         ValueError: no rows, or titles that differ.

@@ -23,8 +23,7 @@ def distance_by_depth(tables: Mapping[str, pd.DataFrame]) -> BookFigure:
 
     Args:
         tables: for up to four pairs, by a label that names them, what :func:`medmerge.study.premise.distances` gives.
-        All
-            have the same layers.
+            All have the same layers.
 
     Raises:
         ValueError: no pair or more than four, or tables with different layers.

@@ -161,8 +161,7 @@ def displacement_by_rate(table: pd.DataFrame) -> BookFigure:
 
     Args:
         table: as :func:`~medmerge.pages.kernelstats.displacements` gives it: columns w_lr, mean, largest, budget,
-        reach.
-            Runs whose w did not learn (w_lr 0) have no place on a log axis and are left out.
+            reach. Runs whose w did not learn (w_lr 0) have no place on a log axis and are left out.
 
     Raises:
         ValueError: no run whose w learnt.
