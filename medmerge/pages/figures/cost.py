@@ -1,8 +1,8 @@
-"""The figures of the chapter on costs, drawn from its tables."""
+"""The memory of a step, end to end by kind."""
 
 import pandas as pd
 
-from medmerge.pages.figures.style import BookFigure, approach_colour, book_style
+from medmerge.pages.figures.style import BookFigure, book_style
 
 KINDS = {
     "parameters": ("parameters that learn", "#0173B2"),
@@ -13,99 +13,27 @@ KINDS = {
 }
 """Kinds of bytes in the words and colours of the figure."""
 
-PART_COLOURS = {
-    "convolution": "#0173B2",
-    "convolution_backward": "#56B4E9",
-    "normalisation": "#DE8F05",
-    "merge": "#CC78BC",
-    "casts": "#ECE133",
-    "other": "#029E73",
-    "optimizer": "#CA9161",
-    "prepare": "#D55E00",
-    "calls": "#949494",
-}
-"""Colours of a step's parts."""
-
 
 @book_style
-def step_costs(steps: pd.DataFrame, memory: pd.DataFrame) -> BookFigure:
-    """Seconds of a step over FT's, with quartiles, and beside them the memory that it holds: a row a variant.
+def step_memory(memory: pd.DataFrame) -> BookFigure:
+    """Memory that a step holds, a bar a variant.
 
     Args:
-        steps: columns variant, title, low, median, high, as :func:`medmerge.study.costsheets.steps` gives it.
         memory: MiB, a row a title and a column each of :data:`KINDS`, as :func:`medmerge.study.costsheets.memory`
-        gives it.
-
-    Raises:
-        ValueError: no rows, or titles that differ.
+            gives it.
     """
-    if steps.empty or list(steps["title"]) != list(memory.index):
-        raise ValueError(f"steps has {len(steps)} rows and memory {len(memory)}: give the same titles, one at least")
-    figure = BookFigure(figsize=(8, 1.6 + 0.3 * len(steps)), layout="constrained")
-    times, held = figure.subplots(1, 2, sharey=True)
-    for y, row in enumerate(steps.itertuples()):
-        approach = {"ft": "ft", "features": "lp_ft", "lp_cached": "lp_ft", "lp": "lp_ft"}.get(row.variant, "medmerge")
-        colour = approach_colour(approach)
-        times.hlines(y, row.low, row.high, color=colour, linewidth=2, gid=f"range/{row.variant}")
-        times.plot(row.median, y, "o", color=colour, markersize=5, gid=f"median/{row.variant}", clip_on=False)
-        digits = 3 if row.median < 0.095 else 2
-        where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
-        times.annotate(f"{row.median:.{digits}f}", (row.high, y), color=colour, **where)
-    times.axvline(1, color="0.35", linewidth=0.8, linestyle=":")
-    times.set(xlabel="time of a step, over FT's", xlim=(0, 1.15 * max(1, steps["high"].max())))
-    times.set_ylim(len(steps) - 0.5, -0.5)
-    times.set_yticks(range(len(steps)), list(steps["title"]))
-    times.tick_params(axis="y", length=0)
-    start = pd.Series(0.0, memory.index)
+    figure = BookFigure(figsize=(8, 1.2 + 0.3 * len(memory)), layout="constrained")
+    axes, start = figure.subplots(), pd.Series(0.0, memory.index)
     for kind, (label, colour) in KINDS.items():
-        held.barh(range(len(memory)), memory[kind], left=start, color=colour, label=label, height=0.65)
+        axes.barh(range(len(memory)), memory[kind], left=start, color=colour, label=label, height=0.65)
         start = start + memory[kind]
     for y, total in enumerate(start):
         where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
-        held.annotate(f"{total:,.0f}" if total >= 10 else f"{total:.1f}", (total, y), **where)
-    held.set(xlabel="memory held by a step, MiB", xlim=(0, 1.12 * start.max()))
-    held.tick_params(axis="y", length=0)
-    for axes in (times, held):
-        axes.grid(axis="x")
-    figure.legend(loc="outside upper center", ncols=3)
-    return figure
-
-
-@book_style
-def step_parts(parts: pd.DataFrame) -> BookFigure:
-    """Parts of a step, end to end, and below them their floors: two bars a variant.
-
-    Args:
-        parts: as :func:`medmerge.study.stepsheets.parts` gives it.
-
-    Raises:
-        ValueError: no rows.
-    """
-    if parts.empty:
-        raise ValueError("parts has no rows: give one variant at least")
-    each = parts[parts["part"] != "step"]
-    variants = list(each["variant"].unique())
-    figure = BookFigure(figsize=(8, 1.3 + 0.8 * len(variants)), layout="constrained")
-    axes, named, ticks = figure.subplots(), set(), {}
-    for k, variant in enumerate(variants):
-        rows = each[each["variant"] == variant]
-        for y, column in ((2.4 * k, "milliseconds"), (2.4 * k + 0.9, "floor")):
-            start = 0.0
-            for row in rows.itertuples():
-                width = getattr(row, column)
-                label = None if row.part in named else row.what
-                named.add(row.part)
-                bar = {"color": PART_COLOURS[row.part], "gid": f"{column}/{variant}/{row.part}"}
-                axes.barh(y, width, left=start, height=0.8, label=label, **bar)
-                start += width
-            where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
-            axes.annotate(f"{start:,.1f}", (start, y), **where)
-            title = rows["title"].iloc[0]
-            ticks[y] = title if column == "milliseconds" else "its floor"
-    axes.set(xlabel="milliseconds", xlim=(0, 1.08 * each.groupby("variant")["milliseconds"].sum().max()))
-    axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.set_ylim(max(ticks) + 0.6, -0.6)
+        axes.annotate(f"{total:,.0f}" if total >= 10 else f"{total:.1f}", (total, y), **where)
+    axes.set(xlabel="memory held by a step, MiB", xlim=(0, 1.12 * start.max()), ylim=(len(memory) - 0.5, -0.5))
+    axes.set_yticks(range(len(memory)), list(memory.index))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     figure.legend(loc="outside upper center", ncols=3)
+    figure.alt = "MiB held by a step: " + ", ".join(f"{title} {total:,.0f}" for title, total in start.items()) + "."
     return figure

@@ -4,8 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from medmerge.pages.figures.depth import half_range
-from medmerge.pages.figures.style import BookFigure, book_style
+from medmerge.pages.figures.style import BookFigure, book_style, half_range
 from medmerge.study.featuresheets import Found, agreement
 
 _TEXT = {"fontsize": 6.5, "linespacing": 1.25}
