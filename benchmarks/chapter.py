@@ -43,7 +43,7 @@ def _network(row: dict) -> str:
 
 
 def step() -> list[str]:
-    """Time of a probe step over that of an FT step, written in four ways, and ours over the others."""
+    """Time of a probe step over that of an FT step, written in two ways, and ours over the other."""
     rows, ways = _by_way()
     body = []
     for network, one in rows.items():
@@ -77,9 +77,7 @@ def _by_way() -> tuple[dict[str, dict[str, dict]], list[str]]:
 
 
 def _short(way: str) -> str:
-    return {OURS: "this package", "parametrisation per layer": "parametrised"}.get(
-        way, "functional" if "functional" in way else "set into layers"
-    )
+    return "this package" if way == OURS else "functional_call"
 
 
 def kept() -> list[str]:
@@ -203,8 +201,8 @@ def passes(path: Path) -> tuple[str, int] | None:
     Features that a linear probe computes once are not counted, nor is validation. None for files of other pages and
     for the clean splits, which have no more images than the paper's.
     """
-    from medmerge.data.chexpert import FRONTAL
-    from medmerge.data.paper_numbers import PAPER_NUMBERS
+    from medmerge.data import PAPER_NUMBERS
+    from medmerge.data.loaders.chexpert import FRONTAL
     from medmerge.study import definitions
     from medmerge.study import notebooks as pages
 

@@ -23,7 +23,6 @@ import pandas as pd
 from PIL import Image
 
 from medmerge.data import Table, load_images
-from medmerge.data.cache import available_cores
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=500, help="number of images")
     parser.add_argument("--side", type=int, default=600, help="side of the generated images, in pixels")
     parser.add_argument("--size", type=int, default=224, help="side of the decoded images, in pixels")
-    parser.add_argument("--workers", type=int, default=min(8, available_cores()), help="threads of load_images")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count()), help="threads of load_images")
     parser.add_argument("--repeats", type=int, default=3, help="times that each is run")
     return parser.parse_args()
 

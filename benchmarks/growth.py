@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from benchmarks import photographs, step, turns
 from benchmarks.settings import Settings
-from medmerge import backbones, devices, kernels, loop
+from medmerge import backbones, devices, training
+from medmerge.sources import kernel_layers
+from medmerge.training import Protocol, Task
 
 OURS = "KernelMerge"
 
@@ -51,8 +51,7 @@ def _row(what: str, value: int, case: dict, found: dict[str, turns.Measured]) ->
 
 def _kernels(backbone: str) -> int:
     """Output filters of all kernel layers."""
-    modules = backbones.backbone(backbone, "random").modules()
-    return sum(len(module.weight) for module in modules if kernels.is_kernel_layer(module))
+    return sum(map(len, kernel_layers(backbones.backbone(backbone, "random"))))
 
 
 def images(folder: str, device: str, backbone: str) -> turns.Call:
@@ -62,7 +61,8 @@ def images(folder: str, device: str, backbone: str) -> turns.Call:
 
     def call() -> float | None:
         samples = photographs.dataset(Path(folder), 64).train
-        loop.outputs(network, samples, lambda: torch.autocast(device, enabled=False), 128, torch.device(device))
+        protocol = Protocol(device=device, precision="fp32")
+        training.features(network, samples, Task(samples, samples, len(photographs.CLASSES), protocol=protocol))
         return None if before is None else round(_anonymous() - before, 1)
 
     return call

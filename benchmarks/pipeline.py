@@ -10,10 +10,10 @@ import torch
 
 from benchmarks import photographs, turns
 from benchmarks.settings import Settings
-from medmerge import backbones, devices, loop, training
+from medmerge import backbones, devices, training
 from medmerge.approaches.paper import classifier
-from medmerge.serving import batches, resident, stream
-from medmerge.task import Protocol, Task
+from medmerge.samples import to_device
+from medmerge.training import Protocol, Task
 
 
 def make(backbone: str, image_size: int, folder: str, cached: bool, device: str) -> turns.Call:
@@ -29,13 +29,13 @@ def make(backbone: str, image_size: int, folder: str, cached: bool, device: str)
     devices.channels_last(model)
     model.train()
     optimizer = torch.optim.AdamW(training.parameter_groups(model, task.protocol), lr=1e-5, fused=True)
-    steps = loop.Steps(model, optimizer, lambda: task.autocast, task.protocol.batch_size, task.device)
-    if cached:
-        here = resident(samples, task.device)
-        return lambda: float(loop.epoch(steps, here)[0].mean())
-    positions = batches(torch.randperm(len(samples)), task.protocol.batch_size)
-    ready = list(stream(samples, positions, task.device))
-    return lambda: float(torch.stack([steps(*batch) for batch in ready]).mean())
+    ready = [to_device(batch, task.device) for batch in samples.shuffled(task.protocol.batch_size)]
+
+    def epoch() -> float:
+        batches = samples.shuffled(task.protocol.batch_size) if cached else ready
+        return float(torch.stack([training.step(model, optimizer, batch, task) for batch in batches]).mean())
+
+    return epoch
 
 
 def measure(settings: Settings) -> Iterator[dict]:

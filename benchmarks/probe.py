@@ -11,7 +11,7 @@ from medmerge import backbones, devices, training
 from medmerge.approaches.paper import classifier
 from medmerge.data import Samples
 from medmerge.study import cost
-from medmerge.task import Protocol, Task
+from medmerge.training import Protocol, Task
 
 EPOCHS, IMAGES = 50, (128, 32)
 """Epochs of a probe; training and validation images."""

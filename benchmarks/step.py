@@ -1,4 +1,4 @@
-"""A step of MedMerge's linear probe against a step of fine-tuning, and against three other ways to write it."""
+"""A step of MedMerge's linear probe against a step of fine-tuning, and against another way to write it."""
 
 import gc
 import itertools
@@ -10,11 +10,12 @@ import torch
 from benchmarks import turns
 from benchmarks.settings import Settings
 from benchmarks.ways import WAYS
-from medmerge import backbones, devices, kernels, loop
+from medmerge import backbones, devices, training
 from medmerge.backbones import Classifier
 from medmerge.devices import seeded
+from medmerge.sources import kernel_layers
 from medmerge.study import cost
-from medmerge.task import Task
+from medmerge.training import Task
 
 GIVEN_BACK = "FT, memory given back"
 """A step of fine-tuning in a process that leaves to the C library what becomes of memory that is freed."""
@@ -41,8 +42,8 @@ def prepared(
 def make(**case: object) -> turns.Call:
     """One training step of :func:`prepared`, as training takes it. Each call returns the loss."""
     step, task = prepared(**case)
-    steps = loop.Steps(step.model, step.optimizer, lambda: task.autocast, task.protocol.batch_size, task.device)
-    return lambda: steps(step.inputs, step.labels).item()
+    batch = step.inputs, step.labels
+    return lambda: training.step(step.model, step.optimizer, batch, task).item()
 
 
 def requested(**case: object) -> turns.Call:
@@ -67,8 +68,8 @@ def requested(**case: object) -> turns.Call:
 
 def kernel_mib(backbone: str) -> float:
     """MiB of one copy of a backbone's kernels, in single precision."""
-    layers = [module for module in backbones.backbone(backbone, "random").modules() if kernels.is_kernel_layer(module)]
-    return sum(layer.weight.numel() for layer in layers) * 4 / 2**20
+    layers = kernel_layers(backbones.backbone(backbone, "random"))
+    return sum(layer.module.get_parameter(layer.weight).numel() for layer in layers) * 4 / 2**20
 
 
 def measure(settings: Settings) -> Iterator[dict]:

@@ -20,7 +20,7 @@ from medmerge import devices
 from medmerge.study.cost import clock
 
 WARM_UP = {"cpu": 2, "cuda": 6}
-"""Rounds before those that are kept; on a GPU the fourth is recorded (:class:`medmerge.loop.Steps`)."""
+"""Rounds before those that are kept."""
 
 Call = Callable[[], float | None]
 

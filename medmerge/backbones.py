@@ -6,22 +6,28 @@ images ``[N, 3, H, W]`` to features ``[N, num_features]``. Its state dict keeps 
 
 import difflib
 import functools
+import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
 import torchvision.models
 from torch import Tensor, nn
-from torchvision.models import DenseNet, SwinTransformer, VisionTransformer
+from torchvision.models import DenseNet, SwinTransformer, VisionTransformer, WeightsEnum
+from torchvision.models.vision_transformer import interpolate_embeddings
 
-from medmerge import statefiles
+from medmerge import weightfiles
 from medmerge.merge import zeros_like
-from medmerge.statefiles import AUXILIARY, at_size
-from medmerge.statefiles import CheckpointError as CheckpointError
-from medmerge.statefiles import read_state as read_state
-from medmerge.statefiles import state_sha256 as state_sha256
+from medmerge.weightfiles import AUXILIARY, CheckpointError
+from medmerge.weightfiles import read_state as read_state
+from medmerge.weightfiles import state_sha256 as state_sha256
 
-SMALL = {
+log = logging.getLogger(__name__)
+
+SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
     "densenet_small": (DenseNet, dict(growth_rate=12, block_config=(3, 3, 3), num_init_features=24, bn_size=2)),
     "vit_mini": (VisionTransformer, dict(patch_size=8, num_layers=3, num_heads=4, hidden_dim=48, mlp_dim=96)),
     "swin_mini": (
@@ -34,6 +40,10 @@ SMALL = {
 
 IMAGE_SIZE = 224
 """Side in pixels that a ViT is built for where none is given."""
+
+_RECOGNISED = ("resnet", "resnext", "wide_resnet", "densenet")
+NAME, MERGE, TRANSFORMS = "medmerge.backbone", "medmerge.merge", "medmerge.transform_input"
+"""What the headers of our own files say: the architecture, a merge's options, and whether inputs are transformed."""
 
 _REFUSED = {
     "maxvit": "its windows and position tables are built for one image size, and it has no known way to another"
@@ -53,7 +63,7 @@ class Classifier(nn.Module):
     def __init__(self, backbone: nn.Module, num_classes: int):
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.num_features, num_classes)
+        self.head = nn.Linear(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, num_classes]`` of images ``[N, 3, H, W]``."""
@@ -66,42 +76,51 @@ def names() -> list[str]:
     return sorted([*SMALL, *(name for name in known if not name.startswith(tuple(_REFUSED)))])
 
 
-def backbone(name: str, weights: str | Path = "imagenet", image_size: int | None = None) -> nn.Module:
+def backbone(
+    name: str, weights: str | Path | Mapping[str, object] | WeightsEnum = "imagenet", image_size: int | None = None
+) -> nn.Module:
     """A torchvision network without its classification head.
 
     The head is the last linear layer with the dropout right before it (for SqueezeNet, the last convolution).
 
     Args:
         name: an architecture of :func:`names`, such as ``"densenet121"``, ``"resnet50"``, ``"swin_t"``.
-        weights: ``"imagenet"`` (torchvision's IMAGENET1K_V1) or another member of its weights enum; ``"random"``
-            (torchvision's initialisation, from the global random state); ``"zeros"`` (all kernels zero,
-            :func:`~medmerge.merge.zeros_like`); or the path of a ``.safetensors``, ``.pt`` or ``.pth`` file with a
-            state dict of this architecture, with or without a head of any width.
+        weights: ``"imagenet"`` (torchvision's IMAGENET1K_V1) or another member of its weights enum, by name or itself;
+            ``"random"`` (torchvision's initialisation, from the global random state); ``"zeros"`` (all kernels zero,
+            :func:`~medmerge.merge.zeros_like`); or a file or a state dict that holds such a network somewhere, with
+            any head or none (:mod:`medmerge.weightfiles`). timm's ResNet, DenseNet and Inception are torchvision's.
         image_size: side of the images in pixels, for a ViT, which has a position embedding a patch; by default
             :data:`IMAGE_SIZE`. Embeddings of weights for another size are interpolated (bicubic; Dosovitskiy et al.
             2021, section 3.2). All other networks take any size and ignore it.
 
     Returns:
-        The module in eval mode, with the attribute ``num_features``.
+        The module in eval mode, with the attribute ``num_features``. ``transform_input`` of GoogLeNet and Inception
+        is on for torchvision's ImageNet weights, which were trained so, and for what was made of them here; else off.
 
     Raises:
         ValueError: an unknown architecture or weights name (the nearest known one is given), or an image size that
             the architecture cannot take.
         FileNotFoundError: the file is not there.
-        CheckpointError: the file is damaged, holds code, or does not fit the architecture.
+        CheckpointError: the file is damaged, holds code, or does not fit the architecture, whose name is then given
+            where it is a ResNet or a DenseNet.
         ConnectionError: torchvision's weights are not on this machine and cannot be downloaded.
     """
+    if not isinstance(name, str) or (name not in names() and (is_path(name) or weights in names())):
+        raise ValueError(f'{str(name)[:80]!r} is no architecture, which comes first: backbone("resnet18", weights=...)')
     check_name(name)
     size = IMAGE_SIZE if image_size is None else image_size
     check_image_size(name, size)
-    if is_path(weights):
-        model = _headless(_build(name, None, size))
-        statefiles.load(model, Path(weights), name)
+    if isinstance(weights, Mapping):
+        model = _headless(name, None, size)
+        _fill(model, weightfiles.flat(weights, "weights"), "the state dict")
+    elif isinstance(weights, (str, Path)) and is_path(weights):
+        model = _headless(name, None, size)
+        _load(model, Path(weights).expanduser())
     elif weights in ("random", "zeros"):
-        model = _headless(_build(name, None, size))
+        model = _headless(name, None, size)
         model = zeros_like(model) if weights == "zeros" else model
     else:
-        model = _headless(_build(name, check_weights(name, str(weights)), size))
+        model = _headless(name, check_weights(name, weights), size)
     return model.eval()
 
 
@@ -142,76 +161,93 @@ def patch_size(name: str) -> int | None:
         return torchvision.models.get_model(name).patch_size
 
 
-def check_weights(name: str, weights: str):
-    """The member of torchvision's weights enum that ``weights`` names for the architecture ``name``.
+def check_weights(name: str, weights: str | WeightsEnum) -> WeightsEnum:
+    """The member of torchvision's weights enum that ``weights`` is or names for the architecture ``name``.
 
     Raises:
         ValueError: there is none; the message lists what is allowed.
     """
     members = {} if name in SMALL else torchvision.models.get_model_weights(name).__members__
-    enum, _, member = weights.rpartition(".")
+    enum, _, member = str(weights).rpartition(".")
     member = "IMAGENET1K_V1" if weights == "imagenet" else member
     if member not in members or (enum and enum != type(members[member]).__name__):
         imagenet = ["imagenet"] if "IMAGENET1K_V1" in members else []
-        allowed = [*imagenet, *members, "random", "zeros", "a path to .safetensors, .pt or .pth"]
-        raise ValueError(f"unknown weights {weights!r} for {name}; allowed: {', '.join(allowed)}")
+        allowed = [*imagenet, *members, "random", "zeros", "a file", "a state dict"]
+        raise ValueError(f"unknown weights {str(weights)[:80]!r} for {name}; allowed: {', '.join(allowed)}")
     return members[member]
 
 
 def is_path(weights: str | Path) -> bool:
-    """Whether ``weights`` names a file, and not a member of torchvision's enum, ``"random"`` or ``"zeros"``."""
-    return isinstance(weights, Path) or "/" in weights or weights.endswith((".safetensors", ".pt", ".pth"))
+    """Whether ``weights`` names a file, and not a member of torchvision's enum, ``"random"`` or ``"zeros"``.
 
-
-def save_backbone(model: nn.Module, path: Path, name: str, **metadata: str) -> None:
-    """Write the state dict of ``model`` as safetensors, in one atomic step.
-
-    Args:
-        name: the architecture, noted in the file's header and compared when the file is loaded.
-        metadata: further strings to keep in the header.
+    A name with a folder or a suffix is a file's, whether it is there or not; another where it is.
     """
-    statefiles.write(model.state_dict(), path, name, metadata)
+    if isinstance(weights, Path) or weights in ("imagenet", "random", "zeros"):
+        return isinstance(weights, Path)
+    return "/" in weights or ("." in weights and "_Weights." not in weights) or Path(weights).is_file()
 
 
-def save_classifier(model: Classifier, path: Path, name: str, **metadata: str) -> None:
-    """Write a classifier as safetensors, in one atomic step; :func:`backbone` loads it without the head.
+def recognise(state: Mapping[str, Tensor]) -> str:
+    """The ResNet or DenseNet, torchvision's or timm's, whose names and shapes tensors have; empty for any other."""
+    state = weightfiles.plain(state)
+    for name in names():
+        if name.startswith(_RECOGNISED):
+            wanted, head = _shapes(name)
+            _, body = weightfiles.under(state, wanted, "the file")
+            if body.keys() & wanted and not weightfiles.problems(body, wanted, head):
+                return name
+    return ""
 
-    The names are torchvision's: ``torchvision.models.get_model(name, num_classes=K)`` (of a ViT with its
-    ``image_size``) loads the file strictly and computes the same function. Where it cannot (:func:`has_plain_head`),
-    they are those of :class:`Classifier`.
 
-    Args:
-        name, metadata: as for :func:`save_backbone`.
+def architecture(path: str | Path) -> str:
+    """The architecture of a file of weights: as its header says, else as :func:`recognise` finds it, or empty.
 
     Raises:
-        TypeError: the model is not one network, such as an ensemble.
+        FileNotFoundError, CheckpointError: as for :func:`~medmerge.weightfiles.read_state`.
     """
-    if not isinstance(model, Classifier):
-        raise TypeError(f"{type(model).__name__} is not one network with a head: it cannot be saved as one")
-    state = model.state_dict()
-    if has_plain_head(name):
-        head = model.head.state_dict()
-        state = model.backbone.state_dict() | {f"{model.backbone.head_key}.{key}": head[key] for key in head}
-    statefiles.write(state, path, name, metadata)
+    return weightfiles.header(path).get(NAME) or recognise(read_state(path))
 
 
-def load_classifier(path: Path, name: str, image_size: int | None = None) -> Classifier:
-    """The classifier that :func:`save_classifier` wrote, in eval mode: the same tensors.
+def _load(model: Any, path: Path) -> None:
+    """Fill a backbone from a file, which may say that it is of another architecture or a merge."""
+    noted, name = weightfiles.header(path), model.architecture
+    if MERGE in noted:
+        raise CheckpointError(f"{path} holds a KernelMerge: medmerge.load(path) reads it, and its fold() is a backbone")
+    if noted.get(NAME, name) != name:
+        raise CheckpointError(f"{path} was written for {noted[NAME]}, not for {name}")
+    _fill(model, read_state(path), str(path))
+    if hasattr(model, "transform_input"):
+        published = [] if name in SMALL else [Path(w.url).name for w in torchvision.models.get_model_weights(name)]
+        model.transform_input = TRANSFORMS in noted or path.name in published
 
-    Args:
-        image_size: as for :func:`backbone`.
 
-    Raises:
-        FileNotFoundError, CheckpointError: as for :func:`backbone`; or the file holds a backbone without a head.
-    """
-    model, state = backbone(name, Path(path), image_size), read_state(path)
-    key = model.head_key if has_plain_head(name) else "head"
-    head = {part: state.get(f"{key}.{part}") for part in ("weight", "bias")}
-    if any(tensor is None for tensor in head.values()):
-        raise CheckpointError(f"{path} holds no head {key}, only a backbone")
-    classifier = Classifier(model, len(head["bias"]))
-    classifier.head.load_state_dict(head)
-    return classifier.eval()
+def _fill(model: Any, state: Mapping[str, Tensor], origin: str) -> None:
+    """Fill a backbone from tensors in which it is, or raise a CheckpointError that names ``origin``."""
+    wanted = model.state_dict()
+    state = weightfiles.plain(state)
+    prefix, found = weightfiles.under(state, wanted, origin)
+    body = _at_size(model, found)
+    if problems := weightfiles.problems(body, wanted, model.head_name):
+        more = f", and {len(problems) - 1} more like it" if len(problems) > 1 else ""
+        other = recognise(state)
+        hint = f"; it is {other}: backbone({other!r}, weights=...)" if other not in ("", model.architecture) else ""
+        hint = hint or ("" if body.keys() & wanted else f"; it holds {weightfiles.few(list(state))}")
+        raise CheckpointError(f"{origin} does not fit {model.architecture}: {problems[0]}{more}{hint}")
+    model.load_state_dict({key: body.get(key, value) for key, value in wanted.items()})
+    if beside := [key for key in state if key.removeprefix(prefix) not in wanted]:
+        log.info("%s: left aside, beside the network: %s", origin, weightfiles.few(beside))
+
+
+def _at_size(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``state`` with a ViT's position embeddings interpolated to the image size that ``model`` is built for."""
+    positions = state.get("encoder.pos_embedding")
+    if not isinstance(model, VisionTransformer) or positions is None:
+        return state
+    there, here = positions.shape, model.encoder.pos_embedding.shape
+    square = len(there) == 3 and there[1] > 1 and math.isqrt(there[1] - 1) ** 2 == there[1] - 1
+    if there == here or not square or there[::2] != here[::2]:
+        return state
+    return interpolate_embeddings(model.image_size, model.patch_size, state)
 
 
 def has_plain_head(name: str) -> bool:
@@ -222,7 +258,7 @@ def has_plain_head(name: str) -> bool:
     return not name.startswith(("squeezenet", "googlenet", "inception"))
 
 
-def _build(name: str, weights, image_size: int) -> nn.Module:
+def _build(name: str, weights: WeightsEnum | None, image_size: int) -> Any:
     sized = {"image_size": image_size} if patch_size(name) else {}
     if name in SMALL:
         kind, options = SMALL[name]
@@ -234,23 +270,32 @@ def _build(name: str, weights, image_size: int) -> nn.Module:
             model = torchvision.models.get_model(name, weights=weights, **extra, **sized)
         else:
             model = torchvision.models.get_model(name, num_classes=len(weights.meta["categories"]), **sized)
-            model.load_state_dict(at_size(model, weights.get_state_dict(progress=False, check_hash=True)))
+            model.load_state_dict(_at_size(model, weights.get_state_dict(progress=False, check_hash=True)))
     except (URLError, OSError) as error:
         raise ConnectionError(
             f"torchvision's weights {weights} for {name} could not be downloaded ({error}). On a machine without "
-            f"internet, fetch {weights.url} elsewhere and give its path"
+            f"internet, fetch {weights and weights.url} elsewhere and give its path"
         ) from error
     if inception:
-        model.transform_input, model.aux_logits = True, False
+        model.transform_input, model.aux_logits = weights is not None, False
         for key in AUXILIARY:
             setattr(model, key.removesuffix("."), None)
     return model
 
 
-def _headless(model: nn.Module) -> nn.Module:
-    """Take the classification head off ``model`` and note its name and the width of the features."""
-    name = next(attribute for attribute in ("classifier", "fc", "heads", "head") if hasattr(model, attribute))
-    head = getattr(model, name)
+@functools.cache
+def _shapes(name: str) -> tuple[dict[str, Tensor], str]:
+    """The state dict of a backbone without values, and the name of its head."""
+    with torch.device("meta"):
+        model = _headless(name, None, IMAGE_SIZE)
+    return model.state_dict(), model.head_name
+
+
+def _headless(name: str, weights: WeightsEnum | None, image_size: int) -> Any:
+    """A network without its classification head, whose name it notes with the width of the features."""
+    model = _build(name, weights, image_size)
+    attribute = next(attribute for attribute in ("classifier", "fc", "heads", "head") if hasattr(model, attribute))
+    head = getattr(model, attribute)
     layers = dict(head.named_children()) if isinstance(head, nn.Sequential) else {"": head}
     keys, modules = list(layers), list(layers.values())
     last = max(i for i, layer in enumerate(modules) if isinstance(layer, (nn.Linear, nn.Conv2d)))
@@ -258,7 +303,7 @@ def _headless(model: nn.Module) -> nn.Module:
     tail = [layer for layer in modules[last + 1 :] if isinstance(layer, nn.AdaptiveAvgPool2d)]
     before = modules[: last - 1] if last and isinstance(modules[last - 1], nn.Dropout) else modules[:last]
     kept = before + tail
-    setattr(model, name, nn.Sequential(*kept) if kept else nn.Identity())
-    model.num_features, model.head_name = width, name
-    model.head_key = f"{name}.{keys[last]}".removesuffix(".")
+    setattr(model, attribute, nn.Sequential(*kept) if kept else nn.Identity())
+    model.architecture, model.num_features, model.head_name = name, width, attribute
+    model.head_key = f"{attribute}.{keys[last]}".removesuffix(".")
     return model

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 Batches = Callable[[], Iterable[Tensor]]
 """Gives prepared images ``[B, 3, H, W]`` on the model's device, in batches of two at least; the same at every call."""
@@ -41,7 +42,7 @@ def reestimate(model: nn.Module, batches: Batches) -> None:
     norms = layers(model)
     if not norms:
         return
-    with _modes_kept(model):
+    with _modes_kept(model), parametrize.cached():
         model.eval()
         for module in norms.values():
             module.train()
@@ -95,7 +96,7 @@ def moments(model: nn.Module, batches: Batches, outputs: bool = False) -> dict[s
     norms = layers(model)
     handles = [module.register_forward_hook(watch(name)) for name, module in norms.items()]
     try:
-        with _modes_kept(model):
+        with _modes_kept(model), parametrize.cached():
             model.eval()
             for batch in batches():
                 model(batch)

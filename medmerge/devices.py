@@ -2,16 +2,14 @@
 
 import contextlib
 import ctypes
-import functools
 import resource
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -87,46 +85,39 @@ def peak_memory(device: torch.device) -> float:
     return usage / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-_MMAP_MAX, _TOP_PAD, _TRIM_THRESHOLD, _MMAP_THRESHOLD = -4, -2, -1, -3  # names of mallopt(3), by malloc.h
+_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -4, -1, -2, -3  # names of mallopt(3), by malloc.h
+_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 2**26}
+_USUAL = {_MMAP_MAX: 2**16, _TRIM_THRESHOLD: 2**26, _TOP_PAD: 2**17, _MMAP_THRESHOLD: 2**25}  # as glibc adapts them
 _keeping = 0
 
 
 @contextlib.contextmanager
 def memory_kept() -> Iterator[None]:
-    """Within this, memory that is freed stays with the process, where it has glibc; elsewhere nothing changes.
+    """Within this, memory that is freed stays with the process, where it has glibc; afterwards it is given back.
 
     A step frees its activations and asks for as much again. By default glibc gives large pieces back to the system,
-    which must then clear them page by page: on a CPU up to a third of a step's time. Afterwards what is free is given
-    back. Values do not change, peaks by some percent. Contexts may be nested. It is about memory that the main thread
-    asks for, where training runs.
+    which must then clear them page by page: on a CPU up to a third of a step's time. Values do not change, peaks by
+    some percent. Contexts may be nested. It is about memory that the main thread asks for, where training runs.
     """
     global _keeping
-    library = _glibc()
-    if library is None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(library, "malloc_trim"):
         yield
         return
-    if not _keeping:
-        for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 2**26)):
-            library.mallopt(parameter, value)
     _keeping += 1
     try:
+        _set(library, _KEPT)
         yield
     finally:
         _keeping -= 1
-        if not _keeping:  # what glibc itself arrives at, once a program has freed something large
-            for parameter, value in ((_MMAP_MAX, 2**16), (_TRIM_THRESHOLD, 2**26), (_TOP_PAD, 2**17)):
-                library.mallopt(parameter, value)
-            library.mallopt(_MMAP_THRESHOLD, 2**25)
+        if not _keeping:
+            _set(library, _USUAL)
             library.malloc_trim(0)
 
 
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    library = ctypes.CDLL(None)
-    names = ("mallopt", "malloc_trim", "gnu_get_libc_version")
-    return library if all(hasattr(library, name) for name in names) else None
+def _set(library: ctypes.CDLL, options: dict[int, int]) -> None:
+    for option, value in options.items():
+        library.mallopt(option, value)
 
 
 @contextlib.contextmanager
@@ -137,91 +128,3 @@ def seeded(device: torch.device, *key: int) -> Iterator[None]:
     with torch.random.fork_rng(devices), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
         torch.manual_seed(derived)
         yield
-
-
-class Courier:
-    """Takes batches to a device beside its computation; to where they are already, without a copy.
-
-    To a GPU a batch goes through page-locked memory and on a stream of its own. PyTorch's allocators keep both sides
-    of a copy until it is over: page-locked memory is not handed out again before (caching host allocator), and
-    ``record_stream`` keeps the batch until what computes on it is done.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.lane = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def send(self, batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], "torch.cuda.Event | None"]:
-        """Set a batch off; returns at once, with what :meth:`receive` needs."""
-        if self.lane is None or all(tensor.device.type == "cuda" for tensor in batch):
-            return batch, None
-        locked = [tensor.pin_memory() for tensor in batch]
-        with torch.cuda.stream(self.lane):
-            sent = tuple(tensor.to(self.device, non_blocking=True) for tensor in locked)
-            return sent, self.lane.record_event()
-
-    def receive(self, sent: tuple[tuple[Tensor, ...], "torch.cuda.Event | None"]) -> tuple[Tensor, ...]:
-        """The batch, which the present stream will have once its copy is over; the host does not wait."""
-        batch, arrived = sent
-        if arrived is not None:
-            here = torch.cuda.current_stream(self.device)
-            here.wait_event(arrived)
-            for tensor in batch:
-                tensor.record_stream(here)
-        return batch
-
-
-def records_steps(device: torch.device) -> bool:
-    """Whether :func:`record` can be tried on a device."""
-    return device.type == "cuda"
-
-
-@contextlib.contextmanager
-def aside(device: torch.device) -> Iterator[list]:
-    """On a GPU a stream of its own, which waits for the present one and is waited for, as recording asks for.
-
-    Gives a list, which afterwards holds a warning for each call that made the host wait for the GPU.
-    """
-    if device.type != "cuda":
-        yield []
-        return
-    here, other, mode = torch.cuda.current_stream(device), _side(device), torch.cuda.get_sync_debug_mode()
-    other.wait_stream(here)
-    with warnings.catch_warnings(record=True) as waited:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode(max(mode, 1))
-        try:
-            with torch.cuda.stream(other):
-                yield waited
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-            here.wait_stream(other)
-    for warning in [warning for warning in waited if "synchroniz" not in str(warning.message)]:
-        waited.remove(warning)
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-@functools.cache
-def _side(device: torch.device) -> "torch.cuda.Stream":
-    """One stream a device: PyTorch keeps freed memory by stream."""
-    return torch.cuda.Stream(device)
-
-
-def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Record what ``step`` asks a GPU to do, without doing it; each call of what is returned does it once.
-
-    The step must work on the same tensors each time and must not look at their values. The peak of the steps so far
-    says how much memory the recorded one takes up for good, beside that of steps which are not recorded.
-
-    Raises:
-        MemoryError: less than twice that is free.
-        RuntimeError: the step does what cannot be recorded.
-    """
-    needed = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if (free := torch.cuda.mem_get_info(device)[0] + unused) < 2 * needed:
-        raise MemoryError(f"{free / 2**20:.0f} MiB are free, twice {needed / 2**20:.0f} MiB are needed")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
-        step()
-    return graph.replay

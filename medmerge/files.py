@@ -10,7 +10,6 @@ import gzip
 import logging
 import os
 import shutil
-import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,6 @@ PARTIAL = ".partial"
 LONGEST = 100_000
 """Bytes of the longest file that is not compressed; more would be a burden to a repository."""
 
-_POLL = 0.2  # seconds between two looks at a lock that another process holds
 _OF_THE_DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
     *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
@@ -33,7 +31,7 @@ _OF_THE_DISK = {
 
 
 class DiskError(RuntimeError):
-    """A file cannot be written; the message names it, says why, and what is left."""
+    """A file cannot be written; the message names it, says why, and what to do."""
 
 
 @contextlib.contextmanager
@@ -45,15 +43,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _to_disk(temporary)
-        temporary.replace(path)
-        _to_disk(path.parent)
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK:
-            raise
-        raise DiskError(f"{path} cannot be written: {_reason(path, error)}") from error
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -75,23 +70,17 @@ def write_long(path: Path, content: bytes) -> None:
     Raises:
         DiskError: as :func:`write`.
     """
-    packed = _packed(path)
+    plain, packed = path, path.with_name(f"{path.name}.gz")
     if len(content) > LONGEST:
-        write(packed, gzip.compress(content, mtime=0))
-        path.unlink(missing_ok=True)
-    else:
-        write(path, content)
-        packed.unlink(missing_ok=True)
+        plain, packed, content = packed, plain, gzip.compress(content, mtime=0)
+    write(plain, content)
+    packed.unlink(missing_ok=True)
 
 
 def stored(path: Path) -> Path:
     """The name under which :func:`write_long` has left a file: its own, unless only the compressed one is there."""
-    packed = _packed(path)
+    packed = path.with_name(f"{path.name}.gz")
     return packed if packed.is_file() and not path.is_file() else path
-
-
-def _packed(path: Path) -> Path:
-    return path.with_name(f"{path.name}.gz")
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
@@ -109,76 +98,44 @@ def locked(path: Path, what: str) -> Iterator[bool]:
 
     Args:
         path: a file that is made for the lock and removed after it.
-        what: what is locked, for who waits: it is told which process holds it.
+        what: what is locked, for who waits.
 
     Raises:
         DiskError: the folder cannot be made or written.
     """
     lock = FileLock(path, fallback_to_soft=False)  # a lock that is only a file would outlive a killed process
-    holder = path.with_name(f"{path.name}-holder")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(lock, holder, what)
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.warning("%s: waiting for another process, which works on it", what)
+                lock.acquire(poll_interval=0.2)
     except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", None) in _OF_THE_DISK:
-            raise DiskError(f"{path.parent} cannot be written: {_reason(path, error)}") from error
         log.info("%s cannot be locked (%s); another process may do the same work", what, error)
         yield False
         return
-    with contextlib.suppress(OSError):
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     try:
         yield True
     finally:
         # Gone before it is free: who waits for this file sees that it has no name any more, and starts over.
-        for one in (holder, path):
-            with contextlib.suppress(OSError):
-                one.unlink()
+        with contextlib.suppress(OSError):
+            path.unlink()
         lock.release()
 
 
-def _acquire(lock: FileLock, holder: Path, what: str) -> None:
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn an error that is the disk's into a :class:`DiskError`."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        try:
-            name = holder.read_text(errors="replace")[:200]
-        except OSError:
-            name = "another process"
-        log.warning("%s: waiting for %s, which works on it", what, name)
-        lock.acquire(poll_interval=_POLL)
-
-
-def _reason(path: Path, error: OSError) -> str:
-    """What is wrong with the disk, and what to do about it."""
-    if error.errno == errno.EFBIG:
-        return f"{error.strerror}. Raise the limit on the size of files (ulimit -f), then the same command goes on"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = ""
-        with contextlib.suppress(OSError):
-            free = f" ({shutil.disk_usage(path.parent).free / 1e9:.2f} GB are free there)"
-        return f"{error.strerror}{free}. Make room, then the same command goes on; what is finished is kept"
-    what = f"Make {path.parent} writable"
-    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-        there = next(one for one in (path, *path.parents) if one.exists())
-        what = f"{there} is a {'folder' if there.is_dir() else 'file'} and should not be: move it away"
-    elif error.errno == errno.ENAMETOOLONG:
-        what = "Take shorter names"
-    elif error.errno == errno.EIO:
-        what = "The disk may be failing: have it checked"
-    return f"{error.strerror}. {what}, then the same command goes on; what is finished is kept"
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # a folder that may be written but not read
-        return
-    try:
-        os.fsync(handle)
+        yield
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without it
+        if error.errno not in _OF_THE_DISK:
             raise
-    finally:
-        os.close(handle)
+        todo = f"{path.parent} must be a folder that may be written"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            there = next(folder for folder in path.absolute().parents if folder.is_dir())
+            todo = f"Make room ({shutil.disk_usage(there).free / 1e9:.2f} GB are free there)"
+        goes_on = "then the same command goes on; what is finished is kept"
+        raise DiskError(f"{path} cannot be written: {error.strerror}. {todo}, {goes_on}") from error

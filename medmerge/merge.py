@@ -7,34 +7,36 @@ learnt, :meth:`KernelMerge.fold` gives an ordinary network of the sources' class
 
 import copy
 import difflib
+import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
 
-from medmerge import kernels
+from medmerge import sources as networks
+from medmerge.sources import kernel_layers
+
+log = logging.getLogger(__name__)
 
 GRANULARITIES = ("kernel", "parameter", "layer", "model")
 NORMALISATIONS = ("affine", "softmax")
-
-_NORM_LAYERS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
-_UNPRINTED = ("num_heads", "batch_first", "window_size", "shift_size")
 
 
 class KernelMerge(nn.Module):
     """One network out of several, with learnable merging weights (paper, section 2).
 
-    A kernel is an output filter of a convolution, ``weight[j]`` with its bias ``bias[j]``; in a linear layer it is an
-    output row. Of ``nn.MultiheadAttention`` the input projection is such a layer too, called ``<attention>.in_proj``:
-    its kernels are the rows of queries, keys and values. The merged kernels are computed in every ``forward`` from the
-    sources' frozen ones, so the only parameters of this module are the merging weights, the affine parameters of the
-    normalisation layers, and what else is a parameter a channel or a position (a transformer's class token and
-    position embeddings, :data:`medmerge.kernels.EMBEDDINGS`).
+    A kernel is an output filter of a convolution, ``weight[j]`` with its bias ``bias[j]`` (``weight[:, j]`` of a
+    transposed one); in a linear layer it is an output row. Of ``nn.MultiheadAttention`` the input projection is such a
+    layer too, called ``<attention>.in_proj``: its kernels are the rows of queries, keys and values. The network is a
+    copy of the first source, hooks and attributes included, whose kernels are parametrised
+    (`torch.nn.utils.parametrize`): each is the mean of the sources' frozen ones, computed where the network reads it.
+    So the only parameters are the merging weights, the affine parameters of the normalisation layers, and what else is
+    a parameter a channel or a position (:data:`medmerge.sources.EMBEDDINGS`).
 
     Args:
-        sources: two or more modules of the same architecture. They are copied and never changed.
+        sources: two or more modules of the same architecture. They are never changed.
         granularity: what shares one merging weight: a ``"kernel"`` (the paper), every single ``"parameter"``, a
             ``"layer"``, or the whole ``"model"``.
         batchnorm: where normalisation layers start (affine parameters and running statistics, and with them
@@ -48,10 +50,10 @@ class KernelMerge(nn.Module):
     Every source starts with the same weight: 0.5 for two, as in the paper.
 
     Raises:
-        ValueError: fewer than two sources, an unknown option, or sources that do not fit together; the message
-            names the first layer that differs and both shapes.
-        TypeError: a source is not a module, or holds parameters that are neither kernels, nor per-channel, nor known
-            position embeddings.
+        ValueError: fewer than two sources, an unknown option, or sources that do not fit together, in layers, shapes
+            or plain attributes; the message names the first that differs and what it is in both.
+        TypeError: a source is not a module, or holds what cannot be merged by kernel or copied; the message names it
+            and the way out.
     """
 
     def __init__(
@@ -68,41 +70,65 @@ class KernelMerge(nn.Module):
             normalisation = "affine" if len(sources) == 2 else "softmax"
         _check_choice("granularity", granularity, GRANULARITIES)
         _check_choice("normalisation", normalisation, NORMALISATIONS)
-        _check_batchnorm(batchnorm, len(sources))
-        _check_alike(sources)
-        sources = [kernels.split_attention(_shared_copy(source)) for source in sources]
-        _check_mergeable(sources[0])
+        if batchnorm != "mean" and (type(batchnorm) is not int or not 0 <= batchnorm < len(sources)):
+            last = len(sources) - 1
+            raise ValueError(f"batchnorm={batchnorm!r} is neither 'mean' nor the index of a source (0 to {last})")
+        _check_sources(sources)
         self.granularity, self.normalisation, self.batchnorm = granularity, normalisation, batchnorm
         self.num_sources = len(sources)
-        shared = kernels.start((), self.num_sources, normalisation, sources[0]) if granularity == "model" else None
-
-        def merge_layer(name: str, module: nn.Module) -> nn.Module | None:
-            if not kernels.is_kernel_layer(module):
-                return None
-            return kernels.MergedLayer([s.get_submodule(name) for s in sources], granularity, normalisation, shared)
-
-        self.merged = kernels.replace(_with_merged_norms(sources, batchnorm), merge_layer)
-        if not any(True for _ in self.layers()):
+        with torch.inference_mode(False), torch.no_grad():
+            self.merged = copy.deepcopy(sources[0])
+            _merge_norms(self.merged, sources, batchnorm)
+            self._parametrise(sources[1:])
+        if not self._weights:
             raise TypeError("the sources hold no convolution and no linear layer: there is no kernel to merge")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What the sources return for ``x``; for a backbone, features ``[N, num_features]``."""
-        return self.merged(x)
+    def _parametrise(self, others: Sequence[nn.Module]) -> None:
+        """Make every kernel tensor of the copy a :class:`Mean`; one that several layers share is one in all of them."""
+        self._weights: dict[str, tuple[Mean, int]] = {}
+        self._orders: dict[str, list[str]] = {}
+        lists: dict[nn.Parameter, nn.Module] = {}
+        holder, by_parameter = None, self.granularity == "parameter"
+        for layer in kernel_layers(self.merged):
+            module, twins = layer.module, [other.get_submodule(layer.owner) for other in others]
+            self._orders[layer.owner] = list(module._parameters)
+            if self.granularity != "model":
+                holder = None
+            for key in filter(None, (layer.weight, layer.bias)):
+                first = module._parameters.pop(key)
+                module.register_buffer(key, first.detach())
+                if first in lists:
+                    parametrize.register_parametrization(module, key, lists[first][0], unsafe=True)
+                    module.parametrizations[key] = lists[first]
+                else:
+                    tensors = [getattr(twin, key).detach().clone() for twin in twins]
+                    groups = layer.groups if key == layer.weight else 0
+                    shape = {"kernel": (len(layer),), "parameter": first.shape}.get(self.granularity, ())
+                    mean = Mean(tensors, self.normalisation, shape, groups, None if by_parameter else holder)
+                    parametrize.register_parametrization(module, key, mean, unsafe=True)
+                    lists[first] = module.parametrizations[key]
+                    if by_parameter or key == layer.weight:
+                        name = layer.name if key == layer.weight else f"{layer.name}.bias"
+                        self._weights[name] = mean.holder, len(layer)
+                holder = lists[first][0].holder
+            type(module).__name__ = type(module).__bases__[0].__name__  # what a network may ask for
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """What the sources return for these arguments; for a backbone and images, features ``[N, num_features]``."""
+        return self.merged(*args, **kwargs)
 
     @property
     def num_features(self) -> int:
         """Width of the sources' output, where they state one."""
         return self.merged.num_features
 
-    def layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Names of the merged layers (as in the sources) with their modules, in the sources' order."""
-        for name, module in self.merged.named_modules():
-            if isinstance(module, kernels.MergedLayer):
-                yield name, module
+    def layers(self) -> Iterator[tuple[str, "Mean"]]:
+        """Names as in :meth:`kernel_weights`, in the sources' order, with the module whose ``w`` the weights are."""
+        return ((name, mean) for name, (mean, _) in self._weights.items())
 
     def merging_parameters(self) -> list[nn.Parameter]:
         """The parameters that hold the merging weights, each once; the others are the normalisation layers'."""
-        return list({id(w): w for _, layer in self.layers() for _, w, _ in layer.mixtures()}.values())
+        return list({id(mean): mean.w for _, mean in self.layers()}.values())
 
     @torch.no_grad()
     def kernel_weights(self) -> dict[str, Tensor]:
@@ -115,13 +141,11 @@ class KernelMerge(nn.Module):
             their own, ``"<layer>.bias"``.
         """
         weights = {}
-        for name, layer in self.layers():
-            for suffix, w, count in layer.mixtures():
-                share = kernels.shares(w, self.normalisation)
-                share = share if self.num_sources > 2 else share[0]
-                if self.granularity in ("layer", "model"):
-                    share = share[..., None].expand(*share.shape, count)
-                weights[name + suffix] = share.detach().clone()
+        for name, (mean, count) in self._weights.items():
+            share = mean.shares() if self.num_sources > 2 else mean.shares()[0]
+            if self.granularity in ("layer", "model"):
+                share = share[..., None].expand(*share.shape, count)
+            weights[name] = share.detach().clone()
         return weights
 
     @torch.no_grad()
@@ -138,21 +162,19 @@ class KernelMerge(nn.Module):
             ValueError: a shape that does not fit; weights that do not sum to one; with ``"softmax"``, weights
                 outside 0 and 1; different weights where the granularity allows one.
         """
-        slots = {name + suffix: (w, count) for name, layer in self.layers() for suffix, w, count in layer.mixtures()}
         if not isinstance(weights, Mapping):
-            weights = dict.fromkeys(slots, weights)
-        if unknown := [name for name in weights if name not in slots]:
-            near = difflib.get_close_matches(unknown[0], slots, 1) or [next(iter(slots))]
-            raise KeyError(f"no merged layer {unknown[0]!r}; the nearest of {len(slots)} is {near[0]!r}")
-        new: dict[int, Tensor] = {}
+            weights = dict.fromkeys(self._weights, weights)
+        if unknown := [name for name in weights if name not in self._weights]:
+            near = difflib.get_close_matches(unknown[0], self._weights, 1) or [next(iter(self._weights))]
+            raise KeyError(f"no merged layer {unknown[0]!r}; the nearest of {len(self._weights)} is {near[0]!r}")
+        new: dict[Mean, Tensor] = {}
         for name, value in weights.items():
-            w, count = slots[name]
-            stored = self._stored(name, value, w, count)
-            if not torch.equal(new.setdefault(id(w), stored), stored):
+            mean, count = self._weights[name]
+            stored = self._stored(name, value, mean.w, count)
+            if not torch.equal(new.setdefault(mean, stored), stored):
                 raise ValueError(f"all layers share one weight (granularity 'model'), but {name} is given another")
-        for w, _ in slots.values():
-            if id(w) in new:
-                w.copy_(new[id(w)])
+        for mean, stored in new.items():
+            mean.w.copy_(stored)
 
     def _stored(self, name: str, value: Tensor | float, w: Tensor, count: int) -> Tensor:
         """``value`` in the form in which ``w`` holds it."""
@@ -181,19 +203,93 @@ class KernelMerge(nn.Module):
             )
         return share.log()
 
-    @torch.no_grad()
     def fold(self) -> nn.Module:
         """The merged network as an ordinary one: the first source's class and state dict keys, no trace of the merge.
 
         Its output is this module's, bit for bit. All parameters of the copy are trainable; ``self`` is not changed.
         """
-        plain = copy.deepcopy(self.merged)
-        plain = kernels.replace(plain, lambda _, m: m.fold() if isinstance(m, kernels.MergedLayer) else None)
-        return kernels.join_attention(plain).requires_grad_(True)
+        with torch.inference_mode(False), torch.no_grad():
+            plain, folded = copy.deepcopy(self.merged), {}
+            for name, order in self._orders.items():
+                module = plain.get_submodule(name)
+                own = dict(module._parameters)
+                for key, computed in module.parametrizations.items():
+                    if computed not in folded:  # not read as an attribute: what is read may come from a cache
+                        folded[computed] = nn.Parameter(computed().detach().clone())
+                    own[key] = folded[computed]
+                del module.parametrizations
+                module.__class__ = type(module).__bases__[0]  # the class is shared with the merge, so it stays as it is
+                module._parameters.clear()
+                module._parameters.update({key: own[key] for key in order})
+            return plain.requires_grad_(True)
 
-    def extra_repr(self) -> str:
-        options = ("granularity", "batchnorm", "normalisation")
-        return ", ".join([f"sources={self.num_sources}", *(f"{name}={getattr(self, name)!r}" for name in options)])
+    def __deepcopy__(self, memo: dict) -> "KernelMerge":
+        twin = memo[id(self)] = self.__new__(type(self))
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
+
+    def __getstate__(self) -> dict:
+        raise TypeError("a KernelMerge cannot be pickled; save it with medmerge.save(merge, path), or its state_dict()")
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("granularity", "batchnorm", "normalisation"))
+        layers = kernel_layers(self.merged)
+        of = f"{self.num_sources} sources, {len(layers)} layers, {sum(map(len, layers)):,} kernels"
+        return f"KernelMerge({type(self.merged).__name__}, {of}, {options})"
+
+
+class Mean(nn.Module):
+    """The weighted mean of one tensor of all sources, as a parametrisation of the first source's.
+
+    Args:
+        others: the tensor in the other sources, ``[kernels, ...]``; of a transposed convolution ``[in, kernels, ...]``.
+        normalisation: as for :class:`KernelMerge`.
+        shape: of the merging weights of one source.
+        groups: of a transposed convolution, and 0 for all other tensors.
+        holder: whose weights to use, in place of own ones.
+    """
+
+    def __init__(
+        self, others: Sequence[Tensor], normalisation: str, shape: Sequence[int], groups: int, holder: "Mean | None"
+    ):
+        super().__init__()
+        self.normalisation, self.groups, self.n = normalisation, groups, len(others) + 1
+        for i, other in enumerate(others, start=1):
+            self.register_buffer(f"source_{i}", other)
+        self._holder = () if holder is None else (holder,)  # in a tuple it is no submodule, and w is in the state once
+        if holder is None:
+            rows, value = (self.n - 1, 1 / self.n) if normalisation == "affine" else (self.n, 0.0)
+            self.w = nn.Parameter(torch.full((rows, *shape), value, dtype=others[0].dtype, device=others[0].device))
+
+    @property
+    def holder(self) -> "Mean":
+        """The one whose ``w`` ``[rows, ...]`` counts: weights of n - 1 sources (affine), logits of all n (softmax)."""
+        return self._holder[0] if self._holder else self
+
+    def shares(self) -> Tensor:
+        """Weights of all n sources ``[n, ...]``."""
+        w = self.holder.w
+        return w.softmax(0) if self.normalisation == "softmax" else torch.cat([w, 1 - w.sum(0, keepdim=True)])
+
+    def forward(self, first: Tensor) -> Tensor:
+        """The mean; of two sources by ``lerp``, which is exact at both ends and where the sources are equal."""
+        others = [getattr(self, f"source_{i}") for i in range(1, self.n)]
+        if self.n == 2:
+            w = self.holder.w[0] if self.normalisation == "affine" else self.holder.w.softmax(0)[0]
+            mean = torch.lerp(others[0], first, self._along(w, first))
+        else:
+            pairs = zip(self.shares(), (first, *others), strict=True)
+            mean = sum(self._along(share, first) * source for share, source in pairs)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return mean
+        # Even under no_grad, torch multiplies in another order by what requires a gradient, as a parameter does.
+        return mean.requires_grad_(self.holder.w.requires_grad)
+
+    def _along(self, share: Tensor, tensor: Tensor) -> Tensor:
+        """Weights, one a kernel or fewer or more, so that they multiply ``tensor``."""
+        if self.groups and share.dim() == 1:
+            share = share.view(self.groups, 1, -1).expand(-1, len(tensor) // self.groups, -1).flatten(0, 1)
+        return share.reshape(share.shape + (1,) * (tensor.dim() - share.dim())).to(tensor)
 
 
 @torch.no_grad()
@@ -204,36 +300,27 @@ def zeros_like(source: nn.Module) -> nn.Module:
     position embeddings stay as they are, so that merging with the copy weighs the source's kernels against nothing and
     leaves the rest alone.
     """
-    zeros = kernels.split_attention(copy.deepcopy(source))
-    for module in filter(kernels.is_kernel_layer, zeros.modules()):
-        for parameter in module.parameters(recurse=False):
-            parameter.zero_()
-    return kernels.join_attention(zeros)
+    zeros = copy.deepcopy(source)
+    for layer in kernel_layers(zeros):
+        for key in filter(None, (layer.weight, layer.bias)):
+            getattr(layer.module, key).zero_()
+    return zeros
 
 
-def _shared_copy(source: nn.Module) -> nn.Module:
-    """A copy of ``source`` that shares its tensors."""
-    return copy.deepcopy(source, {id(tensor): tensor for tensor in (*source.parameters(), *source.buffers())})
-
-
-@torch.no_grad()
-def _with_merged_norms(sources: Sequence[nn.Module], batchnorm: str | int) -> nn.Module:
-    """A copy of the first source in which everything but the kernel layers is merged by the ``batchnorm`` policy."""
-    base = copy.deepcopy(sources[0])
-    for module, *twins in zip(base.modules(), *(source.modules() for source in sources), strict=True):
-        if kernels.is_kernel_layer(module):
-            continue
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is None:
+def _merge_norms(base: nn.Module, sources: Sequence[nn.Module], batchnorm: str | int) -> None:
+    """Merge everything but the kernels by the ``batchnorm`` policy, in place; it becomes trainable."""
+    kernels = {(layer.owner, key) for layer in kernel_layers(base) for key in (layer.weight, layer.bias)}
+    for (name, module), *twins in zip(base.named_modules(), *(source.modules() for source in sources), strict=True):
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None or (name, key) in kernels:
                 continue
-            values = [getattr(twin, name) for twin in twins]
+            values = [getattr(twin, key) for twin in twins]
             if batchnorm != "mean":
                 tensor.copy_(values[batchnorm])
             elif tensor.is_floating_point():
                 tensor.copy_(torch.stack(values).mean(0))
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(True)
-    return base
+            if isinstance(tensor, nn.Parameter):
+                tensor.requires_grad_(True)
 
 
 def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
@@ -241,59 +328,16 @@ def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
         raise ValueError(f"{what}={value!r} is not one of {', '.join(map(repr, allowed))}")
 
 
-def _check_batchnorm(batchnorm: object, n: int) -> None:
-    index = isinstance(batchnorm, int) and not isinstance(batchnorm, bool) and 0 <= batchnorm < n
-    if batchnorm != "mean" and not index:
-        raise ValueError(f"batchnorm={batchnorm!r} is neither 'mean' nor the index of a source (0 to {n - 1})")
-
-
-def _check_alike(sources: Sequence[nn.Module]) -> None:
-    """Raise unless all sources have the same modules, options, tensor names, shapes and dtypes."""
-    for source in sources:
-        if not isinstance(source, nn.Module):
-            raise TypeError(f"a source is a {type(source).__name__}, not a torch.nn.Module; load it with backbone()")
-    if len(sources) < 2:
-        raise ValueError(f"merging needs two or more sources, got {len(sources)}")
-    first = sources[0]
-    for i, other in enumerate(sources[1:], start=1):
-        for a, b in zip_longest(_tensors(first), _tensors(other)):
-            if a != b:
-                raise ValueError(
-                    f"source {i} does not fit source 0: the first layer that differs is {_described(a)} in source 0 "
-                    f"and {_described(b)} in source {i}. Only networks of one architecture can be merged"
-                )
-        for a, b in zip_longest(_options(first), _options(other)):
-            if a != b:
-                raise ValueError(f"source {i} does not fit source 0: {a} in source 0 is {b} in source {i}")
-
-
-def _check_mergeable(source: nn.Module) -> None:
-    """Raise if a parameter with several dimensions is neither a kernel nor a position embedding."""
-    for name, module in source.named_modules():
-        if kernels.is_kernel_layer(module) or isinstance(module, _NORM_LAYERS):
-            continue
-        for own, parameter in module.named_parameters(recurse=False):
-            if sum(size > 1 for size in parameter.shape) > 1 and not kernels.is_embedding(module, own):
-                raise TypeError(
-                    f"{f'{name}.{own}'.lstrip('.')} {list(parameter.shape)} of a {type(module).__name__} is neither a "
-                    "kernel of a convolution or linear layer, nor a per-channel parameter, nor a known position "
-                    "embedding: it cannot be merged by kernel"
-                )
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...], torch.dtype, torch.device]]:
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        yield name, tuple(tensor.shape), tensor.dtype, tensor.device
-
-
-def _options(module: nn.Module) -> Iterator[str]:
-    for name, child in module.named_modules():
-        unprinted = [f"{option}={getattr(child, option)}" for option in _UNPRINTED if hasattr(child, option)]
-        yield f"{name} {type(child).__name__}({', '.join(filter(None, [child.extra_repr(), *unprinted]))})".lstrip()
-
-
-def _described(entry: tuple[str, tuple[int, ...], torch.dtype, torch.device] | None) -> str:
-    if entry is None:
-        return "missing"
-    name, shape, dtype, device = entry
-    return f"{name} {list(shape)} ({str(dtype).removeprefix('torch.')}, {device})"
+def _check_sources(sources: Sequence[nn.Module]) -> None:
+    """Raise unless the sources can be merged; say so where two are the same."""
+    for i, source in enumerate(sources):
+        for name, module in source.named_modules() if isinstance(source, nn.Module) else ():
+            if isinstance(module, KernelMerge):
+                where = f"source {i}" + f", {name}," * bool(name)
+                raise TypeError(f"{where} is a KernelMerge; fold() it, or merge its own sources with the others")
+    networks.check(sources)
+    for i, j in itertools.combinations(range(len(sources)), 2):
+        if networks.same_weights(sources[i], sources[j]):
+            log.warning(
+                "sources %d and %d have the same weights: between them, no merging weight changes anything", i, j
+            )

@@ -1,68 +1,69 @@
 """One training loop and the two phases that use it: linear probe and fine-tune (paper, sections 2 and 3).
 
-Nothing here can reach test data: a :class:`Task` holds the training and validation images only.
+Nothing here can reach test data: a :class:`Task` holds the training and validation images only. Nothing is printed; to
+see a line an epoch: ``logging.basicConfig(level="INFO", format="%(message)s")``, or ``Task(..., on_epoch=print)``.
 """
 
+import copy
 import functools
-import logging
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from medmerge import batchnorm, loop
-from medmerge.checkpoints import Progress
-from medmerge.data import Samples
-from medmerge.devices import channels_last, memory_kept, peak_memory, reset_peak_memory, seeded
-from medmerge.loop import loss
+from medmerge import batchnorm, checkpoints, devices
+from medmerge.devices import memory_kept, seeded
 from medmerge.merge import KernelMerge
-from medmerge.serving import prepare, resident
+from medmerge.progress import Progress
+from medmerge.samples import Batch, Batches, Samples, prepare, to_device
 from medmerge.stats import evaluation
-from medmerge.task import Protocol, Task
+from medmerge.task import FREE, Protocol, Task, TrainingError
 
 __all__ = [
     "FREE",
     "PHASES",
+    "Protocol",
+    "Task",
     "TrainingError",
     "features",
     "fine_tune",
     "fit",
     "kernel_shares",
     "linear_probe",
+    "loss",
     "parameter_groups",
     "predict",
     "prepare",
+    "seconds_per_image",
+    "step",
     "validate",
 ]
 
-log = logging.getLogger(__name__)
-
 PHASES = ("linear_probe", "fine_tune")
-
-FREE = ("both", "affine", "statistics", "none")
-"""What of batch norms can change in a linear probe. ``"both"``: all, as in fine-tuning (the paper's "unfrozen");
-``"affine"``: scale and shift learn, inputs are normalised by running statistics that stay; ``"statistics"``: inputs are
-normalised by the batch's, running ones follow, scale and shift stay; ``"none"``: all stay. Layer norms and other
-parameters of a channel have no statistics; they go with ``"affine"``."""
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says where it stopped and what to change."""
 
 
 def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
     """Train a classifier's head on frozen kernels, in place (LP; Kumar et al. 2022).
 
     Of a :class:`~medmerge.merge.KernelMerge` the merging weights and normalisation layers learn too (paper, section
-    2). Where nothing of the backbone changes, its features are computed once.
+    2). Where nothing of the backbone changes, the features of samples are computed once; those of batches in every
+    epoch, since augmentation may change them.
 
     Args:
+        model: a ``backbone`` and a ``head`` (:class:`~medmerge.backbones.Classifier`).
+        task: images and protocol; gains history and cost.
         free: what of the batch norms changes, one of :data:`FREE`; by default the protocol's ``batchnorm_free`` for a
             merge, and for any other backbone nothing or, with ``lp_batchnorm`` ``"train"``, their statistics.
+
+    Raises:
+        TrainingError: as :func:`fit`.
     """
     protocol, backbone = task.protocol, model.backbone
     if free is None:
@@ -76,12 +77,14 @@ def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
     if moves or any(parameter.requires_grad for parameter in backbone.parameters()):
         still = [] if moves else list(batchnorm.layers(backbone).values())
         fit(model, task.train, task.val, "linear_probe", task, still)
-        return
-    model.to(task.device)
-    started = time.perf_counter()
-    train, val = (features(backbone, samples, task) for samples in (task.train, task.val))
-    task.cost["features"] = {"seconds": time.perf_counter() - started}
-    fit(model.head, train, val, "linear_probe", task)
+    elif isinstance(task.train, Batches) or isinstance(task.val, Batches):
+        fit(model, task.train, task.val, "linear_probe", task, [backbone])
+    else:
+        model.to(task.device)
+        started = time.perf_counter()
+        train, val = (features(backbone, samples, task) for samples in (task.train, task.val))
+        task.cost["features"] = {"seconds": time.perf_counter() - started}
+        fit(model.head, train, val, "linear_probe", replace(task, progress=None))
 
 
 def _learning(backbone: nn.Module, free: str, protocol: Protocol) -> list[nn.Parameter]:
@@ -97,45 +100,58 @@ def _learning(backbone: nn.Module, free: str, protocol: Protocol) -> list[nn.Par
 
 
 def fine_tune(model: nn.Module, task: Task) -> None:
-    """Train all of a classifier, in place (FT); with ``ft_epochs`` of 0 it stays as it is."""
+    """Train all of a classifier, in place (FT); with ``ft_epochs`` of 0 it stays as it is.
+
+    Raises:
+        TrainingError: as :func:`fit`.
+    """
     model.requires_grad_(True)
-    if not task.protocol.ft_epochs:
-        return
-    fit(model, task.train, task.val, "fine_tune", task)
+    if task.protocol.ft_epochs:
+        fit(model, task.train, task.val, "fine_tune", task)
 
 
 def fit(
-    model: nn.Module, train: Samples, val: Samples, phase: str, task: Task, still: Sequence[nn.Module] = ()
+    model: nn.Module,
+    train: Samples | Batches,
+    val: Samples | Batches,
+    phase: str,
+    task: Task,
+    still: Sequence[nn.Module] = (),
 ) -> None:
-    """Minimise :func:`~medmerge.loop.loss` over one phase; leave ``model`` at the selected epoch.
+    """Minimise :func:`loss` over one phase; leave ``model`` at the selected epoch.
 
     An interrupted phase goes on after the last epoch that is on disk, and ends with the same numbers: the order of the
-    images and the random state are functions of seed, phase and epoch. A finished one is read from its checkpoint.
+    images and the random state are functions of seed, phase and epoch (:class:`Task` says where that does not hold). A
+    finished one is read from its checkpoint.
 
     Args:
         model: maps a batch of inputs to logits ``[B, num_classes]``.
-        train, val: images, or features computed once.
+        train, val: images as a task has them, or features computed once.
         phase: one of :data:`PHASES`; the protocol gives its epochs and learning rate.
         task: the rest; gains rows of history and the phase's cost.
         still: modules that stay in eval mode.
 
     Raises:
-        TrainingError: fewer than two training images, or a loss that is not finite (epoch and step are named).
+        TrainingError: fewer than two training images, logits of another shape, or a loss that is not finite (epoch and
+            step are named).
     """
-    short = {"linear_probe": "lp", "fine_tune": "ft"}[phase]
-    epochs, lr = getattr(task.protocol, f"{short}_epochs"), getattr(task.protocol, f"{short}_lr")
+    protocol, device = task.protocol, task.device
+    rate, epochs, lr = {
+        "linear_probe": ("lp_lr", protocol.lp_epochs, protocol.lp_lr),
+        "fine_tune": ("ft_lr", protocol.ft_epochs, protocol.ft_lr),
+    }[phase]
     if len(train) < 2:
         raise TrainingError(f"training needs at least two images, got {len(train)}")
-    device = task.device
-    channels_last(model.to(device))
-    train, val = resident(train, device), resident(val, device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, task.protocol), lr=lr, fused=True)
+    devices.channels_last(model.to(device))
+    optimizer = torch.optim.AdamW(parameter_groups(model, protocol), lr=lr, fused=True)
     path = task.checkpoints / f"{phase}.pt" if task.checkpoints else None
     merge = getattr(model, "backbone", None)
     watch = functools.partial(kernel_shares, merge) if isinstance(merge, KernelMerge) else None
-    state = Progress(model, optimizer, phase, f"{task.key}/{phase}", path, task.score, watch)
-    steps = loop.Steps(model, optimizer, lambda: task.autocast, task.protocol.batch_size, device)
-    reset_peak_memory(device)
+    state = checkpoints.Phase(model, optimizer, phase, f"{task.key}/{phase}", path, task.score, watch)
+    task.history.extend(state.history)
+    progress = task.progress or Progress(epochs * len(train), bar=False)
+    progress.advance(state.epoch * len(train))
+    devices.reset_peak_memory(device)
     while state.epoch < epochs:
         started = time.perf_counter()
         with memory_kept(), seeded(device, task.seed, PHASES.index(phase), state.epoch):
@@ -143,14 +159,16 @@ def fit(
             for module in still:
                 module.eval()
             where = f"{phase}, epoch {state.epoch + 1}"
-            train_loss = _train_epoch(steps, train, f"{short}_lr, which is {lr:g}", where)
-            scores = validate(model, val, task)
-        row, seconds = {"train_loss": train_loss, **scores}, time.perf_counter() - started
-        state.advance(row, seconds, peak_memory(device), last=state.epoch + 1 == epochs)
-        _report(phase, state, epochs, len(train))
-    if task.protocol.select == "best":
+            found = _train_epoch(model, optimizer, train, task, where, f"{rate}, which is {lr:g}")
+            row = {"train_loss": found, **validate(model, val, task)}
+        seconds = time.perf_counter() - started
+        state.advance(row, seconds, devices.peak_memory(device), last=state.epoch + 1 == epochs)
+        task.history.append(state.history[-1])
+        progress.advance(len(train), seconds, _line(state, epochs, len(train)))
+        if task.on_epoch:
+            task.on_epoch(state.history[-1])
+    if protocol.select == "best":
         model.load_state_dict(state.best)
-    task.history.extend(state.history)
     if state.watched:
         task.kernel_history = {name: torch.stack([w[name] for w in state.watched]) for name in state.watched[0]}
     task.cost[phase] = {
@@ -158,6 +176,82 @@ def fit(
         "images_per_second": epochs * len(train) / state.seconds,
         "peak_memory_mib": state.peak_memory,
     }
+
+
+def _line(state: checkpoints.Phase, epochs: int, images: int) -> str:
+    row, name = state.history[-1], "AUROC" if "auroc" in state.score else "F1"
+    return (
+        f"{state.name} {state.epoch}/{epochs}  loss {row['train_loss']:.4f}  validation {name} {row[state.score]:.4f} "
+        f"(best {state.best_score:.4f})  {state.epoch * images / state.seconds:.0f} images/s"
+    )
+
+
+def _train_epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, train: Samples | Batches, task: Task, where: str, rate: str
+) -> float:
+    """One pass over the training images; returns the mean loss. Nothing in it waits for a GPU."""
+    found, sizes = [], []
+    for batch in train.shuffled(task.protocol.batch_size):
+        found.append(step(model, optimizer, batch, task))
+        sizes.append(len(batch[1]))
+    losses = torch.stack(found).cpu()
+    if not torch.isfinite(losses).all():
+        number = int((~torch.isfinite(losses)).nonzero()[0])
+        raise TrainingError(f"the loss is {losses[number].item()} in {where}, step {number + 1}: lower {rate}")
+    return float(np.average(losses.double().numpy(), weights=sizes))
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, task: Task) -> Tensor:
+    """One training step on one batch; returns its loss, which stays on the device.
+
+    Raises:
+        TrainingError: the model's logits are not ``[B, num_classes]``.
+    """
+    inputs, labels = to_device(batch, task.device)
+    optimizer.zero_grad(set_to_none=True)
+    with task.autocast:
+        logits = model(prepare(inputs))
+    if logits.shape != (len(labels), task.num_classes):
+        raise TrainingError(
+            f"of {len(labels)} images the network gives {list(logits.shape)}, not one logit for each of the task's "
+            f"{task.num_classes} classes"
+        )
+    value = loss(logits.float(), labels)
+    value.backward()
+    optimizer.step()
+    return value.detach()
+
+
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over images; of several labels an image, binary cross-entropy over the labels that are known.
+
+    Args:
+        logits: float ``[B, K]``.
+        labels: class indices, int64 ``[B]``, or float ``[B, K]`` of 1, 0 and NaN (not known: no part in the loss).
+    """
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels)
+    known = ~labels.isnan()
+    each = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    return torch.where(known, each, 0).sum() / known.sum().clamp(min=1)
+
+
+def seconds_per_image(model: nn.Module, task: Task, steps: int = 3) -> float:
+    """What training takes an image, by ``steps`` steps after a first one on a copy of ``model``, which stays as it is.
+
+    Times ``images x epochs`` it estimates a phase before it starts.
+    """
+    model = copy.deepcopy(model).to(task.device).train()
+    devices.channels_last(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model, task.protocol), fused=True)
+    taken, images = [], []
+    with memory_kept(), seeded(task.device, task.seed):
+        for batch in itertools.islice(task.train.shuffled(task.protocol.batch_size), steps + 1):
+            started = time.perf_counter()
+            step(model, optimizer, batch, task).item()
+            taken.append(time.perf_counter() - started)
+            images.append(len(batch[1]))
+    return sum(taken[1:] or taken) / sum(images[1:] or images)
 
 
 def kernel_shares(merge: KernelMerge) -> dict[str, Tensor]:
@@ -172,20 +266,9 @@ def kernel_shares(merge: KernelMerge) -> dict[str, Tensor]:
     return {name: (w - 1 / n).half().cpu() for name, w in means.items()}
 
 
-def _train_epoch(steps: loop.Steps, train: Samples, rate: str, where: str) -> float:
-    """One pass over the training images; returns the mean loss."""
-    found, sizes = loop.epoch(steps, train)
-    losses = found.cpu()
-    if not torch.isfinite(losses).all():
-        step = int((~torch.isfinite(losses)).nonzero()[0]) + 1
-        raise TrainingError(f"the loss is {losses[step - 1].item()} in {where}, step {step}: lower {rate}")
-    return float(np.average(losses.double().numpy(), weights=sizes))
-
-
-def validate(model: nn.Module, val: Samples, task: Task) -> dict[str, float]:
+def validate(model: nn.Module, val: Samples | Batches, task: Task) -> dict[str, float]:
     """Loss and scores on the validation images, as a history keeps them, in eval mode."""
-    logits = _logits(model, val, task)
-    labels = val.labels.cpu()
+    logits, labels = _outputs(model, val, task)
     if task.multilabel:
         scores = evaluation.metrics(labels.numpy(), logits.sigmoid().numpy(), [str(k) for k in range(task.num_classes)])
         if scores["macro_auroc"] is None:
@@ -201,23 +284,42 @@ def validate(model: nn.Module, val: Samples, task: Task) -> dict[str, float]:
     }
 
 
-def predict(model: nn.Module, samples: Samples, task: Task) -> np.ndarray:
-    """Probabilities, float32 ``[N, num_classes]``, in eval mode: of one class an image, or of each by itself."""
+def predict(model: nn.Module, data: Samples | Batches | Iterable[Batch], task: Task) -> np.ndarray:
+    """Probabilities, float32 ``[N, num_classes]``, in eval mode: of one class an image, or of each by itself.
+
+    Args:
+        model: maps a batch of inputs to logits ``[B, num_classes]``.
+        data: images as :class:`Task` takes them; the rows are in the order in which they come, so that a
+            ``DataLoader`` must not shuffle. Labels are checked but not used.
+        task: says where and how to compute.
+    """
     model.to(task.device)
-    logits = _logits(model, samples, task)
+    data = data if isinstance(data, (Samples, Batches)) else Batches(data, "images", task.num_classes)
+    logits, _ = _outputs(model, data, task)
     return (logits.sigmoid() if task.multilabel else logits.softmax(1)).numpy()
 
 
 def features(backbone: nn.Module, samples: Samples, task: Task) -> Samples:
     """``samples`` with a frozen backbone's features, float32 ``[N, num_features]``, in place of images (eval mode)."""
-    values = _logits(backbone, samples, task)
+    values, _ = _outputs(backbone, samples, task)
     return replace(samples, inputs=values, rows=torch.arange(len(samples)))
 
 
-def _logits(model: nn.Module, samples: Samples, task: Task) -> Tensor:
-    """What ``model`` returns in eval mode for all samples, float32 on the CPU."""
-    size = 4 * task.protocol.batch_size
-    return loop.outputs(model, samples, lambda: task.autocast, size, task.device).cpu().clone()
+def _outputs(model: nn.Module, data: Samples | Batches, task: Task) -> Batch:
+    """What ``model`` returns in eval mode for all images, float32, and their labels, both on the CPU.
+
+    Its mode is left as it was. Merged kernels are computed once. What is random in somebody's batches is the same in
+    every pass.
+    """
+    found, training = [], model.training
+    model.eval()
+    with seeded(task.device, task.seed), parametrize.cached():
+        for inputs, labels in data.ordered(4 * task.protocol.batch_size):
+            with torch.inference_mode(), task.autocast:
+                found.append((model(prepare(*to_device((inputs,), task.device))).float(), labels))
+    model.train(training)
+    outputs, labels = zip(*found, strict=True)
+    return torch.cat(outputs).cpu(), torch.cat(labels).cpu()
 
 
 def parameter_groups(model: nn.Module, protocol: Protocol) -> list[dict]:
@@ -242,14 +344,3 @@ def parameter_groups(model: nn.Module, protocol: Protocol) -> list[dict]:
         rate = {} if protocol.w_lr is None else {"lr": protocol.w_lr}
         groups.append({"params": weights, "weight_decay": protocol.w_decay, **rate})
     return groups
-
-
-def _report(phase: str, state: Progress, epochs: int, images: int) -> None:
-    row, rate = state.history[-1], state.epoch * images / state.seconds
-    left = (epochs - state.epoch) * state.seconds / state.epoch
-    log.info(
-        "%s %d/%d  loss %.4f  validation %s %.4f (best %.4f)  %.0f images/s  %d:%02d left",
-        *(phase, state.epoch, epochs, row["train_loss"], "AUROC" if "auroc" in state.score else "F1"),
-        *(row[state.score], state.best_score, rate),
-        *divmod(round(left), 60),
-    )

@@ -1,13 +1,7 @@
-"""What the tests of the book share: its files, its pages as built, and a browser without a network."""
+"""What the tests of the book share: its files, and its pages as built."""
 
-import functools
-import os
-import shutil
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,13 +12,6 @@ HTML = ROOT / "_build" / "html"
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-def skip_or_fail(reason: str) -> None:
-    """Skip on a reader's machine; fail where everything is supposed to be there."""
-    if os.environ.get("MEDMERGE_CI") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def toc_files() -> list[str]:
@@ -60,47 +47,3 @@ def stale(html: Path = HTML) -> str:
     if newest.stat().st_mtime > (html / "searchindex.js").stat().st_mtime:
         return f"the built book is older than {name_of(newest)}: make book"
     return ""
-
-
-def find_browser() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        skip_or_fail("no Chromium here to look at the page with")
-    return browser
-
-
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-dev-shm-usage", "--disable-component-update", "--hide-scrollbars",
-]  # fmt: skip
-NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND,EXCLUDE 127.0.0.1"
-
-
-def start_driver(profile: Path):
-    """A Chromium for which only this machine's loopback resolves."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    driver = shutil.which("chromedriver")
-    browser = find_browser()
-    if driver is None:
-        skip_or_fail("no chromedriver here to steer Chromium with")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in (*FLAGS, NO_NETWORK, f"--user-data-dir={profile}", "--window-size=1280,900"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "SEVERE"})
-    return webdriver.Chrome(options=options, service=Service(driver))
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-def serve(folder: Path) -> ThreadingHTTPServer:
-    """Serve a folder on a free port of the loopback, until `shutdown` is called."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server

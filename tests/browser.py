@@ -1,7 +1,8 @@
-"""A headless Chromium that reaches nothing but this machine, and what it must be asked in tests."""
+"""A headless Chromium that reaches nothing but this machine, with the fonts that a test asks for."""
 
 import contextlib
 import http.server
+import json
 import os
 import shutil
 import socket
@@ -19,26 +20,50 @@ import pytest
 
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars"),
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FONTS = {"DejaVu": "DejaVuSans.ttf", "Liberation": "LiberationSans-Regular.ttf"}
+FONTCONFIG = """<?xml version="1.0"?>
+<!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">
+<fontconfig>
+  <dir>{fonts}</dir>
+  <cachedir>{cache}</cachedir>
+  <include ignore_missing="yes">/etc/fonts/conf.d</include>
+</fontconfig>
+"""
 
 
-def start(size: tuple[int, int] = (1200, 1000)):
-    """A selenium driver, or a skip where there is no browser (a failure under MEDMERGE_CI=1)."""
+def skip_or_fail(reason: str) -> None:
+    """Skip on a reader's machine; fail where everything is supposed to be there."""
+    pytest.fail(reason) if os.environ.get("MEDMERGE_CI") == "1" else pytest.skip(reason)
+
+
+def fontconfig(family: str, folder: Path) -> Path:
+    """A file for ``FONTCONFIG_FILE`` in the folder, with which a program sees one family of :data:`FONTS` alone."""
+    found = next(Path("/usr/share/fonts").rglob(FONTS[family]), None)
+    if found is None:
+        skip_or_fail(f"no {family} fonts below /usr/share/fonts (Debian: apt-get install fonts-{family.lower()})")
+    path = folder / "fonts.conf"
+    path.write_text(FONTCONFIG.format(fonts=found.parent, cache=folder / "cache"), encoding="utf-8")
+    return path
+
+
+def start(size: tuple[int, int] = (1200, 1000), fonts: Path | None = None):
+    """A selenium driver, seeing the fonts of a file of :func:`fontconfig`; a skip where there is no browser."""
     from selenium import webdriver
 
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    browser, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
+    browser, driver = next(filter(None, map(shutil.which, BROWSERS)), None), shutil.which("chromedriver")
     if not browser or not driver:
-        reason = f"no {'chromedriver' if browser else 'Chromium'} here to look at the page with"
-        pytest.fail(reason) if os.environ.get("MEDMERGE_CI") == "1" else pytest.skip(reason)
+        skip_or_fail(f"no {'chromedriver' if browser else 'Chromium'} here to look at the page with")
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     for flag in (*FLAGS, f"--window-size={size[0]},{size[1]}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    environment = {**os.environ, **({"FONTCONFIG_FILE": str(fonts)} if fonts else {})}
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver, env=environment))
 
 
 def free_port() -> int:
@@ -86,18 +111,24 @@ def voila(notebook: Path, environment: dict[str, str]) -> Iterator[str]:
         log.close()
 
 
-def complaints(driver) -> list[str]:
-    """Errors in the console, and requests that were blocked or not answered with success; the log is emptied.
-
-    Every page of the theme says that THEBE_JS_URL is declared twice: harmless, and left out.
-    """
-    import json
-
-    found = [e["message"] for e in driver.get_log("browser") if e["level"] == "SEVERE" and "THEBE" not in e["message"]]
+def requests(driver) -> dict[str, str]:
+    """What pages asked for since the last call, and what became of it; the log is emptied."""
+    outcome, addresses = {}, {}
     for entry in driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.loadingFailed" and not message["params"].get("canceled"):
-            found.append(message["params"]["errorText"])
-        if message["method"] == "Network.responseReceived" and message["params"]["response"]["status"] >= 400:
-            found.append(message["params"]["response"]["url"])
-    return [text for text in found if "favicon.ico" not in text]
+        name, values = message["method"], message["params"]
+        if name == "Network.requestWillBeSent":
+            addresses[values["requestId"]] = values["request"]["url"]
+            outcome.setdefault(values["request"]["url"], "no answer")
+        elif name == "Network.responseReceived":
+            outcome[values["response"]["url"]] = str(values["response"]["status"])
+        elif name == "Network.loadingFailed" and values["requestId"] in addresses and not values.get("canceled"):
+            outcome[addresses[values["requestId"]]] = values["errorText"]
+    return {url: what for url, what in outcome.items() if not url.startswith(("data:", "blob:", "chrome"))}
+
+
+def complaints(driver) -> list[str]:
+    """Errors in the console, and requests that were refused or failed; both logs are emptied."""
+    errors = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+    failed = [f"{url}: {what}" for url, what in requests(driver).items() if what >= "400" and what != "no answer"]
+    return [text for text in errors + failed if "favicon.ico" not in text]

@@ -16,7 +16,7 @@ from data_fixtures import real
 from fuzzing import OUTCOMES, TRIED
 
 from medmerge import checkpoints
-from medmerge.data import fundus, skin
+from medmerge.data.loaders import fundus, skin
 
 
 def pytest_configure():

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medmerge.data import Table, fundus, load_images, load_table, skin, split
+from medmerge.data import Table, load_images, load_table, split
+from medmerge.data.loaders import fundus, skin
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

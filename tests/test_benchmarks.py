@@ -63,7 +63,7 @@ def test_every_way_learns_as_many_numbers_and_keeps_two_copies(sources, way):
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert learning == sum(p.numel() for p in merge.parameters() if p.requires_grad)
     frozen = {t.data_ptr(): t.numel() for t in (*model.parameters(), *model.buffers()) if not t.requires_grad}
-    kernels = sum(layer.weight_0.numel() for _, layer in merge.layers())
+    kernels = sum(layer.source_1.numel() for _, layer in merge.layers())
     assert 2 * kernels <= sum(frozen.values()) < 2.2 * kernels
 
 

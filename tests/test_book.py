@@ -153,7 +153,7 @@ def test_the_chapter_on_approaches_lists_the_registry():
 MODULES = (
     *("rivals", "ingredients", "recall"),
     *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
-    *("kernels", "significance", "statefiles", "files", "task", "loop"),
+    *("kernels", "significance", "weightfiles", "saving", "files", "task", "loop"),
     *(
         "params",
         "definitions",

@@ -8,8 +8,8 @@ from data_fixtures import real, write_image
 from xray_fixtures import chexpert_lines, write_chexpert
 
 from medmerge.data import DataError, listed_ids, load_images, load_table, split
-from medmerge.data import chexpert as chexpert_module
-from medmerge.data.chexpert import CLASSES, FRONTAL, ROWS
+from medmerge.data.loaders import chexpert as chexpert_module
+from medmerge.data.loaders.chexpert import CLASSES, FRONTAL, ROWS
 
 TRAIN = [
     "train/patient00001/study1/view1_frontal",

@@ -21,7 +21,7 @@ from pydicom.uid import (
 from xray_fixtures import dicom, jpeg, to_bytes
 
 from medmerge.data import DataError, load_images, load_table
-from medmerge.data.dicom import read_dicom
+from medmerge.data.decode import read_dicom
 
 RANDOM = np.random.default_rng(0)
 

@@ -9,7 +9,8 @@ import pytest
 from data_fixtures import real
 from PIL import Image
 
-from medmerge.data import DATASETS, load_table, skin, split
+from medmerge.data import DATASETS, load_table, split
+from medmerge.data.loaders import skin
 
 # Skin.
 

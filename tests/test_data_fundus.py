@@ -15,7 +15,8 @@ from data_fixtures import (
     write_lines,
 )
 
-from medmerge.data import DATASETS, DataError, fundus, load_table, split
+from medmerge.data import DATASETS, DataError, load_table, split
+from medmerge.data.loaders import fundus
 
 TRAIN = {"10_left": 0, "10_right": 4, "13_left": 1, "13_right": 0}
 TEST = {"1_left": 2, "1_right": 3}

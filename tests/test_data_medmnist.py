@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from data_fixtures import ask, imported
 
-from medmerge.data import DATASETS, DataError, load_images, load_table, medmnist_sets
+from medmerge.data import DATASETS, DataError, load_images, load_table
+from medmerge.data.loaders import medmnist as loader
 
 COUNTS = {"train": 12, "val": 3, "test": 4}
 
@@ -32,11 +33,11 @@ def write_npz(path, flag, size, monkeypatch, counts=COUNTS, **changes):
 
 def test_the_names_are_those_of_the_package():
     flat = [name for name in medmnist.INFO if not name.endswith("3d")]
-    assert sorted(medmnist_sets.NAMES) == sorted(flat) and len(flat) == 12
-    assert medmnist_sets.SIZES == tuple(medmnist.dataset.MedMNIST2D.available_sizes)
+    assert sorted(loader.NAMES) == sorted(flat) and len(flat) == 12
+    assert loader.SIZES == tuple(medmnist.dataset.MedMNIST2D.available_sizes)
     names = [name for name in DATASETS if name.startswith("medmnist:")]
     assert len(names) == 48 and {"medmnist:octmnist", "medmnist:octmnist_64", "medmnist:organsmnist_224"} <= set(names)
-    for name, size in medmnist_sets.SETS.values():
+    for name, size in loader.SETS.values():
         assert f"url{'' if size == 28 else f'_{size}'}" in medmnist.INFO[name]
 
 

@@ -14,7 +14,8 @@ from data_fixtures import (
     write_isic2019,
 )
 
-from medmerge.data import DATASETS, DataError, load_table, skin, split
+from medmerge.data import DATASETS, DataError, load_table, split
+from medmerge.data.loaders import skin
 
 COLUMNS = ["id", "path", "label", "group", "split"]
 

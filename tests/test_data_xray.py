@@ -20,8 +20,8 @@ from xray_fixtures import (
 )
 
 from medmerge.data import DataError, load_images, load_table, split
-from medmerge.data import xray as xray_module
-from medmerge.data.dicom import read_dicom
+from medmerge.data.decode import read_dicom
+from medmerge.data.loaders import xray as xray_module
 
 PATIENTS = {
     "0004cfab": (NEITHER, 0),

@@ -171,11 +171,20 @@ def test_files_are_small():
     assert not big, f"over 1 MB: {big}"
 
 
-def test_importing_the_package_loads_no_widgets_and_no_figures():
-    code = "import sys, medmerge; print(sorted({'anywidget', 'ipywidgets', 'matplotlib'} & sys.modules.keys()))"
-    code += "; print(medmerge.explore.__module__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", "medmerge.explorer.widget"]
+def test_the_package_imports_what_is_asked_for_when_it_is(tmp_path):
+    code = """
+import sys, medmerge
+heavy = {"torch", "torchvision", "numpy", "pandas", "yaml", "anywidget", "matplotlib"}
+print(sorted(heavy & sys.modules.keys()), dir(medmerge) == medmerge.__all__ == sorted(medmerge.__all__))
+medmerge.KernelMerge, medmerge.save, medmerge.linear_probe
+print(sorted({"anywidget", "ipywidgets", "matplotlib"} & sys.modules.keys()))
+from medmerge import *
+print(explore.__module__, records.__name__, all(globals()[name] is getattr(medmerge, name) for name in dir(medmerge)))
+medmerge.nothing
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[] True", "[]", "medmerge.explorer.widget medmerge.study.records True"]
+    assert done.stderr.endswith("AttributeError: module 'medmerge' has no attribute 'nothing'\n")
 
 
 def test_no_link_is_committed():

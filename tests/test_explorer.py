@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -129,8 +130,9 @@ def test_a_selection_that_is_not_there_is_refused(runs, wrong, message):
     [
         ({}, ValueError, "the mapping is empty"),
         ([], ValueError, "none of the 0 records"),
-        ("results", TypeError, r"not str; medmerge.study.records.gather\(folder\) reads records"),
-        (3, TypeError, "not int"),
+        ("nowhere", FileNotFoundError, "no folder nowhere; give one with finished runs"),
+        (Path(__file__).parent, FileNotFoundError, "no finished run in .*tests or below it"),
+        (3, TypeError, "a folder of results, records, .* not int"),
         ([3], TypeError, "not int"),
         ({"a": [0.5, float("nan")]}, ValueError, "w of a is not finite"),
         ({"a": [[0.5]]}, ValueError, r"w of a has shape \[1, 1\]"),
@@ -142,6 +144,17 @@ def test_a_selection_that_is_not_there_is_refused(runs, wrong, message):
 def test_what_cannot_be_shown_is_refused(what, error, message):
     with pytest.raises(error, match=message):
         medmerge.explore(what)
+
+
+def test_a_folder_at_any_depth_is_its_finished_runs(runs, tmp_path):
+    records.write(tmp_path / "open/a/b/ft-x/seed0", RUN, HISTORY, predictions(), {})
+    three = {**runs[0].run, "row": {**runs[0].run["row"], "sources": ["a", "b", "c"]}}
+    weights = {name: np.stack([w, w, 1 - 2 * w]) for name, w in drawn().items()}
+    records.write(tmp_path / "open/a/b/medmerge-three/seed0", three, HISTORY, predictions(), weights)
+    for folder in (tmp_path, tmp_path / "open", runs[0].folder.parent, str(tmp_path / "open/moles")):
+        assert list(medmerge.explore(folder).runs) == [FIRST, SECOND]
+    assert list(medmerge.explore(runs[1].folder).runs) == [SECOND]
+    assert [one.folder for one in medmerge.records.gather(runs[1].folder)] == [runs[1].folder]
 
 
 def test_other_things_that_are_refused(runs, tmp_path):

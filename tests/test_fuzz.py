@@ -25,9 +25,9 @@ from medmerge import Parameters, backbone, checkpoints, save_backbone
 from medmerge.cli import main as cli
 from medmerge.data import load_images, load_table, split_files
 from medmerge.pages import report
-from medmerge.statefiles import read_state
 from medmerge.study import records
 from medmerge.study.params import load_yaml
+from medmerge.weightfiles import read_state
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "results/open/skin/densenet121/medmerge-tinyimagenet-ham10k/seed0"

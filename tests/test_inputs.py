@@ -10,7 +10,7 @@ from data_fixtures import write_csv, write_ham10k, write_image
 
 from medmerge import Parameters, backbone, save_backbone
 from medmerge.cli import main as cli
-from medmerge.data.overlap import met
+from medmerge.data.audit import met
 from medmerge.study import definitions, inputs
 from medmerge.study import run as study
 from medmerge.study.params import ParameterError

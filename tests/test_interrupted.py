@@ -2,7 +2,7 @@
 
 Runs are started by a process that has read all modules before and forks for each (`tests/runs.py`), so that what takes
 time is the run. Moments are drawn with a fixed seed over the time that the run takes; what happens in them is what the
-machine was at just then, and every place where a file is written is visited by count.
+machine was at just then, and places where a file is written are visited by count.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from test_study import TINY, write_weights
 
 from medmerge import checkpoints
 
-MOMENTS, SHARE = 20, checkpoints.SHARE
+SHARE = checkpoints.SHARE
 STUDY = {**TINY, "split": "random", "fractions": [0.05, 0.05, 0.9], "batch_size": 8}
 MERGE, COMBINED, PROBED = ["medmerge"], ["soup"], ["lp_ft"]
 CIRCUMSTANCES = ("cost", "provenance")
@@ -66,16 +66,15 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(runs, tmp_path_factory):
-    """By approach: the files of an uninterrupted study, its seconds, and how many files it writes."""
+    """By approach: the files of an uninterrupted study, and its seconds."""
     found = {}
     finish(runs, project(tmp_path_factory.mktemp("first")), MERGE)  # decodes the images
     for name, approaches in {"merge": MERGE, "combined": COMBINED, "probed": PROBED}.items():
         folder = project(tmp_path_factory.mktemp(name))
         started = time.monotonic()
         runs.start(folder, approaches)
-        status, written = runs.status()
-        assert status == 0
-        found[name] = contents(folder), time.monotonic() - started, written
+        assert runs.status()[0] == 0
+        found[name] = contents(folder), time.monotonic() - started
     return found
 
 
@@ -106,11 +105,10 @@ def finish(runs: Runs, folder: Path, approaches: list[str]) -> dict[str, object]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "approaches", "moments", "share"),
-    [("merge", MERGE, MOMENTS, 1.0), ("merge", MERGE, 6, SHARE), ("combined", COMBINED, 6, SHARE)]
-    + [("probed", PROBED, 6, 1.0)],
+    [("merge", MERGE, 5, 1.0), ("combined", COMBINED, 3, SHARE), ("probed", PROBED, 3, 1.0)],
 )
 def test_killed_at_any_moment(runs, whole, tmp_path, name, approaches, moments, share):
-    expected, seconds, _ = whole[name]
+    expected, seconds = whole[name]
     draw, killed = random.Random(0), []
     for moment in range(moments):
         folder = project(tmp_path / str(moment))
@@ -125,45 +123,28 @@ def test_killed_at_any_moment(runs, whole, tmp_path, name, approaches, moments, 
 
 
 @pytest.mark.slow
-def test_killed_in_every_write(runs, whole, tmp_path):
-    expected, _, writes = whole["merge"]
-    for write in range(writes):
-        folder = project(tmp_path / str(write))
-        runs.start(folder, MERGE, write=write, at="content")
-        assert runs.status() == (-signal.SIGKILL, write)
-        assert len(list(folder.rglob("*.partial"))) == 1
-        for checkpoint in folder.rglob("checkpoint/*.pt"):
-            assert checkpoints.read(checkpoint)["history"]
-        assert finish(runs, folder, MERGE) == expected
-        shutil.rmtree(folder)
-    assert writes > 12
+def test_killed_again_and_again(runs, whole, tmp_path):
+    """In one folder, each time a write later than the time before: from whatever is there, the run goes on."""
+    folder, kills = project(tmp_path / "p"), 0
+    while True:
+        at = ("content", "after")[kills % 2]
+        runs.start(folder, MERGE, write=kills + 1, at=at)
+        status, written = runs.status()
+        if status == 0:
+            break
+        kills += 1
+        assert (status, written) == (-signal.SIGKILL, kills)
+        assert len(list(folder.rglob("*.partial"))) == (at == "content"), "what was left before is cleared away"
+        assert all(checkpoints.read(checkpoint)["history"] for checkpoint in folder.rglob("checkpoint/*.pt"))
+    assert kills > 3 and contents(folder) == whole["merge"][0]
 
 
 @pytest.mark.slow
 def test_killed_while_images_are_decoded(runs, whole, tmp_path):
     folder = project(tmp_path / "p")
-    for write, at in ((0, "content"), (0, "after"), (0, "content")):
-        runs.start(folder, MERGE, write=write, at=at, cache=str(tmp_path / "cache"))
+    for at in ("content", "after"):
+        runs.start(folder, MERGE, write=0, at=at, cache=str(tmp_path / "cache"))
         assert runs.status() == (-signal.SIGKILL, 0)
     runs.start(folder, MERGE, cache=str(tmp_path / "cache"))
     assert runs.status()[0] == 0 and contents(folder) == whole["merge"][0]
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npy"]
-
-
-@pytest.mark.slow
-def test_killed_again_and_again(runs, whole, tmp_path):
-    """In one folder, each time a write later than the time before: from whatever is there, the run goes on."""
-    folder, kills = project(tmp_path / "p"), 0
-    while True:
-        runs.start(folder, MERGE, write=kills + 1, at="after")
-        if runs.status()[0] == 0:
-            break
-        kills += 1
-    assert kills > 3 and contents(folder) == whole["merge"][0]
-
-
-def test_two_processes_give_the_same_record(runs, whole, tmp_path):
-    folder = project(tmp_path / "p")
-    assert finish(runs, folder, MERGE) == whole["merge"][0]
-    (run,) = (folder / "results").rglob("run.json")
-    assert json.loads(run.read_bytes())["device"].count("1 thread") == 1

@@ -1,16 +1,18 @@
 """`medmerge learn`: from two checkpoints and a folder of images to a network, its card and its records."""
 
+import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 import yaml
 from data_fixtures import write_csv, write_image
 from PIL import Image
 
-from medmerge import Parameters, backbone, save_backbone
+from medmerge import Classifier, Parameters, backbone, load, save_backbone
 from medmerge.cli import main as cli
 from medmerge.data import split_files
 from medmerge.study import inputs, learn, records
@@ -55,15 +57,23 @@ def test_ends_in_a_network_that_the_card_says_how_to_load(project, capsys, monke
         "model.safetensors",
         "model.images.csv",
         "README.md",
+        "config.json",
         "split.csv",
         "records",
     }
+    assert (
+        "densenet_small, 32 px, " in printed and "2 epochs of linear probe and 2 of fine-tuning, 1 run, on" in printed
+    )
     (record,) = records.gather(project / "out/records")
     assert record.folder.parts[-5:] == ("own", "out", "densenet_small", "medmerge-first-second-source", "seed0")
 
     text = (project / "out/README.md").read_text()
-    header = yaml.safe_load(text.split("---")[1])
-    assert header["license"] == "cc-by-4.0" and header["model_name"] == "out"
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == "cc-by-4.0"
+    config = json.loads((project / "out/config.json").read_text())
+    assert config["architecture"] == "densenet_small" and config["label_names"] == record.run["data"]["classes"]
+    assert (config["resize"], config["image_size"], config["num_classes"]) == (resize, 32, 3)
+    network = load(project / "out/model.safetensors")
+    assert isinstance(network, Classifier) and network.head.out_features == 3
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     monkeypatch.chdir(project / "out")
     for image, expected in zip(record.predictions["id"][:5], record.probabilities, strict=False):
@@ -98,6 +108,23 @@ def test_the_card_states_what_the_record_holds(project):
     assert all(f"| {name} | {row.train} | {row.val} | {row.test} |" in text for name, row in counts.iterrows())
     saved = split_files.read(project / "out/split.csv")
     assert split_files.fingerprint(list(saved.parts), list(saved.parts.values())) == run["data"]["split"]["fingerprint"]
+
+
+def test_a_model_hub_reads_the_card(project):
+    """As the hub's own library does; it is there where timm is."""
+    hub = pytest.importorskip("huggingface_hub")
+    assert command("--licence", "CC-BY-4.0") == 0
+    data = hub.ModelCard((project / "out/README.md").read_text()).data
+    (record,) = records.gather(project / "out/records")
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        *("cc-by-4.0", "torchvision"),
+        "image-classification",
+    )
+    names = {"f1": "macro_f1", "accuracy": "accuracy", "roc_auc": "macro_auroc"}
+    assert {one.metric_type: one.metric_value for one in data.eval_results} == {
+        name: round(record.run["metrics"][ours], 4) for name, ours in names.items()
+    }
+    assert {r.task_type for r in data.eval_results} == {"image-classification"} and data.model_name == "out"
 
 
 def test_baselines_on_request(project):
@@ -143,21 +170,67 @@ def test_several_labels_an_image(project):
     ("arguments", "message"),
     [
         ({"sources": ("first.safetensors",)}, "--source: 1 given; MedMerge merges two"),
-        ({"sources": ("first.safetensors", "gone.safetensors")}, r"source_weights: no file .*gone\.safetensors"),
-        ({"labels": ("--labels", "gone.csv")}, r"target_labels: no .*gone\.csv"),
+        (
+            {"sources": ("first.safetensors", "gone.safetensors")},
+            r"--source: no file gone\.safetensors; give a",
+        ),
+        ({"sources": ("first.safetensors", "imagnet")}, "--source: unknown weights 'imagnet' for densenet_small"),
+        (
+            {"sources": ("first.safetensors", "b=copy.pt")},
+            r"--source: .*first\.safetensors and .*copy\.pt hold the",
+        ),
+        (
+            {"sources": ("first.safetensors", "resnet18.pth.tar")},
+            "is densenet_small and .* is resnet18; MedMerge",
+        ),
+        ({"sources": ("first.safetensors", "page.pt")}, r"page\.pt is a web page"),
+        ({"labels": ("--labels", "gone.csv")}, r"--labels: no file gone\.csv here or in .*images"),
+        ({"more": ("--exclude", "gone.txt")}, r"--exclude: no file gone\.txt; it lists ids"),
+        ({"more": ("--images", "gone")}, "--images: no folder .*gone"),
         ({"more": ("--set", "lp_epoch=3")}, "lp_epoch: unknown parameter; did you mean lp_epochs"),
         ({"more": ("--set", "lp_epochs")}, "--set lp_epochs: write NAME=VALUE"),
         ({"more": ("--set", "seeds=[1")}, r"--set seeds=\[1: not a value"),
         ({"more": ("--set", "backbone=resnet50")}, "written for densenet_small, not for resnet50"),
-        ({"sources": ("first.safetensors", "b=first.safetensors")}, "--source: both are .*first.safetensors; MedMerge"),
-        ({"more": ("--out", "images/deep/out")}, "--out: images/deep/out is in images, which is only read"),
+        ({"sources": ("first.safetensors", "b=first.safetensors")}, "--source: both are .*first.safetensors; Med"),
+        ({"more": ("--out", "images/deep/out")}, "--out: images/deep/out is in .*images, which is only read"),
     ],
 )
-def test_bad_input_stops_before_training(project, capsys, arguments, message):
+def test_bad_input_stops_before_training_in_this_commands_words(project, capsys, arguments, message):
+    torch.save({"net": load(project / "first.safetensors").state_dict()}, project / "copy.pt")
+    torch.save(torchvision.models.resnet18().state_dict(), project / "resnet18.pth.tar")
+    (project / "page.pt").write_text("<!doctype html>")
     more = arguments.pop("more", ())
     assert command(*more, **arguments) == 2
-    assert re.search(message, capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(message, said) and not re.search(r"notebook|pair\b|target_|_weights|_data\b", said)
     assert not (project / "out").exists()
+
+
+def test_the_network_is_what_the_checkpoints_hold_and_labels_are_among_the_images(project, capsys):
+    for seed, name in enumerate(("a.pth.tar", "b.ckpt")):
+        torch.manual_seed(seed)
+        state = torchvision.models.resnet18(num_classes=seed + 2).state_dict()
+        torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, project / name)
+    (project / "labels.csv").rename(project / "images/labels.csv")
+    for labels in ((), ("--labels", "labels.csv")):
+        more = ("--set", "lp_epochs=1", "--set", "ft_epochs=1", "--set", "lp_lr=1e-3")
+        assert command(*more, sources=("a.pth.tar", "b.ckpt"), labels=labels) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("resnet18, 32 px, ") and "images/labels.csv: 1 epochs of linear probe" in printed
+    (record,) = records.gather(project / "out/records")
+    assert (
+        record.run["parameters"]["lp_lr"] == 1e-3
+        and type(load(project / "out/model.safetensors").backbone).__name__ == "ResNet"
+    )
+
+
+def test_listed_images_are_left_out(project):
+    (project / "leave.txt").write_text("0.png\n7.png, blurred\n")
+    assert command("--exclude", "leave.txt") == 0
+    (record,) = records.gather(project / "out/records")
+    assert (
+        sum(record.images.values()) == 58 and "2 of 60 images are left out" in (project / "out/README.md").read_text()
+    )
 
 
 def test_results_of_other_images_or_sources_are_not_shown_as_those_of_these(project, capsys):
@@ -196,7 +269,8 @@ def test_names_of_classes_do_not_break_the_card(project):
     (project / "labels.csv").write_text(lines, encoding="utf-8")
     assert command("--licence", 'mine: "own"') == 0
     text = (project / "out/README.md").read_text(encoding="utf-8")
-    assert yaml.safe_load(text.split("---\n")[1])["license"] == 'mine: "own"'
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert (header["license"], header["license_name"]) == ("other", 'mine: "own"')
     assert "| a\\|b | 12 | 4 | 4 |" in text and '| \\<i> "\\* x --- | 12 | 4 | 4 |' in text
     assert '| recall of | \\<i> "\\* x --- | a\\|b | üñ |' in text
 
@@ -208,12 +282,15 @@ def test_validation_images_that_no_score_can_be_had_of_are_said(project, capsys)
     assert "no class is both present and absent in the validation images" in capsys.readouterr().err
 
 
-def test_sources_have_the_names_that_are_given_or_their_files(tmp_path):
+def test_sources_have_the_names_that_are_given_or_their_files(tmp_path, monkeypatch):
     def names(*sources):
         p = learn.parameters(sources, tmp_path / "images", None, tmp_path / "my out")
         return p.base_data, p.source_data, p.pair
 
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for file in ("a/best.pt", "b/best.pt", "lr=0.1.pt"):
+        save_backbone(backbone("densenet_small", "random"), tmp_path / file, "densenet_small")
     assert names("a/best.pt", "b/best.pt") == ("best", "best-2", "my-out")
     assert names("HAM=a/best.pt", "imagenet") == ("HAM", "imagenet", "my-out")
-    (tmp_path / "lr=0.1.pt").write_bytes(b"")
     assert names(str(tmp_path / "lr=0.1.pt"), "imagenet") == ("lr-0.1", "imagenet", "my-out")

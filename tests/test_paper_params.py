@@ -12,7 +12,7 @@ from xray_fixtures import chexpert_lines, write_rsna
 
 from benchmarks import chapter
 from medmerge import Parameters
-from medmerge.data import chexpert
+from medmerge.data.loaders import chexpert
 from medmerge.study import run as study
 from medmerge.study.params import load_yaml
 
@@ -50,7 +50,7 @@ def project(tmp_path_factory):
     """The six datasets, each in the folder that the parameter files name; the working folder is there."""
     root, draw = tmp_path_factory.mktemp("paper"), np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
-        from medmerge.data import fundus, skin, xray
+        from medmerge.data.loaders import fundus, skin, xray
 
         patch.chdir(root)
         patch.delenv("MEDMERGE_DATA", raising=False)

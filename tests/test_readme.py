@@ -6,18 +6,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from medmerge import backbone, save_backbone
+import medmerge
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "book/method.md", "book/rerun.md", "book/cluster.md"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "book/method.md"])
-def test_the_method_in_ten_lines_runs(tmp_path, monkeypatch, page):
-    text = (ROOT / page).read_text(encoding="utf-8")
+def test_the_first_page_runs_as_it_stands(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {}
+    exec(blocks[0], names)
+    assert sum(len(w) for w in names["w"].values()) == 4_800 and any((w != 0.5).any() for w in names["w"].values())
+    loaded, x = medmerge.load("merged.safetensors"), torch.rand(2, 3, 64, 64)
+    assert type(loaded.backbone).__name__ == "ResNet"
+    with torch.no_grad():
+        assert torch.equal(loaded(x), names["model"].cpu().eval()(x))
+    pytest.importorskip("timm")
+    exec(blocks[1], names)
+    assert type(names["model"].backbone) is type(names["b"]) and Path("merged.pt").is_file()
+
+
+def test_the_method_in_ten_lines_runs(tmp_path, monkeypatch):
+    text = (ROOT / "book/method.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(import medmerge\n.*?)```", text, re.S)[1]
     monkeypatch.chdir(tmp_path)
-    save_backbone(backbone("densenet121", "random"), Path("ham10k.safetensors"), "densenet121")
+    medmerge.save(medmerge.backbone("densenet121", "random"), Path("ham10k.safetensors"))
     names = {}
     exec(code.replace('"imagenet"', '"random"'), names)
     with torch.no_grad():

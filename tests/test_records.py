@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 
 import medmerge
-from medmerge import files
-from medmerge.study import records, reruns
+from medmerge import Parameters, files
+from medmerge.study import definitions, records, reruns
+from medmerge.study.definitions import Row
 from medmerge.study.records import RecordError
 
+FIELDS = Parameters.model_fields
 WHERE = Path("demo/moles/densenet_small/medmerge-b-c/seed0")
 RUN = {
     "definition": {"approach": "medmerge"},
@@ -42,6 +44,16 @@ def predictions() -> pd.DataFrame:
 
 def write(folder, run=RUN, weights=WEIGHTS):
     return records.write(folder, run, HISTORY, predictions(), weights)
+
+
+def test_finished_runs_stay_finished():
+    stored = sorted(Path(__file__).parents[1].glob("results/*/**/run.json"))
+    assert len(stored) >= 119
+    for path in stored:
+        run = json.loads(path.read_text())
+        row = Row(run["row"]["approach"], tuple(run["row"]["sources"]), tuple(run["row"].get("settings", {}).items()))
+        p = Parameters.parse({name: run["parameters"][name] for name in run["parameters"] if name in FIELDS})
+        assert definitions.definition_hash(definitions.definition(p, row, run["seed"])) == run["hash"], path
 
 
 @pytest.mark.parametrize("weights", [WEIGHTS, {}])

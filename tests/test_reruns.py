@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_study import TINY, write_weights
 
-from medmerge.backbones import backbone, save_backbone
+from medmerge import backbone, save_backbone
 from medmerge.cli import main as cli
 from medmerge.pages import findingspage
 from medmerge.pages.findings import Pair

@@ -12,7 +12,7 @@ from test_study import parameters, write_weights
 from test_training import findings, samples, source
 from torch import nn
 
-from medmerge import Classifier, backbones, batchnorm, checkpoints, training
+from medmerge import Classifier, batchnorm, checkpoints, training
 from medmerge.approaches import APPROACHES, ingredients, rivals
 from medmerge.approaches.ingredients import blend, score
 from medmerge.approaches.paper import CORE, ft, lp_ft
@@ -31,6 +31,7 @@ from medmerge.approaches.rivals import (
     wise_ft,
 )
 from medmerge.pages import report
+from medmerge.saving import save
 from medmerge.study import definitions
 from medmerge.study import run as study
 from medmerge.study.params import ParameterError
@@ -341,26 +342,14 @@ def test_the_ensemble_is_the_mean_of_logits():
 
 
 def test_an_ensemble_is_not_saved_as_one_network(tmp_path):
-    with pytest.raises(TypeError, match="Ensemble is not one network with a head"):
-        backbones.save_classifier(
-            Ensemble([Classifier(source(0), 3)] * 2), tmp_path / "m.safetensors", "densenet_small"
-        )
+    with pytest.raises(TypeError, match="Ensemble that medmerge.backbone did not make"):
+        save(Ensemble([Classifier(source(0), 3)] * 2), tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
     with pytest.raises(ParameterError, match=r"save_weights: saves one network a seed; give approaches: \[ft\]"):
         parameters(approaches=["ensemble"], save_weights="w.safetensors")
 
 
 # ---------------------------------------------------------------- recalled networks
-
-
-@pytest.mark.parametrize("name", ["densenet_small", "squeezenet1_1", "mobilenet_v2"])
-def test_a_saved_classifier_is_loaded_as_it_was(tmp_path, name):
-    model = Classifier(backbones.backbone(name, "random"), 5)
-    backbones.save_classifier(model, tmp_path / "m.safetensors", name)
-    assert same(backbones.load_classifier(tmp_path / "m.safetensors", name), model)
-    backbones.save_backbone(model.backbone, tmp_path / "b.safetensors", name)
-    with pytest.raises(backbones.CheckpointError, match=r"b\.safetensors holds no head"):
-        backbones.load_classifier(tmp_path / "b.safetensors", name)
 
 
 @pytest.fixture(scope="module")

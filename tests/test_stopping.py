@@ -11,7 +11,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 from test_study import TINY, parameters, write_weights
 
 from medmerge import checkpoints, files, training
@@ -19,7 +18,6 @@ from medmerge.cli import main as cli
 from medmerge.study import definitions
 from medmerge.study import run as study
 from medmerge.study.records import gather
-from medmerge.training import TrainingError
 
 LONG = {**TINY, "approaches": ["ft", "medmerge"], "fractions": [0.1, 0.1, 0.8], "lp_epochs": 400, "ft_epochs": 400}
 
@@ -109,7 +107,7 @@ def test_a_second_process_waits_and_does_nothing_twice(project, start):
     wait_for(checkpoint_there, first)
     first.send_signal(signal.SIGSTOP)
     second = start("train", "p.yaml")
-    assert second.stdout.readline().startswith(f"FT objects, seed 0: waiting for process {first.pid} on ")
+    assert second.stdout.readline().startswith("FT objects, seed 0: waiting for another process")
     first.send_signal(signal.SIGCONT)
     printed = [process.communicate(timeout=120)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), printed
@@ -142,8 +140,14 @@ def test_a_disk_that_fills_is_named_and_what_was_finished_stays(project, capsys,
     assert cli.main(["train", "p.yaml"]) == 0 and len(gather(Path("results"))) == 2
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_what_the_disk_refuses_is_said_with_what_to_do(tmp_path, monkeypatch, code):
+@pytest.mark.parametrize(
+    ("code", "todo"),
+    [
+        (errno.ENOSPC, r"Make room \(\d+\.\d\d GB are free there\)"),
+        (errno.EROFS, "must be a folder that may be written"),
+    ],
+)
+def test_what_the_disk_refuses_is_said_with_what_to_do(tmp_path, monkeypatch, code, todo):
     path = tmp_path / "a.txt"
     files.write(path, "before")
 
@@ -151,25 +155,13 @@ def test_what_the_disk_refuses_is_said_with_what_to_do(tmp_path, monkeypatch, co
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(files.DiskError, match=os.strerror(code)) as error:
+    with pytest.raises(files.DiskError, match=f"a.txt cannot be written: {os.strerror(code)}.*{todo}, then the same"):
         files.write(path, "after")
-    full = code in (errno.ENOSPC, errno.EDQUOT)
-    assert ("GB are free there). Make room" in str(error.value)) == full
-    assert ("writable" in str(error.value)) == (not full)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
-
-
-def test_what_is_in_the_way_is_named(tmp_path):
-    (tmp_path / "a").write_text("a file")
-    with pytest.raises(files.DiskError, match=r"File exists. \S+/a is a file and should not be: move it away, then"):
-        files.write(tmp_path / "a" / "b.txt", "")
-    with pytest.raises(files.DiskError, match=r"\S+/a is a file and should not be: move it away, then"):
-        files.write(tmp_path / "a" / "b" / "c.txt", "")
-    (tmp_path / "c").mkdir()
-    with pytest.raises(files.DiskError, match="/c is a folder and should not be: move it away"):
-        files.write(tmp_path / "c", "")
-    with pytest.raises(files.DiskError, match="Take shorter names"):
-        files.write(tmp_path / ("n" * 300), "")
+    monkeypatch.undo()
+    for wrong in (path / "b" / "c.txt", tmp_path / ("n" * 300)):
+        with pytest.raises(files.DiskError, match=f"{wrong} cannot be written"):
+            files.write(wrong, "")
 
 
 def test_an_error_of_who_writes_is_not_the_disks(tmp_path):
@@ -181,21 +173,21 @@ def test_an_error_of_who_writes_is_not_the_disks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "expected"),
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        MemoryError(),
+        (
+            MemoryError(),
+            "FT objects, seed 0: out of memory on .*, with batch_size 32, image_size 32 and precision fp32: lower",
+        ),
+        (RuntimeError("shapes do not match"), "^shapes do not match$"),
     ],
 )
-def test_no_memory_names_what_to_lower(project, monkeypatch, error):
+def test_no_memory_names_what_to_lower_and_other_errors_are_not_taken_for_it(project, monkeypatch, error, expected):
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr(training, "_train_epoch", full)
-    expected = "FT objects, seed 0: out of memory on .*, with batch_size 32, image_size 32 and precision fp32: lower"
-    with pytest.raises(TrainingError, match=expected):
+    monkeypatch.setattr(training, "step", full)
+    with pytest.raises(RuntimeError, match=expected):
         study.run(parameters(approaches=["ft"]))
 
 
@@ -213,22 +205,6 @@ def test_a_run_in_too_little_memory_names_what_to_lower_and_keeps_what_was_finis
     assert "FT objects, seed 0: out of memory on " in printed
     assert "with batch_size 512, image_size 224 and precision fp32: lower one of them" in printed
     assert [record.folder for record in gather(project / "results")] == [done[0].folder]
-
-
-def test_memory_that_really_is_not_there_is_told_as_such():
-    with pytest.raises(RuntimeError) as error:
-        torch.empty(2**50)
-    assert study.devices.out_of_memory(error.value)
-    assert not study.devices.out_of_memory(RuntimeError("shapes do not match"))
-
-
-def test_other_errors_are_not_taken_for_it(project, monkeypatch):
-    def broken(*_, **__):
-        raise RuntimeError("shapes do not match")
-
-    monkeypatch.setattr(training, "_train_epoch", broken)
-    with pytest.raises(RuntimeError, match="shapes"):
-        study.run(parameters(approaches=["ft"]))
 
 
 def test_a_loss_that_explodes_leaves_the_epochs_before_it(project, capsys):

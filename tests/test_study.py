@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from medmerge.stats import evaluation
 from medmerge.study import definitions, inputs, revisits
 from medmerge.study import run as study
 from medmerge.study.definitions import Row
-from medmerge.study.params import ParameterError
+from medmerge.study.params import ParameterError, Role
 from medmerge.study.records import RecordError
 from medmerge.training import Protocol, Task
 
@@ -93,26 +94,31 @@ def test_paths_are_the_projects_or_the_datas(project, monkeypatch):
     assert inputs.resolve(str(project / "w")) == project / "w"
 
 
-def test_definition_leaves_out_paths_devices_and_what_others_read():
-    ft, merge = Row("ft", ("objects",)), Row("medmerge", ("objects", "lesions"))
+def test_every_parameter_is_part_of_the_numbers_or_says_what_else_it_is():
+    p, other = parameters(), object()  # no parameter has this value
+    rows = [Row(name, ("objects",)) for name in APPROACHES]
 
-    def defined(row, **changes):
-        return definitions.definition_hash(definitions.definition(parameters(**changes), row, 0))
+    def moved(name):
+        """Approaches whose definition another value of a parameter changes."""
+        changed = p.model_copy(update={name: other})
+        return {row.approach for row in rows if definitions.definition(changed, row, 0).get(name) is other}
 
-    for same in (
-        {"base_weights": "x.pt", "source_weights": "y.pt"},
-        {"device": "auto", "results": "elsewhere", "pair": "b", "track": "open", "title": "t"},
-        {"target_root": "x", "seeds": [0, 1, 2], "approaches": ["ft", "medmerge"]},
-    ):
-        assert defined(ft, **same) == defined(ft) and defined(merge, **same) == defined(merge)
-    for option in ({"lp_lr": 1.0}, {"lp_epochs": 9}, {"granularity": "layer"}, {"batchnorm": 0}):
-        assert defined(ft, **option) == defined(ft) and defined(merge, **option) != defined(merge)
-    assert defined(merge, lp_batchnorm="train") == defined(merge)
-    assert defined(Row("lp_ft", ft.sources), lp_batchnorm="train") != defined(Row("lp_ft", ft.sources))
-    for name in ("ft_epochs", "ft_lr", "batch_size", "image_size", "split_seed", "weight_decay"):
-        assert defined(ft, **{name: 17}) != defined(ft), name
-    assert len({defined(ft), defined(merge), defined(Row("ft", ("lesions",)))}) == 3
-    assert defined(ft) != definitions.definition_hash(definitions.definition(parameters(), ft, 1))
+    for name in Parameters.model_fields:
+        role = Parameters.model_fields[name].json_schema_extra["role"]
+        of = {"data": set(APPROACHES), "training": set(APPROACHES)}
+        of["approach"] = {one for one in APPROACHES if name in APPROACHES[one].reads}
+        assert role in get_args(Role), name
+        assert moved(name) == of.get(role, set()), name
+        assert role != "approach" or of[role], name
+
+
+def test_definitions_tell_runs_apart_by_hash():
+    def defined(row, seed=0, **changes):
+        return definitions.definition_hash(definitions.definition(parameters(**changes), row, seed))
+
+    ft, other = Row("ft", ("objects",)), Row("ft", ("lesions",))
+    assert len({defined(ft), defined(ft, 1), defined(other), defined(ft, resize="pad")}) == 4
+    assert defined(ft, resize="stretch") == defined(ft, lp_lr=0.5) == defined(ft)
 
 
 def test_every_setting_of_an_approach_is_in_its_definition():
@@ -281,6 +287,8 @@ def test_a_finished_run_of_another_definition_is_refused(project, finished):
     before = files(project / "results")
     with pytest.raises(RecordError, match=r"ft-objects.* ft_lr is 0\.002 there and 0\.5 here\. .* another `pair`"):
         study.run(parameters(ft_lr=0.5))
+    with pytest.raises(RecordError, match=r"ft-objects.* resize is 'stretch' there and 'pad' here"):
+        study.check(parameters(resize="pad"))
     with pytest.raises(RecordError, match="lp_ft-objects.* lp_lr is 0.03 there and 0.5 here"):
         study.check(parameters(lp_lr=0.5))
     with pytest.raises(RecordError, match="medmerge-objects-lesions.* granularity is 'kernel' there and 'layer' here"):
@@ -525,6 +533,7 @@ def test_a_varied_setting_that_cannot_be_is_refused(changes, message):
     ("changes", "message"),
     [
         ({"approaches": ["ft"], "vary": {"batchnorm": ["mean", 1]}}, "vary: batchnorm is read by none of ft"),
+        ({"vary": {"resize": ["pad", "stretch"]}}, "vary: resize is shared by all runs of a study"),
         ({"vary": {"image_size": [32, 64]}}, "vary: image_size is shared by all runs of a study"),
         ({"vary": {"device": ["cpu", "cuda"]}}, "vary: device is read by none"),
         ({"ft_epochs": 0}, "ft_epochs: 0 leaves nothing of the approach ft"),

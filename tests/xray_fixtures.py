@@ -15,7 +15,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from medmerge.data import chexpert, xray
+from medmerge.data.loaders import chexpert, xray
 
 NORMAL, OPACITY, NEITHER = "Normal", "Lung Opacity", "No Lung Opacity / Not Normal"
 

@@ -6,7 +6,7 @@ An approach is a function of one or several backbones and a :class:`~medmerge.ta
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import pandas as pd
 import torch
@@ -22,9 +22,6 @@ from medmerge.training import Task, fine_tune, linear_probe
 
 LINEAR_PROBE = frozenset({"lp_epochs", "lp_lr"})
 
-MEASURED_STARTS = ("reestimated", "repair")
-"""Starts of batch norm that take images to compute."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -34,19 +31,22 @@ class Outcome:
         model: the trained classifier, an ordinary network; of an ensemble several.
         kernel_weights: the first source's learnt weight w by layer, as
             :meth:`~medmerge.merge.KernelMerge.kernel_weights` gives it; empty where nothing was merged.
-        merge: the merging classifier as its linear probe left it, before it was folded; None where no merge was learnt.
-        probed: the classifier as the linear probe left it; None where there was none.
+        probed: the classifier as the linear probe left it, a merge before it was folded; None where there was no probe.
         tables: further tables for the record, by name: ``batchnorm`` (:func:`medmerge.batchnorm.report` before and
             after the probe) and ``controls`` (:func:`medmerge.approaches.controls.evaluate`).
         choices: what was chosen on the validation images beyond an epoch, such as a coefficient, in JSON's types.
     """
 
     model: Classifier
-    kernel_weights: Mapping[str, Tensor]
-    merge: Classifier | None = None
     probed: Classifier | None = None
+    kernel_weights: Mapping[str, Tensor] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     choices: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def merge(self) -> Classifier | None:
+        """The merging classifier as its linear probe left it; None where no merge was learnt."""
+        return self.probed if self.kernel_weights else None
 
 
 @dataclass(frozen=True)
@@ -70,56 +70,72 @@ class Approach:
     combines: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class MergeOptions:
+    """How a merge begins.
+
+    Attributes:
+        granularity, normalisation: as for :class:`~medmerge.merge.KernelMerge`.
+        batchnorm: where batch norms start: as for :class:`~medmerge.merge.KernelMerge`, or at the mean with statistics
+            measured on training images, ``"reestimated"``, with scale and shift set to the sources' spread too,
+            ``"repair"`` (`medmerge.batchnorm`).
+        align: ``"weights"`` first permutes the channels of every source but the first to match the first's
+            (:func:`medmerge.approaches.matching.align`); ``"none"`` merges them as they are.
+    """
+
+    granularity: str = "kernel"
+    batchnorm: str | int = "mean"
+    normalisation: str = "auto"
+    align: str = "none"
+
+    def start(self, sources: Sequence[nn.Module], image_size: int = 224) -> tuple[KernelMerge, list[nn.Module]]:
+        """The merge before it sees images of ``image_size``, and the sources as they were merged."""
+        first, *others = sources
+        if self.align == "weights":
+            others = [matching.align(first, other, image_size=image_size) for other in others]
+        norms = "mean" if self.batchnorm in ("reestimated", "repair") else self.batchnorm
+        options = {"granularity": self.granularity, "batchnorm": norms, "normalisation": self.normalisation}
+        return KernelMerge([first, *others], **options), [first, *others]
+
+
 def ft(source: nn.Module, task: Task) -> Outcome:
     """Full fine-tuning from one source (FT)."""
     model = classifier(source, task)
     fine_tune(model, task)
-    return Outcome(model, {})
+    return Outcome(model)
 
 
-def lp_ft(source: nn.Module, task: Task) -> Outcome:
-    """Linear probe, then full fine-tuning, from one source (LP-FT; Kumar et al. 2022)."""
+def lp_ft(source: nn.Module, task: Task, free: str | None = None) -> Outcome:
+    """Linear probe, then full fine-tuning, from one source (LP-FT; Kumar et al. 2022).
+
+    Args:
+        free: as for :func:`~medmerge.training.linear_probe`.
+    """
     model = classifier(source, task)
-    linear_probe(model, task)
+    linear_probe(model, task, free)
     probed = copy.deepcopy(model)
     fine_tune(model, task)
-    return Outcome(model, {}, probed=probed)
+    return Outcome(model, probed)
 
 
 def lp_norms_ft(source: nn.Module, task: Task) -> Outcome:
     """LP-FT whose linear probe trains batch norm too: what MedMerge's probe does, without a merge."""
-    model = classifier(source, task)
-    linear_probe(model, task, task.protocol.batchnorm_free)
-    probed = copy.deepcopy(model)
-    fine_tune(model, task)
-    return Outcome(model, {}, probed=probed)
+    return lp_ft(source, task, task.protocol.batchnorm_free)
 
 
 def medmerge(
-    sources: Sequence[nn.Module],
-    task: Task,
-    *,
-    align: str = "none",
-    batchnorm: str | int = "mean",
-    learn: bool = True,
-    score_controls: bool = True,
-    **settings,
+    sources: Sequence[nn.Module], task: Task, *, learn: bool = True, score_controls: bool = True, **options
 ) -> Outcome:
     """Learn the merge during the linear probe, fold it, fine-tune the result (MedMerge, section 2).
 
     Args:
-        align: ``"weights"`` first permutes the channels of every source but the first to match the first's
-            (:func:`medmerge.approaches.matching.align`); ``"none"`` merges them as they are.
-        batchnorm: where batch norms start: as for :class:`~medmerge.merge.KernelMerge`, or at the mean with statistics
-            measured on training images, ``"reestimated"``, with scale and shift set to the sources' spread too,
-            ``"repair"`` (`medmerge.batchnorm`).
         learn: whether the merging weights learn.
         score_controls: whether to score replacements of the learnt weights (`medmerge.approaches.controls`).
-        settings: further options of :class:`~medmerge.merge.KernelMerge`.
+        options: those of :class:`MergeOptions`.
     """
-    sources = aligned(sources, align, task.train.inputs.shape[-1])
-    merge = start(sources, batchnorm=batchnorm, **settings)
-    measure(merge, sources, task, batchnorm)
+    begins = MergeOptions(**options)
+    merge, sources = begins.start(sources, task.train.image_size)
+    measure(merge, sources, task, begins.batchnorm)
     task = task if learn else replace(task, protocol=replace(task.protocol, w_lr=0.0))
     model = classifier(merge, task)
     before = _diagnosis(merge, task, "before probe")
@@ -130,40 +146,21 @@ def medmerge(
     model.backbone = merge.fold()
     fine_tune(model, task)
     if not learn:
-        return Outcome(model, {}, probed=probed, tables=tables)
+        return Outcome(model, probed, tables=tables)
     if score_controls and len(sources) == 2 and merge.granularity == "kernel":
         tables["controls"] = replaced_weights(probed, task)
-    return Outcome(model, {name: w.cpu() for name, w in merge.kernel_weights().items()}, probed, probed, tables)
+    weights = {name: w.cpu() for name, w in merge.kernel_weights().items()}
+    return Outcome(model, probed, kernel_weights=weights, tables=tables)
 
 
-def aligned(sources: Sequence[nn.Module], align: str, image_size: int) -> list[nn.Module]:
-    """The sources as they are, or each further one permuted to match the first (:func:`medmerge` says by what)."""
-    first, *others = sources
-    if align == "none":
-        return [first, *others]
-    return [first, *(matching.align(first, other, image_size=image_size) for other in others)]
-
-
-def start(
-    sources: Sequence[nn.Module],
-    *,
-    batchnorm: str | int = "mean",
-    align: str = "none",
-    score_controls: bool = True,
-    **settings,
-) -> KernelMerge:
-    """The merge that :func:`medmerge` begins with, of sources that are aligned already, before it sees images."""
-    return KernelMerge(sources, batchnorm="mean" if batchnorm in MEASURED_STARTS else batchnorm, **settings)
-
-
-def fixed_w(sources: Sequence[nn.Module], task: Task, **settings) -> Outcome:
+def fixed_w(sources: Sequence[nn.Module], task: Task, **options) -> Outcome:
     """MedMerge whose merging weights stay at their start, 0.5: only batch norm and the head learn in the probe."""
-    return medmerge(sources, task, learn=False, **settings)
+    return medmerge(sources, task, learn=False, **options)
 
 
-def medmerge_zeros(source: nn.Module, task: Task, **settings) -> Outcome:
+def medmerge_zeros(source: nn.Module, task: Task, **options) -> Outcome:
     """MedMerge of one source with zeros (paper, section 4, "combining with zeros"): w is what is kept of a kernel."""
-    return medmerge([source, zeros_like(source)], task, **settings)
+    return medmerge([source, zeros_like(source)], task, **options)
 
 
 def measure(merge: nn.Module, sources: Sequence[nn.Module], task: Task, start: str | int) -> None:
@@ -188,24 +185,22 @@ def classifier(backbone: nn.Module, task: Task) -> Classifier:
         return Classifier(backbone, task.num_classes)
 
 
-_PROBED = frozenset({"batchnorm_free", "w_lr", "w_decay"})
-_MERGED = {
-    "merges": True,
-    "settings": ("granularity", "batchnorm", "normalisation", "align", "score_controls"),
-    "reads": LINEAR_PROBE | _PROBED | {"granularity", "batchnorm", "normalisation", "align"},
-}
+_OPTIONS = tuple(option.name for option in fields(MergeOptions))
+_MERGES = {"merges": True, "settings": (*_OPTIONS, "score_controls")}
+_FIXED = LINEAR_PROBE | {"batchnorm_free", *_OPTIONS}
+_LEARNT = _FIXED | {"w_lr", "w_decay"}
 
 CORE = {
     "ft": Approach("FT", ft),
     "lp_ft": Approach("LP-FT", lp_ft, reads=LINEAR_PROBE | {"lp_batchnorm"}),
     "lp_norms_ft": Approach("LP-FT, norms free", lp_norms_ft, reads=LINEAR_PROBE | {"batchnorm_free"}),
-    "medmerge": Approach("MedMerge", medmerge, **_MERGED),
+    "medmerge": Approach("MedMerge", medmerge, **_MERGES, reads=_LEARNT),
     "medmerge_zeros": Approach(
         "MedMerge with zeros",
         medmerge_zeros,
-        settings=tuple(name for name in _MERGED["settings"] if name != "align"),
-        reads=_MERGED["reads"] - {"align"},
+        settings=("granularity", "batchnorm", "normalisation", "score_controls"),
+        reads=_LEARNT - {"align"},
     ),
-    "fixed_w": Approach("MedMerge, w fixed", fixed_w, **_MERGED | {"reads": _MERGED["reads"] - {"w_lr", "w_decay"}}),
+    "fixed_w": Approach("MedMerge, w fixed", fixed_w, **_MERGES, reads=_FIXED),
 }
 """These approaches by their names in parameter files; `medmerge.approaches` has all."""

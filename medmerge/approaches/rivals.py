@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from medmerge.approaches.ingredients import blend, finished, label, names, probed, reestimated, score, timed
-from medmerge.approaches.paper import CORE, Approach, Outcome, lp_ft, measure, start
+from medmerge.approaches.paper import CORE, Approach, MergeOptions, Outcome, lp_ft, measure
 from medmerge.devices import seeded
-from medmerge.serving import images
 from medmerge.training import Task
 
 COEFFICIENTS = tuple(k / 10 for k in range(11))
@@ -101,7 +100,7 @@ def soup(sources: Sequence[nn.Module], task: Task) -> Outcome:
             tried = reestimated(blend([networks[one] for one in (*kept, name)]), task)
             if (now := score(tried, task)) >= reached:
                 kept, model, reached = [*kept, name], tried, now
-    return Outcome(model, {}, choices={"soup": kept, "validation": {**scores, "soup": reached}})
+    return Outcome(model, choices={"soup": kept, "validation": {**scores, "soup": reached}})
 
 
 def ensemble(sources: Sequence[nn.Module], task: Task) -> Outcome:
@@ -112,7 +111,7 @@ def ensemble(sources: Sequence[nn.Module], task: Task) -> Outcome:
     called = names(sources, task)
     networks = [finished("ft", *pair, task) for pair in zip(sources, called, strict=True)]
     used = {"networks at every inference": [label("ft", name) for name in called]}
-    return Outcome(Ensemble(networks), {}, choices=used)
+    return Outcome(Ensemble(networks), choices=used)
 
 
 class Ensemble(nn.Module):
@@ -129,7 +128,7 @@ class Ensemble(nn.Module):
 
 def averaged(sources: Sequence[nn.Module], batchnorm: str | int = "mean") -> nn.Module:
     """The uniform average of backbones: their merge with equal weights, folded."""
-    return start(sources, batchnorm=batchnorm, granularity="model").fold()
+    return MergeOptions(granularity="model", batchnorm=batchnorm).start(sources)[0].fold()
 
 
 def best_between(begin: nn.Module, end: nn.Module, task: Task) -> Outcome:
@@ -147,7 +146,7 @@ def best_between(begin: nn.Module, end: nn.Module, task: Task) -> Outcome:
             if scores[share] > scores[coefficient]:
                 model, coefficient = tried, share
     validation = {f"{share:.1f}": value for share, value in scores.items()}
-    return Outcome(model, {}, choices={"coefficient": coefficient, "validation": validation})
+    return Outcome(model, choices={"coefficient": coefficient, "validation": validation})
 
 
 def diagonal_fisher(model: nn.Module, task: Task, limit: int) -> dict[str, Tensor]:
@@ -167,7 +166,7 @@ def diagonal_fisher(model: nn.Module, task: Task, limit: int) -> dict[str, Tenso
     parameters = dict(backbone.named_parameters())
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     model.eval()
-    drawn = images(task.train, task.protocol.batch_size, task.device, task.seed, limit)
+    drawn = task.measured(limit)
     with seeded(task.device, task.seed):
         for image in (one for batch in drawn for one in batch.split(1)):
             logits = model(image)[0]

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from medmerge.backbones import CheckpointError
 from medmerge.data import DataError
 from medmerge.files import DiskError
 from medmerge.study.params import ParameterError
 from medmerge.study.records import RecordError
 from medmerge.training import TrainingError
+from medmerge.weightfiles import CheckpointError
 
 EXPECTED = (ParameterError, DataError, CheckpointError, RecordError, TrainingError, DiskError, ConnectionError)
 """Errors that a user can mend: shown as a message, without a traceback."""

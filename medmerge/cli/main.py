@@ -1,23 +1,20 @@
 """The command line: ``medmerge check``, ``run``, ``report``, ``plan``, ``train``, ``rerun``, ``data`` and ``learn``."""
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from medmerge.cli import data as cli_data
 from medmerge.cli import endings
+from medmerge.cli import learn as cli_learn
 from medmerge.cli import many as cli_plan
 from medmerge.cli import run as cli_run
 from medmerge.cli.endings import EXPECTED
-from medmerge.pages import report
-from medmerge.study import costsheets, datasheets, definitions, learn, premisesheets
+from medmerge.study import costsheets, datasheets, definitions, premisesheets
 from medmerge.study import notebooks as pages
-from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.params import Parameters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,17 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_run.add(commands)
     cli_plan.add(commands)
     cli_data.add(commands)
-    own = commands.add_parser("learn", help="merge two checkpoints for your own images, without a notebook")
-    own.add_argument(
-        "--source", action="append", default=[], metavar="[NAME=]WEIGHTS", help="twice: a file or imagenet"
-    )
-    own.add_argument("--images", type=Path, required=True, metavar="DIR", help="images, or a folder of them each class")
-    own.add_argument("--labels", type=Path, metavar="FILE.csv", help="image,label[,group][,split]; labels for several")
-    own.add_argument("--out", type=Path, required=True, metavar="DIR", help="network, model card, split and records")
-    own.add_argument("--compare", action="store_true", help="run FT and LP-FT from each source too: five times longer")
-    own.add_argument("--licence", default="", help="the network's licence, for its card")
-    own.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter, as in a file")
-    own.set_defaults(command=_learn)
+    cli_learn.add(commands)
     return parser
 
 
@@ -90,29 +77,6 @@ def _print_datasets(path: Path, p: Parameters) -> None:
     print(f"{path}: {len(p.datasets)} datasets, {len(p.datasets) - len(todo)} measured")
     for name in todo:
         print(f"  to measure: {name}")
-
-
-def _learn(options: argparse.Namespace) -> int:
-    settings = {}
-    for setting in options.set:
-        name, given, value = setting.partition("=")
-        if not given:
-            raise ParameterError(f"--set {setting}: write NAME=VALUE, such as --set image_size=128")
-        try:
-            settings[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ParameterError(f"--set {setting}: not a value that YAML reads ({error})") from error
-    p = learn.parameters(
-        options.source, options.images, options.labels, options.out, compare=options.compare, settings=settings
-    )
-    cli_run.to_run(p)
-    logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
-    record = learn.learn(p, options.out, options.licence)
-    scores = report.scores([record]).iloc[0]
-    interval = f"95 % interval {scores['low']:.3f} to {scores['high']:.3f}"
-    print(f"macro F1 {scores['mean']:.3f} on {record.images['test']:,} test images ({interval})")
-    print(f"{options.out / 'README.md'} says what it is and how to load it")
-    return 0
 
 
 if __name__ == "__main__":

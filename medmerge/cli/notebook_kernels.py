@@ -13,8 +13,14 @@ from jupyter_client.provisioning import LocalProvisioner
 
 from medmerge.cli.jobs import Companion
 
-LOADED = ("ipywidgets", "medmerge.pages.figures.runs", "medmerge.pages.report", "medmerge.study.run", "myst_nb",
-"sklearn.metrics")
+LOADED = (
+    "ipywidgets",
+    "medmerge.pages.figures.runs",
+    "medmerge.pages.report",
+    "medmerge.study.run",
+    "myst_nb",
+    "sklearn.metrics",
+)
 """What takes the notebooks longest to import; jobs can be forked with it loaded."""
 
 _LAUNCHER = "ipykernel_launcher"

@@ -1,13 +1,14 @@
 """Datasets: each as a table, split by patient or lesion, decoded once, served in batches."""
 
 from medmerge.data.audit import Audit, audit, leakage, shared
-from medmerge.data.base import DataError, Table
-from medmerge.data.catalogue import CATALOGUE
+from medmerge.data.catalogue import CATALOGUE, PAPER_NUMBERS
 from medmerge.data.dataset import Dataset, load
-from medmerge.data.images import Images, Samples, load_images
-from medmerge.data.paper_numbers import PAPER_NUMBERS
+from medmerge.data.images import Images, glance, load_images
+from medmerge.data.loaders import DATASETS, known_names, listed_ids, load_table
+from medmerge.data.reading import read_ids
 from medmerge.data.splits import join_identical, split
-from medmerge.data.tables import DATASETS, listed_ids, load_table
+from medmerge.data.table import DataError, Table
+from medmerge.samples import Samples
 
 __all__ = [
     "Audit",
@@ -20,12 +21,15 @@ __all__ = [
     "Samples",
     "Table",
     "audit",
+    "glance",
     "join_identical",
+    "known_names",
     "leakage",
     "listed_ids",
     "load",
     "load_images",
     "load_table",
+    "read_ids",
     "shared",
     "split",
 ]

@@ -1,19 +1,35 @@
-"""What a split hides: groups and images on both sides, copies, and labels that disagree."""
+"""What a split hides: groups and images on both sides, copies, labels that disagree; and what two datasets share."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from medmerge.data import near, overlap, splits
-from medmerge.data.base import SPLITS, DataError, Table
+from medmerge.data import near, splits
+from medmerge.data.table import SPLITS, DataError, Table
 
 SEVERITIES = ("leak", "look", "not checked", "ok")
 
 _EXAMPLES = 3
+
+ARCHIVES = {"ham10k": "isic", "isic2019": "isic"}
+"""Datasets whose ids are of one archive, so that equal ids are the same image."""
+
+ORIGINS = {
+    "medmnist:dermamnist": "isic",
+    "medmnist:pneumoniamnist": "kermany",
+    "medmnist:chestmnist": "nih",
+    "nih_pneumonia": "nih",
+    "rsna": "nih",
+    "medmnist:organamnist": "lits",
+    "medmnist:organcmnist": "lits",
+    "medmnist:organsmnist": "lits",
+}
+"""Where datasets were drawn from that gave the images names, and most of them bytes, of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +88,11 @@ def audit(
             )
     straddling = _straddling(table, parts)
     identical = _identical(table, parts, digests)
-    pairs, unlisted = _near(table, parts, digests, pixels, distance)
+    pairs = _near(table, parts, digests, pixels, distance)
     rows = [
         *_group_findings(table, parts, straddling),
         *_file_findings(identical, digests, parts),
-        *_near_findings(pairs, unlisted, None if pixels is None else distance),
+        *_near_findings(pairs, None if pixels is None else distance),
         *_class_findings(splits.count(table, parts)),
     ]
     rows.sort(key=lambda row: SEVERITIES.index(row[1]))
@@ -126,13 +142,59 @@ def shared(
     Returns:
         The rows of `b` that are found, by id: `id`, `group`, and `shares`: "image" (the same id of
         one archive, where ISIC's `_downsampled` does not count), "file" (another id, the same
-        bytes) or "group" (another image of the patient or lesion). See `overlap.met`.
+        bytes) or "group" (another image of the patient or lesion). See `met`.
     """
     images, seen = _columns(b, digests_b), _columns(a, digests_a).assign(dataset=a.name)
-    by_name = overlap.met(images.assign(sha256=""), seen.assign(sha256=""), b.name)
-    by_file = overlap.met(images, seen, b.name)
+    by_name = met(images.assign(sha256=""), seen.assign(sha256=""), b.name)
+    by_file = met(images, seen, b.name)
     found = images[["id", "group"]].assign(shares=by_name.mask((by_file == "image") & (by_name != "image"), "file"))
     return found[found["shares"] != ""].reset_index(drop=True)
+
+
+def hidden(name: str, others: Iterable[str]) -> list[str]:
+    """Names those of `others` that may share images with a dataset which neither ids nor files can tell."""
+    archive = _archive(name)
+    own = ORIGINS.get(archive, archive)
+    named = {other: _archive(other) for other in sorted(set(others))}
+    return [other for other, its in named.items() if own and its != archive and ORIGINS.get(its, its) == own]
+
+
+def met(images: pd.DataFrame, seen: pd.DataFrame, name: str) -> pd.Series:
+    """Tells for each image whether it, or another of its patient or lesion, is among those seen.
+
+    Images are the same if their files are byte-identical, or if their ids are equal and come from
+    one archive: from the same dataset (but not from two lists of users' own files), or from HAM10000
+    and ISIC-2019, where `_downsampled` at the end of an id is not counted.
+
+    Args:
+        images: A dataset's images: the columns id, group and sha256 (empty where it is not known).
+        seen: Another's: the columns dataset, id, group and sha256.
+        name: The dataset of `images`.
+
+    Returns:
+        str, with the index of `images`: "image" (the same image), "group" (another image of the
+        group), or "".
+    """
+    archive = _archive(name)
+    ids = set(_plain(seen["id"][seen["dataset"].map(_archive) == archive])) if archive else set()
+    digests = set(seen["sha256"]) - {""}
+    groups = set(seen["group"][seen["group"] != seen["id"]])
+    same = _plain(images["id"]).isin(ids) | images["sha256"].isin(digests)
+    found = pd.Series("", index=images.index, dtype=object)
+    found[images["group"].isin(groups)] = "group"
+    found[same] = "image"
+    return found
+
+
+def _archive(name: str) -> str:
+    """The name within which ids are unique; "" for users' own lists, whose ids are paths."""
+    if name in ("csv", "folder"):
+        return ""
+    return ARCHIVES.get(name, re.sub(r"_(64|128|224)$", "", name))
+
+
+def _plain(ids: pd.Series) -> pd.Series:
+    return ids.astype(str).str.removesuffix("_downsampled")
 
 
 def _columns(table: Table, digests: Sequence[str | None] | None) -> pd.DataFrame:
@@ -154,42 +216,27 @@ def _identical(table: Table, parts: np.ndarray, digests: Sequence[str | None] | 
     frame = _columns(table, digests).assign(label=_label_names(table), part=parts)
     frame = frame[(frame["sha256"] != "") & frame["sha256"].duplicated(keep=False)]
     rows = []
-    for digest, members in frame.groupby("sha256", sort=True):
+    for digest, members in frame.groupby("sha256"):
         ids, labels, owners = (tuple(members[name]) for name in ("id", "label", "part"))
-        row = (digest, ids, labels, owners, len(set(owners)) > 1, len(set(labels)) > 1, members["group"].nunique())
-        rows.append(row)
+        rows.append((digest, ids, labels, owners, len({*owners}) > 1, len({*labels}) > 1, members["group"].nunique()))
     rows.sort(key=lambda row: row[1])
     return pd.DataFrame(rows, columns=columns).astype({"straddles": bool, "conflicting": bool, "groups": np.int64})
 
 
 def _near(
-    table: Table,
-    parts: np.ndarray,
-    digests: Sequence[str | None] | None,
-    pixels: np.ndarray | None,
-    distance: int,
-) -> tuple[pd.DataFrame, int]:
-    """Returns the pairs, without those of identical files, and how many are not among them for being too many."""
+    table: Table, parts: np.ndarray, digests: Sequence[str | None] | None, pixels: np.ndarray | None, distance: int
+) -> pd.DataFrame:
+    """Returns the pairs, without those of identical files."""
     hashed = np.empty((0, near.BITS // 64), dtype=np.uint64) if pixels is None else near.hashes(pixels)
-    found, distances, total = near.pairs(hashed, distance)
-    one, other = found.T
-    columns = _columns(table, digests).assign(label=_label_names(table), part=parts)
-    ids, groups, files, labels, owners = (
-        columns[name].to_numpy(dtype=object) for name in ("id", "group", "sha256", "label", "part")
-    )
-    frame = pd.DataFrame(
-        {
-            "a": ids[one],
-            "b": ids[other],
-            "distance": distances,
-            "same_group": (groups[one] == groups[other]).astype(bool),
-            "same_label": (labels[one] == labels[other]).astype(bool),
-            "part_a": owners[one],
-            "part_b": owners[other],
-        }
-    )
-    copies = ((files[one] == files[other]) & (files[one] != "")).astype(bool)
-    return frame[~copies].reset_index(drop=True), total - len(found)
+    found, distances = near.pairs(hashed, distance)
+    images = _columns(table, digests).assign(label=_label_names(table), part=parts).astype(object)
+    a, b = (images.iloc[rows].reset_index(drop=True) for rows in found.T)
+    frame = pd.DataFrame({"a": a["id"], "b": b["id"], "distance": distances})
+    for what in ("group", "label"):
+        frame[f"same_{what}"] = (a[what] == b[what]).astype(bool)
+    frame = frame.assign(part_a=a["part"], part_b=b["part"])
+    copies = ((a["sha256"] == b["sha256"]) & (a["sha256"] != "")).astype(bool)
+    return frame[~copies].reset_index(drop=True)
 
 
 def _label_names(table: Table) -> list[str]:
@@ -252,7 +299,7 @@ def _file_findings(identical: pd.DataFrame, digests: Sequence[str | None] | None
     return found
 
 
-def _near_findings(pairs: pd.DataFrame, unlisted: int, distance: int | None) -> list[Finding]:
+def _near_findings(pairs: pd.DataFrame, distance: int | None) -> list[Finding]:
     if distance is None:
         sentence = "Near-duplicates: the images were not decoded, or not all are here."
         return [("near-duplicates", "not checked", 0, sentence, "")]
@@ -265,8 +312,6 @@ def _near_findings(pairs: pd.DataFrame, unlisted: int, distance: int | None) -> 
         f"{_number(len(pairs), 'pair', 'pairs')} of images look alike ({within}): {len(cut):,} in different parts, "
         f"{len(apart):,} of different groups, {(~pairs['same_label']).sum():,} of different labels."
     )
-    if unlisted:
-        sentence += f" These are the closest; {unlisted:,} more are not listed."
     severity = "look" if len(cut) or len(apart) or not pairs["same_label"].all() else "ok"
     first = next((part for part in (cut, apart, pairs) if len(part)), pairs)
     return [("near-duplicates", severity, len(pairs), sentence, _some(zip(first["a"], first["b"], strict=True)))]

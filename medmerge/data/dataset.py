@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ import pandas as pd
 import torch
 
 from medmerge.data import split_files, splits
-from medmerge.data.cache import hash_row
-from medmerge.data.images import Samples, load_images
-from medmerge.data.tables import Table, load_table
+from medmerge.data.images import hash_row, load_images
+from medmerge.data.loaders import load_table
+from medmerge.data.table import Table
+from medmerge.samples import Samples
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +38,7 @@ class Dataset:
         digests: N SHA-256, of each image's file, aligned with the table.
         fingerprint: SHA-256 in hex over the fingerprint of the images (their ids, class names
             and contents) and the part that each id is in.
-        notes: Sentences: what was left out, and what was read leniently.
+        notes: Sentences: what was left out, what was read leniently, and which images look odd.
     """
 
     name: str
@@ -81,7 +85,7 @@ def load(
     """Reads, splits and decodes a dataset.
 
     Args:
-        name: A key of `tables.DATASETS`.
+        name: A key of `loaders.DATASETS`.
         root: Folder of the dataset as unpacked; it is only read.
         image_size: Side of the images in pixels.
         resize: How they get it; see `images.load_images`.
@@ -101,6 +105,8 @@ def load(
 
     Raises:
         DataError: As `load_table`, `splits.split`, `split_files.apply` and `load_images` say.
+
+    Logs the notes.
     """
     table = load_table(name, root, labels=labels, missing=missing, exclude=exclude, uncertain=uncertain, blank=blank)
     images = load_images(table, image_size, resize=resize, cache=cache)
@@ -110,6 +116,9 @@ def load(
         parts = split_files.apply(table, split_file)
     else:
         parts = splits.split(table, method=split, fractions=fractions, seed=split_seed)
+    notes = (*table.notes, *images.notes)
+    for note in notes:
+        _logger.info("%s: %s", name, note)
     inputs = torch.from_numpy(images.pixels).permute(0, 3, 1, 2)
     return Dataset(
         name=name,
@@ -120,7 +129,7 @@ def load(
         parts=parts,
         digests=images.digests,
         fingerprint=_fingerprint(table, images.fingerprint, parts),
-        notes=table.notes,
+        notes=notes,
     )
 
 

@@ -1,22 +1,29 @@
-"""Decode every image once, keep the pixels in a cache, serve batches."""
+"""Decode every image once, keep the pixels in a cache, look at them, serve batches.
+
+An entry of the cache is two files: `<name>.npy`, uint8 pixels, and `<name>.json`, the SHA-256 of
+each image's content and what is odd about it. Both are written under another name and moved into
+place, the pixels first: where there is a JSON file, the pixels beside it were complete. A process
+that needs an entry which another one builds waits for it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
-from medmerge.data import cache as pixel_cache
+from medmerge import files
 from medmerge.data import decode
-from medmerge.data.base import DataError, Table
+from medmerge.data.table import DataError, Table
 
 RESAMPLING = "pillow-bilinear-antialiased-1"
 """Names the rule from file to pixels; another rule needs another name, or caches go stale."""
@@ -24,32 +31,12 @@ RESAMPLING = "pillow-bilinear-antialiased-1"
 FILL = (124, 116, 104)
 """What lies around a padded image: the mean of ImageNet, which normalisation takes to zero."""
 
-_CHUNK = 16  # images that a thread takes at a time, at most
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """The images of one part of a split, in storage that all parts share.
-
-    Attributes:
-        inputs: [M, ...], all of the dataset. Of images: uint8 [M, 3, S, S], RGB, a channels-last
-            view of the cached pixels. Of features: float.
-        rows: int64 [N], the rows of `inputs` that belong to this part.
-        labels: int64 [N], indices into the dataset's classes.
-        ids: N ids.
-    """
-
-    inputs: Tensor
-    rows: Tensor
-    labels: Tensor
-    ids: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns copies of the inputs and labels at `positions`, an int64 [B] below N."""
-        return self.inputs[self.rows[positions]], self.labels[positions]
+_ODD = {
+    "blank": "are of one colour all over",
+    "few": "have 2 to 32 grey levels: masks, drawings, or photographs that lost most of their depth",
+    "dark": "are nearly black (99.5 % of each below 32 of 255): was a depth or a window taken for another?",
+}
+_HINT = "Name another folder with the environment variable MEDMERGE_CACHE."
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +50,13 @@ class Images:
             an image is drawn or is a row of an npz file.
         fingerprint: SHA-256 in hex over each image's id, class name and digest, in the order of
             ids. It depends on no decoder and no size.
+        notes: Sentences on images that look odd: blank, of few grey levels, nearly black.
     """
 
     pixels: np.ndarray
     digests: tuple[str, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 def load_images(
@@ -75,7 +64,7 @@ def load_images(
 ) -> Images:
     """Decodes the images of a table, or finds them decoded in the cache.
 
-    An image's path is a file (of any kind that Pillow reads, or DICOM: see `dicom.read_dicom`), a
+    An image's path is a file (of any kind that Pillow reads, or DICOM: see `decode.read_dicom`), a
     row of an npz file, or a drawing. Images become RGB and are brought to `size` x `size` with
     Pillow's antialiased bilinear filter. Alpha and EXIF orientation are ignored, 16-bit grey is
     scaled to 8 bits. Memory does not grow with the number of images; npz files are unpacked in the
@@ -93,33 +82,137 @@ def load_images(
         workers: Threads; one for each available core, 8 at most, by default.
 
     Raises:
-        DataError: An image is missing or cannot be decoded, or the cache cannot be written.
+        DataError: An image is missing or cannot be decoded (all of them are named), the 16-bit
+            images leave their upper bits empty, or the cache cannot be written.
     """
     if size < 1:
         raise DataError(f"image_size is {size}; it is a number of pixels, 1 or more")
     if resize not in ("stretch", "pad"):
         raise DataError(f"resize is {resize!r}; it is stretch or pad")
-    paths = table.frame["path"].tolist()
-    shape = (len(paths), size, size, 3)
-    key = _key(table, size, resize)
-    name = f"{table.name.replace(':', '-')}-{size}px-{key[:32]}"
-    folder = pixel_cache.folder(cache)
+    folder = _cache_folder(cache)
+    shape, name = (len(table.frame), size, size, 3), f"{table.name.replace(':', '-')}-{size}px-"
+    name += _key(table, size, resize)[:32]
+    entry = _read(folder, name, shape)
+    try:
+        if entry is None:
+            with files.locked(folder / f".{name}.lock", f"decoding {name}") as alone:
+                # Whoever held the lock before may have built the entry.
+                entry = _read(folder, name, shape)
+                if entry is None:
+                    if alone:
+                        files.remove_leftovers(folder, f"{name}.*")
+                    _build(folder, name, shape, table, resize, workers)
+                    entry = _read(folder, name, shape)
+    except files.DiskError as error:
+        raise DataError(f"{error}. {_HINT}") from error
+    if entry is None:
+        raise DataError(f"The cache entry {name} in {folder} was removed while it was written")
+    pixels, sidecar = entry
+    return Images(pixels, tuple(sidecar["sha256"]), _fingerprint(table, sidecar["sha256"]), _oddities(table, sidecar))
 
-    def decode_all(pixels: np.ndarray) -> list[str]:
-        return _decode_all(table.name, paths, pixels, resize, folder, workers)
 
-    pixels, digests = pixel_cache.load_or_build(folder, name, shape, build=decode_all)
-    return Images(pixels, tuple(digests), _fingerprint(table, digests))
+def glance(table: Table, count: int = 32) -> tuple[str, ...]:
+    """Decodes a few images, spread over the table, and says what is odd about them; the cache stays as it is.
+
+    Raises:
+        DataError: As `load_images`.
+    """
+    here = table.frame[table.frame["path"].notna()]
+    rows = np.unique(np.linspace(0, len(here) - 1, min(count, len(here))).astype(int))
+    with tempfile.TemporaryDirectory() as folder:
+        return load_images(replace(table, frame=here.iloc[rows].reset_index(drop=True)), 32, cache=Path(folder)).notes
 
 
-def _decode(path: str, size: int, resize: str, arrays: decode.Arrays) -> tuple[np.ndarray, str]:
-    """Returns uint8 [size, size, 3] and the digest of the image's content."""
-    image, digest = decode.read_image(path, arrays)
+def hash_row(hasher, values: list) -> None:
+    """Feeds a list of texts and numbers to a hash, so that no two lists feed it the same."""
+    hasher.update(json.dumps(values).encode() + b"\n")
+
+
+def _cache_folder(given: str | os.PathLike | None) -> Path:
+    """Returns the cache folder: as given, else MEDMERGE_CACHE, else ~/.cache/medmerge."""
+    path = Path(given or os.environ.get("MEDMERGE_CACHE") or "~/.cache/medmerge").expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"The cache folder {path} cannot be made: {error}. {_HINT}") from error
+    return path
+
+
+def _read(directory: Path, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, dict] | None:
+    """Returns an entry, pixels as a copy-on-write memory map, if it is complete, else None."""
+    path = directory / f"{name}.npy"
+    try:
+        sidecar = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+        pixels = np.lib.format.open_memmap(path, mode="c")
+        whole = pixels.offset + pixels.nbytes == path.stat().st_size
+        whole = whole and len(sidecar["sha256"]) == shape[0] and "odd" in sidecar
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (pixels, sidecar) if whole and pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def _build(directory: Path, name: str, shape: tuple[int, ...], table: Table, resize: str, workers: int | None) -> None:
+    """Decodes the images of a table into an entry."""
+    free, needed = shutil.disk_usage(directory).free, int(np.prod(shape, dtype=np.int64))
+    if free < needed + 2**20:  # to a memory map a full disk is a bus error, which ends the process
+        raise DataError(
+            f"The cache folder {directory} has {free / 1e9:.2f} GB free and the images take {needed / 1e9:.2f} GB. "
+            f"{_HINT}"
+        )
+    try:
+        with files.replacing(directory / f"{name}.npy") as temporary:
+            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            sidecar = _decode_all(table, pixels, resize, directory, workers)
+            pixels.flush()
+            del pixels
+        files.write(directory / f"{name}.json", json.dumps(sidecar))
+    except OSError as error:
+        raise DataError(f"The cache {directory} cannot be written: {error}. {_HINT}") from error
+
+
+def _decode_all(table: Table, pixels: np.ndarray, resize: str, folder: Path, workers: int | None) -> dict:
+    """Fills `pixels`, row by row in threads; returns the digests, and the rows of what is odd."""
+    paths, ids = table.frame["path"].tolist(), table.frame["id"].tolist()
+    arrays = decode.open_arrays(paths, folder)
+    digests, peaks, failures, odd = [""] * len(paths), {}, {}, {}
+
+    def decode_row(row: int) -> None:
+        try:
+            pixels[row], found = _decode(paths[row], pixels.shape[1], resize, arrays)
+        except DataError:
+            raise
+        except decode.UNDECODABLE as error:
+            failures[row] = str(error)  # the error itself would keep the file's content
+            return
+        digests[row], kind = found.digest, _look(found.image)
+        if found.peak is not None:
+            peaks[row] = found.peak
+        if kind:
+            odd[row] = kind
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = workers if workers is not None else min(8, cores)
+    title = f"decoding {table.name}"
+    thread_map(decode_row, range(len(paths)), max_workers=threads, desc=title, unit="image", disable=None)
+    if failures:
+        listed = "".join(f"\n{ids[row]}: {paths[row]} ({failures[row]})" for row in sorted(failures))
+        raise DataError(
+            f"{table.name}: {len(failures):,} of {len(paths):,} images cannot be decoded. Get the files again, or "
+            f"leave the images out: --exclude FILE, with these ids, one a line:{listed}"
+        )
+    _check_depth(table.name, peaks)
+    return {"sha256": digests, "odd": {kind: sorted(row for row in odd if odd[row] == kind) for kind in _ODD}}
+
+
+def _decode(path: str, size: int, resize: str, arrays: decode.Arrays) -> tuple[np.ndarray, decode.Decoded]:
+    """Returns uint8 [size, size, 3], and the image that it was made from."""
+    found = decode.read_image(path, arrays)
+    image = found.image
     if resize == "pad":
         image = _padded(image, size)
     elif image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image), digest
+    return np.asarray(image), found
 
 
 def _padded(image: Image.Image, size: int) -> Image.Image:
@@ -133,71 +226,52 @@ def _padded(image: Image.Image, size: int) -> Image.Image:
     return square
 
 
-def _decode_all(
-    name: str, paths: list[str], pixels: np.ndarray, resize: str, folder: Path, workers: int | None
-) -> list[str]:
-    """Fills `pixels`, row by row in threads, and returns the digests of the contents."""
-    arrays = decode.Arrays(folder)
-    digests = [""] * len(paths)
-    failures: dict[int, str] = {}
+def _look(image: Image.Image) -> str | None:
+    """Returns what is odd about an image of its own size, a key of `_ODD`; under 256 pixels nothing is."""
+    counts = np.array(image.histogram()).reshape(3, 256)
+    levels = int((counts > 0).sum(axis=1).max())
+    if image.width * image.height < 256 or (levels > 32 and counts[:, :32].sum() < 0.995 * counts.sum()):
+        return None
+    return "blank" if levels == 1 else "few" if levels <= 32 else "dark"
 
-    def decode_row(row: int) -> None:
-        try:
-            pixels[row], digests[row] = _decode(paths[row], pixels.shape[1], resize, arrays)
-        except DataError:
-            raise
-        except decode.UNDECODABLE as error:
-            failures[row] = str(error)  # the error itself would keep the file's content
 
-    _in_threads(decode_row, len(paths), workers, f"decoding {name}")
-    if failures:
-        first = min(failures)
+def _check_depth(name: str, peaks: dict[int, int]) -> None:
+    """Raises where no 16-bit image uses the upper bits: as 16 bits, 12 would come out in 17 shades of black."""
+    largest = max(peaks.values(), default=0)
+    if 0 < largest < 2**15:
+        bits = next(bits for bits in (8, 10, 12, 14, 15) if largest < 2**bits)
         raise DataError(
-            f"{name}: {len(failures):,} of {len(paths):,} images cannot be decoded, first "
-            f"{paths[first]} ({failures[first]}). Get the files again, or leave their ids out "
-            "with exclude."
+            f"{name}: no value of the {len(peaks):,} 16-bit images exceeds {largest:,}, as of {bits} bits; taken as 16 "
+            f"they would be nearly black. Scale them first, each by the same: Image.fromarray((np.asarray(image) * "
+            f"(255 / {2**bits - 1})).round().astype(np.uint8))"
         )
-    return digests
 
 
-def _in_threads(function: Callable[[int], None], count: int, workers: int | None, title: str) -> None:
-    """Calls `function` with 0 to count - 1; an interrupt does not wait for what has not begun."""
-
-    def call(rows: range) -> int:
-        for row in rows:
-            function(row)
-        return len(rows)
-
-    threads = workers if workers is not None else min(8, pixel_cache.available_cores())
-    # One call an image would keep a record of each.
-    length = max(1, min(_CHUNK, count // (4 * threads)))
-    chunks = [range(count)[start : start + length] for start in range(0, count, length)]
-    pool = ThreadPoolExecutor(max_workers=threads)
-    try:
-        with tqdm(total=count, desc=title, unit="image", disable=None) as bar:
-            for done in pool.map(call, chunks):
-                bar.update(done)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _oddities(table: Table, sidecar: dict) -> tuple[str, ...]:
+    ids, notes = table.frame["id"].tolist(), []
+    for kind, rows in sidecar["odd"].items():
+        if rows:
+            shown = ", ".join(ids[row] for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+            notes.append(f"{len(rows):,} of {len(ids):,} images {_ODD[kind]}: {shown}.")
+    return tuple(notes)
 
 
 def _key(table: Table, size: int, resize: str) -> str:
     """Hashes what decides the pixels: their rule, and the state of each image file."""
     hasher = hashlib.sha256()
-    pixel_cache.hash_row(hasher, [RESAMPLING, size] if resize == "stretch" else [RESAMPLING, size, resize, *FILL])
+    hash_row(hasher, [RESAMPLING, size] if resize == "stretch" else [RESAMPLING, size, resize, *FILL])
     for image, path in zip(table.frame["id"], table.frame["path"], strict=True):
         try:
-            state = decode.state(path)
+            hash_row(hasher, [image, path, *decode.state(path)])
         except OSError as error:
             raise DataError(f"{table.name}: the image {path} is gone: {error}") from error
-        pixel_cache.hash_row(hasher, [image, path, *state])
     return hasher.hexdigest()
 
 
-def _fingerprint(table: Table, digests: list[str]) -> str:
+def _fingerprint(table: Table, digests: Iterable[str]) -> str:
     hasher = hashlib.sha256()
     for row in sorted(zip(table.frame["id"], _label_texts(table), digests, strict=True)):
-        pixel_cache.hash_row(hasher, list(row))
+        hash_row(hasher, list(row))
     return hasher.hexdigest()
 
 

@@ -35,9 +35,7 @@ BITS = HASH_SIZE**2
 MAX_DISTANCE = 32
 """Pairs up to this distance are candidates: to be looked at, not proof. See the module's text."""
 
-MAX_PAIRS = 100_000
-
-_ROWS, _COLUMNS = 256, 16_384
+_ROWS = 256
 
 
 def hashes(pixels: np.ndarray) -> np.ndarray:
@@ -55,51 +53,30 @@ def hashes(pixels: np.ndarray) -> np.ndarray:
     return np.packbits(bits, axis=1).view(np.uint64)
 
 
-def pairs(
-    hashed: np.ndarray, distance: int = MAX_DISTANCE, limit: int = MAX_PAIRS
-) -> tuple[np.ndarray, np.ndarray, int]:
+def pairs(hashed: np.ndarray, distance: int = MAX_DISTANCE) -> tuple[np.ndarray, np.ndarray]:
     """Finds all pairs of images that are close.
 
-    All pairs are compared, in blocks: memory does not grow with their number.
+    All pairs are compared, in blocks: memory grows with the close ones alone.
 
     Args:
         hashed: uint64 [N, W].
         distance: The largest number of bits that may differ.
-        limit: The largest number of pairs to return: the closest.
 
     Returns:
-        The pairs, int64 [M, 2], each with the lower row first; their distances, int64 [M], in
-        rising order; and the number of pairs that there are, which may exceed M.
+        The pairs, int64 [M, 2], each with the lower row first; and their distances, int64 [M], in
+        rising order.
     """
-    found, kept, total = [np.empty((0, 3), dtype=np.int64)], 0, 0
+    found = [np.empty((0, 3), dtype=np.int64)]
     for top in range(0, len(hashed), _ROWS):
-        for left in range(top, len(hashed), _COLUMNS):
-            block = _close(hashed, top, left, distance)
-            found.append(block)
-            kept, total = kept + len(block), total + len(block)
-            if kept > 2 * limit:
-                found = [_closest(found, limit)]
-                kept = len(found[0])
-    closest = _closest(found, limit)
-    return closest[:, 1:], closest[:, 0], total
-
-
-def _close(hashed: np.ndarray, top: int, left: int, distance: int) -> np.ndarray:
-    """Returns int64 [M, 3], distance and rows of the close pairs of a block above the diagonal."""
-    half = hashed.shape[1] // 2
-    one, other = hashed[top : top + _ROWS], hashed[left : left + _COLUMNS]
-    # Half of the bits, those of the finer details, rule out nearly all pairs.
-    partial = np.zeros((len(one), len(other)), dtype=np.uint16)
-    for word in range(half, hashed.shape[1]):
-        partial += np.bitwise_count(one[:, word, None] ^ other[None, :, word])
-    rows, columns = np.nonzero(partial <= distance)
-    above = rows + top < columns + left
-    rows, columns = rows[above] + top, columns[above] + left
-    exact = np.bitwise_count(hashed[rows] ^ hashed[columns]).sum(axis=1, dtype=np.int64)
-    block = np.stack([exact, rows, columns], axis=1)
-    return block[exact <= distance]
-
-
-def _closest(found: list[np.ndarray], limit: int) -> np.ndarray:
-    rows = np.concatenate(found)
-    return rows[np.lexsort(rows.T[::-1])][:limit]
+        one, other = hashed[top : top + _ROWS], hashed[top:]
+        # Half of the bits, those of the finer details, rule out nearly all pairs.
+        partial = np.zeros((len(one), len(other)), dtype=np.uint16)
+        for word in range(hashed.shape[1] // 2, hashed.shape[1]):
+            partial += np.bitwise_count(one[:, word, None] ^ other[None, :, word])
+        rows, columns = np.nonzero(np.triu(partial <= distance, k=1))
+        bits = np.bitwise_count(one[rows] ^ other[columns]).sum(axis=1, dtype=np.int64)
+        block = np.stack([bits, rows + top, columns + top], axis=1)
+        found.append(block[bits <= distance])
+    closest = np.concatenate(found)
+    closest = closest[np.lexsort(closest.T[::-1])]
+    return closest[:, 1:], closest[:, 0]

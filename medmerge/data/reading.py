@@ -1,175 +1,168 @@
-"""Label files, read strictly: nothing is taken for a number or a missing value, and a file that was cut is refused."""
+"""Label files and folders of images, read strictly: what could be read in two ways is refused."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 import re
-import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from medmerge.data.base import IMAGE_SUFFIXES, DataError, first_duplicate
+from medmerge.data.table import DataError, first_duplicate, plain_form
+
+Image.init()
+DICOM_SUFFIXES = (".dcm", ".dicom")
+IMAGE_SUFFIXES = frozenset(
+    {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | set(DICOM_SUFFIXES)
+)
+"""Suffixes of the files that are read as images: all that Pillow opens, and DICOM."""
+
+_NO_TABLES = {
+    b"PK\x03\x04": "an Excel workbook or another zip archive",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"version https://git-lfs": "a pointer of Git LFS, without the file itself (git lfs pull fetches it)",
+    b"<": "a web page or XML",
+    b"%PDF": "a PDF",
+    b"\x1f\x8b": "compressed with gzip",
+    b"PAR1": "a Parquet file",
+}
+"""What a file that begins so is."""
 
 
-def read_rows(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Reads a comma or tab separated file as stripped strings, empty where there is no value.
+def read_rows(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Reads a table of text as stripped strings, empty where there is no value.
 
-    Nothing is taken for a number, a truth value or a missing value: a class may be called "NA".
-    The separator is a tab where the first line has one.
+    Nothing is taken for a number, a truth value or a missing value. Columns are separated as a
+    first line `sep=...` says, else by tabs where the header has one, else by semicolons where it has
+    them and no comma, else by commas. A wanted column is found under a name that differs only by
+    case, blanks, underscores or hyphens, unless it is there under its own.
 
     Args:
-        path: The file, UTF-8 with or without a byte order mark, or a zip file of it alone, as
-            Kaggle serves some.
-        columns: Columns that must be there.
-
-    Raises:
-        DataError: The file is not such a table, has no row, has two columns of one name, or lacks
-            a column.
-    """
-    columns = list(columns)
-    frame = _read_table(path, columns)
-    _check_columns(path, frame, columns)
-    return frame
-
-
-def read_matching(
-    path: Path, columns: Iterable[str], optional: Iterable[str] = ()
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Reads as `read_rows`, with columns matched as in `match_columns`; returns notes on these.
-
-    Args:
-        path: The file.
+        path: The file, UTF-8 or UTF-16, or a zip file of it alone, as Kaggle serves some.
         columns: Columns that must be there.
         optional: Columns that may be there.
 
-    Raises:
-        DataError: As `read_rows`, or two columns match one.
-    """
-    columns = list(columns)
-    frame, notes = match_columns(_read_table(path, columns), [*columns, *optional])
-    _check_columns(path, frame, columns)
-    return frame, tuple(f"{path.name}: {note}" for note in notes)
-
-
-def match_columns(frame: pd.DataFrame, columns: Iterable[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Renames columns that differ from a wanted one only by case, spaces, underscores or hyphens.
-
-    A column that is there under its exact name stays, whatever else resembles it; one that nothing
-    resembles is left for the caller to miss.
-
-    Args:
-        frame: Any frame with names of columns as strings.
-        columns: The wanted names.
-
     Returns:
-        The frame, and a sentence that lists the renamed columns, if there are any.
+        The rows, and notes on what was read leniently.
 
     Raises:
-        DataError: Two columns resemble a wanted one.
+        DataError: The file is not such a table, has no row, lacks a column or has two of one name,
+            or a row has more or fewer values than the header.
     """
-    renamed: dict[str, str] = {}
     columns = list(columns)
-    for wanted in columns:
-        if wanted in frame.columns:
-            continue
-        near = [name for name in frame.columns if _plain(name) == _plain(wanted) and name not in columns]
-        if len(near) > 1:
-            raise DataError(f"The columns {' and '.join(near)} could both be {wanted}; keep one and call it {wanted}")
-        renamed.update((name, wanted) for name in near)
-    if not renamed:
-        return frame, ()
-    listed = ", ".join(f"{name} as {wanted}" for name, wanted in renamed.items())
-    return frame.rename(columns=renamed), (f"Columns read under other names: {listed}.",)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
-
-
-def _check_columns(path: Path, frame: pd.DataFrame, columns: list[str]) -> None:
-    absent = [column for column in columns if column not in frame.columns]
-    if absent:
-        raise DataError(f"{path} has no column {', '.join(absent)}; its columns are {', '.join(frame.columns)}")
-
-
-def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Returns all columns of a file; `columns` are those that it should have, for the messages."""
     try:
         text = _read_text(path)
-        _check_header(path, text.partition("\n")[0].rstrip("\r"), columns)
-        with warnings.catch_warnings():
-            # A line longer than the header is only a warning to pandas, which cuts it.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                io.StringIO(text),
-                sep=_separator(text.partition("\n")[0]),
-                dtype=str,
-                keep_default_na=False,
-                index_col=False,
-            )
-    except (
-        OSError,
-        UnicodeError,
-        zipfile.BadZipFile,
-        csv.Error,
-        pd.errors.ParserError,
-        pd.errors.ParserWarning,
-    ) as error:
+        stated = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
+        text = text[stated.end() :] if stated else text
+        header = text.partition("\n")[0]
+        separator = "\t" if "\t" in header else ";" if ";" in header and "," not in header else ","
+        separator = stated[1] if stated else separator
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        rows = [(reader.line_num, row) for row in reader if any(row)]
+    except (OSError, UnicodeError, zipfile.BadZipFile, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
-    except pd.errors.EmptyDataError as error:
-        needed = f"; it needs the columns {', '.join(columns)}" if columns else ""
-        raise DataError(f"{path} is empty{needed}") from error
-    _check_lengths(path, text)
-    frame.columns = frame.columns.str.strip()
-    if frame.empty:
-        _check_columns(path, frame, columns)
-        raise DataError(f"{path} has a header and no row")
-    return frame.apply(lambda column: column.str.strip())
-
-
-def _check_lengths(path: Path, text: str) -> None:
-    """Raises for a line that ends early: pandas would take what is missing for empty values."""
-    rows = csv.reader(io.StringIO(text), delimiter=_separator(text.partition("\n")[0]))
-    width = len(next(rows, ()))
-    for row in rows:
-        if len(row) < width and "".join(row).strip():
+    if not rows:
+        raise DataError(f"{path} is empty; it needs the columns {', '.join(columns)}")
+    names = [name.strip() for name in rows[0][1]]
+    for line, row in rows:
+        if len(row) != len(names):
             raise DataError(
-                f"{path}, line {rows.line_num}: the row {','.join(row)!r} has {len(row)} of {width} values. Was the "
-                "file cut short? Get it again, or write a comma for each empty value"
+                f"{path} cannot be read as a table: line {line}, {separator.join(row)!r}, has {len(row)} of "
+                f"{len(names)} values. Was the file cut short? Write {separator!r} for each empty value, and quote "
+                "values that hold one"
             )
-
-
-def _read_text(path: Path) -> str:
-    if path.suffix != ".zip":
-        return path.read_text(encoding="utf-8-sig")
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
-        if len(names) != 1:
-            raise DataError(f"{path} has {len(names)} files instead of one table; unpack it")
-        return archive.read(names[0]).decode("utf-8-sig")
-
-
-def _separator(header: str) -> str:
-    return "\t" if "\t" in header else ","
-
-
-def _check_header(path: Path, header: str, columns: list[str]) -> None:
-    """Raises for semicolons between the columns, and for two columns of one name, which pandas would rename."""
-    names = [name.strip() for row in csv.reader([header], delimiter=_separator(header)) for name in row]
-    if len(names) <= 2 and header.count(";") >= max(1, len(columns) - 1):
-        raise DataError(
-            f"{path} is separated by ';': its first line is {header.strip()!r}. Save it again with ',' between the "
-            "columns (or tabs), such as with "
-            "pandas.read_csv(file, sep=';', dtype=str, keep_default_na=False).to_csv(file, index=False)"
-        )
     twice = first_duplicate(name for name in names if name)
     if twice is not None:
         raise DataError(f"{path} has two columns called {twice}; its columns are {', '.join(names)}. Keep one of them")
+    frame = pd.DataFrame([row for _, row in rows[1:]], columns=names, dtype=object)
+    frame, notes = _match_columns(path, frame, columns, optional)
+    if frame.empty:
+        raise DataError(f"{path} has a header and no row")
+    if separator == ";":
+        notes = (*notes, f"{path.name}: the columns are separated by ';'.")
+    return frame.apply(lambda column: column.str.strip()), notes
+
+
+def _read_text(path: Path) -> str:
+    content = path.read_bytes()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+            if len(names) != 1:
+                raise DataError(f"{path} has {len(names)} files instead of one table; unpack it")
+            content = archive.read(names[0])
+    kind = next((kind for start, kind in _NO_TABLES.items() if content.startswith(start)), None)
+    if kind:
+        raise DataError(f"{path} cannot be read as a table: it is {kind}. Save or export the table as CSV in UTF-8")
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    if b"\0" in content:
+        raise DataError(f"{path} cannot be read as a table: it is UTF-16 without a mark, or no text. Save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n")
+        text = content.splitlines()[line].decode("latin-1").strip()
+        raise DataError(
+            f"{path} cannot be read as a table: line {line + 1} is not UTF-8. As Latin-1 (Windows-1252) it reads "
+            f"{text!r}; if that is right, save the file again as UTF-8 (in Excel, 'CSV UTF-8')"
+        ) from error
+
+
+def _match_columns(
+    path: Path, frame: pd.DataFrame, columns: list[str], optional: Iterable[str]
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Renames columns whose names resemble a wanted one, and checks that all that must be there are."""
+    renamed: dict[str, str] = {}
+    wanted = [*columns, *optional]
+    for name in wanted:
+        near = [other for other in frame.columns if other not in wanted and _squeezed(other) == _squeezed(name)]
+        if name in frame.columns or not near:
+            continue
+        if len(near) > 1:
+            raise DataError(f"The columns {' and '.join(near)} could both be {name}; keep one and call it {name}")
+        renamed[near[0]] = name
+    frame = frame.rename(columns=renamed)
+    absent = [name for name in columns if name not in frame.columns]
+    if absent:
+        raise DataError(f"{path} has no column {', '.join(absent)}; its columns are {', '.join(frame.columns)}")
+    listed = ", ".join(f"{name} as {name_here}" for name, name_here in renamed.items())
+    return frame, (f"{path.name}: Columns read under other names: {listed}.",) if renamed else ()
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[\s-]+", "", plain_form(name))
+
+
+def read_ids(path: str | os.PathLike) -> frozenset[str]:
+    """Reads a list of ids of images, such as those to leave out.
+
+    Args:
+        path: A text file with an id a line, where empty lines and those that begin with # are
+            passed over; or a table with a column `id` or `image`.
+
+    Raises:
+        DataError: The file cannot be read, or lists nothing.
+    """
+    file = Path(path).expanduser()
+    try:
+        lines = [line.strip() for line in _read_text(file).splitlines()]
+    except (OSError, UnicodeError, zipfile.BadZipFile) as error:
+        raise DataError(f"The list of ids {file} cannot be read: {error}") from error
+    listed = [line for line in lines if line and not line.startswith("#")]
+    header = {plain_form(name.strip(' "')) for name in re.split(r"[,;\t]", listed[0])} if listed else set()
+    column = next((name for name in ("id", "image") if name in header), None)
+    if column:
+        return frozenset(read_rows(file, (column,))[0][column]) - {""}
+    if not listed:
+        raise DataError(f"{file} lists no id; write one a line, or a table with a column id")
+    return frozenset(listed)
 
 
 def image_names(path: Path, values: pd.Series, pattern: str, example: str) -> tuple[list[str], tuple[str, ...]]:
@@ -184,8 +177,7 @@ def image_names(path: Path, values: pd.Series, pattern: str, example: str) -> tu
     Raises:
         DataError: A name does not match.
     """
-    suffixes = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
-    names = values.str.replace(f"({suffixes})$", "", case=False, regex=True)
+    names = values.str.replace(r"\.(jpe?g|png)$", "", case=False, regex=True)
     wrong = ~names.str.fullmatch(pattern)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
@@ -196,3 +188,45 @@ def image_names(path: Path, values: pd.Series, pattern: str, example: str) -> tu
     changed = int((names != values).sum())
     notes = (f"{path.name}: the suffix is taken off {changed:,} names of images.",) if changed else ()
     return names.tolist(), notes
+
+
+def dataset_folder(name: str, root: str | os.PathLike | None, expected: str) -> Path:
+    """Returns the folder of a dataset.
+
+    Raises:
+        DataError: No folder is given, or it is not there.
+    """
+    if root is None:
+        raise DataError(f"{name} needs the folder that it was unpacked to. {expected}")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"{name}: there is no folder {folder}. {expected}")
+    return folder
+
+
+def first_file(name: str, root: Path, candidates: Sequence[str], expected: str) -> Path:
+    """Returns the first of `candidates` that is a file in `root`.
+
+    Raises:
+        DataError: None of them is.
+    """
+    for candidate in candidates:
+        if (root / candidate).is_file():
+            return root / candidate
+    raise DataError(f"{name}: there is no {candidates[0]} in {root}. {expected}")
+
+
+def index_images(folders: Iterable[Path]) -> dict[str, str]:
+    """Maps the name without suffix of each JPEG and PNG file in the folders to its path.
+
+    Folders that are not there are passed over; a folder within itself (`images/images`, as some
+    archives unpack) is looked into; the first folder that has a name wins.
+    """
+    found: dict[str, str] = {}
+    for folder in folders:
+        for candidate in (folder, folder / folder.name):
+            for name in sorted(os.listdir(candidate)) if candidate.is_dir() else ():
+                stem, suffix = os.path.splitext(name)
+                if suffix.lower() in (".jpg", ".jpeg", ".png") and not stem.startswith("."):
+                    found.setdefault(stem, f"{candidate}/{name}")
+    return found

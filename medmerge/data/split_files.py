@@ -20,8 +20,8 @@ import numpy as np
 
 from medmerge import files
 from medmerge.data import splits
-from medmerge.data.base import SPLITS, DataError, Table, first_duplicate
-from medmerge.data.cache import hash_row
+from medmerge.data.images import hash_row
+from medmerge.data.table import SPLITS, DataError, Table, first_duplicate
 
 _COLUMNS = ["id", "split"]
 _AGAIN = "Get the file again from where it was published, or draw the split again"

@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
-from medmerge.data.base import SPLITS, DataError, Table
+from medmerge.data.table import SPLITS, DataError, Table
 
 METHODS = ("grouped", "random", "official")
 MAX_FOLDS = 20
@@ -72,12 +72,12 @@ def split(
     order = np.argsort(table.frame["id"].to_numpy(dtype=object), kind="stable")
     frame = table.frame.iloc[order].assign(stratum=strata(table)[order])
     if method == "grouped":
-        parts = _grouped(frame, fractions, SPLITS, seed)
+        parts = _grouped(table, frame, fractions, SPLITS, seed)
         _warn_of_sizes(table.name, parts, fractions)
     elif method == "random":
         parts = _random(len(frame), fractions, seed)
     else:
-        parts = _official(table.name, frame, fractions, seed)
+        parts = _official(table, frame, fractions, seed)
     result = np.empty_like(parts)
     result[order] = parts
     check(table, result)
@@ -163,24 +163,31 @@ def check(table: Table, parts: np.ndarray) -> None:
             that val or test lacks.
     """
     counts, images = count(table, parts), sizes(parts)
-    totals = counts.sum(axis=1)
     for part in SPLITS:
         if not images[part]:
             raise DataError(
                 f"{table.name}: {part} is empty with {len(parts):,} images; it takes more images "
                 "or groups, or other fractions"
             )
-    untrained = [label for label in table.classes if not counts.loc[label, "train"]]
-    if untrained:
-        named = ", ".join(f"{label} ({totals[label]:,} images)" for label in untrained)
-        raise DataError(
-            f"{table.name}: no image to train on in class {named}; take another split_seed, leave "
-            "the class's images out with exclude, or merge it with another class"
-        )
-    for part in ("val", "test"):
-        absent = [label for label in table.classes if not counts.loc[label, part]]
-        if absent:
-            _logger.warning("%s: %s has no image of %s", table.name, part, ", ".join(absent))
+    for part in SPLITS:
+        absent = counts.index[counts[part] == 0]
+        if not len(absent):
+            continue
+        needs = f"{'; '.join(_number(table, label) for label in absent)}; to be in each part it takes 3 groups or more"
+        if part == "train":
+            raise DataError(
+                f"{table.name}: no image to train on in class {needs}. Get more images, take another split_seed, leave "
+                "the class's images out with exclude, or merge it with another class"
+            )
+        _logger.warning("%s: %s has no image of %s", table.name, part, needs)
+
+
+def _number(table: Table, label: str) -> str:
+    """A class with the number of its images and of their groups."""
+    labels, index = table.labels, table.classes.index(label)
+    members = (labels[:, index] == 1) if table.multilabel else labels == index
+    images, groups = int(members.sum()), table.frame["group"][members].nunique()
+    return f"{label} ({images:,} image{'s' * (images != 1)}, {groups:,} group{'s' * (groups != 1)})"
 
 
 def warn_of_straddling(name: str, groups: Sequence[str], parts: np.ndarray) -> None:
@@ -215,26 +222,31 @@ def _folds(shares: tuple[float, ...]) -> list[int]:
     )
 
 
-def _grouped(frame: pd.DataFrame, shares: tuple[float, ...], names: tuple[str, ...], seed: int) -> np.ndarray:
+def _grouped(
+    table: Table, frame: pd.DataFrame, shares: tuple[float, ...], names: tuple[str, ...], seed: int
+) -> np.ndarray:
     """Deals whole groups to `names`, the first of which takes what the others leave."""
     folds = _folds(shares)
     if frame["group"].nunique() < sum(folds):
         raise DataError(
-            f"{frame['group'].nunique()} groups cannot be dealt into {sum(folds)} folds; it takes "
-            "more patients or lesions, or simpler fractions"
+            f"{table.name}: {frame['group'].nunique()} groups cannot be dealt into {sum(folds)} folds; it takes more "
+            "patients or lesions, or simpler fractions"
+        )
+    labels, groups = frame["stratum"].to_numpy(), frame["group"].to_numpy(dtype=str)
+    if np.bincount(labels).max() < sum(folds):
+        few = "; ".join(_number(table, label) for label in table.classes)
+        raise DataError(
+            f"{table.name}: the shares take {sum(folds)} folds, and so {sum(folds)} images or more of a class; there "
+            f"are {few}. Get more images, or take shares of fewer folds, such as 0.5, 0.25, 0.25"
         )
     splitter = StratifiedGroupKFold(sum(folds), shuffle=True, random_state=seed)
-    labels, groups = frame["stratum"].to_numpy(), frame["group"].to_numpy(dtype=str)
     owners = np.repeat([*names[1:], names[0]], [*folds[1:], folds[0]])
     parts = np.full(len(frame), names[0], dtype="<U5")
     with warnings.catch_warnings():
         # A class with fewer images than folds is judged by what it ends up with, afterwards.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        try:
-            for owner, (_, members) in zip(owners, splitter.split(labels, labels, groups), strict=True):
-                parts[members] = owner
-        except ValueError as error:
-            raise DataError(f"{len(frame)} images cannot be dealt into {sum(folds)} folds: {error}") from error
+        for owner, (_, members) in zip(owners, splitter.split(labels, labels, groups), strict=True):
+            parts[members] = owner
     return parts
 
 
@@ -247,28 +259,24 @@ def _random(count: int, fractions: tuple[float, ...], seed: int) -> np.ndarray:
     return parts
 
 
-def _official(name: str, frame: pd.DataFrame, fractions: tuple[float, ...], seed: int) -> np.ndarray:
-    given = frame["split"]
-    if given.isna().all():
-        raise DataError(f"{name} has no official split; take split: grouped or split: random")
-    wrong = ~given.isin(SPLITS)
-    if wrong.any():
-        row = frame[wrong].iloc[0]
-        raise DataError(
-            f"{name}: the official split of {row['id']} is {row['split']!r}; it is one of {', '.join(SPLITS)}"
-        )
-    parts = given.to_numpy(dtype="<U5")
+def _official(table: Table, frame: pd.DataFrame, fractions: tuple[float, ...], seed: int) -> np.ndarray:
+    if frame["split"].isna().all():
+        raise DataError(f"{table.name} has no official split; take split: grouped or split: random")
+    without = frame["id"][frame["split"].isna()]
+    if len(without):
+        raise DataError(f"{table.name}: {len(without):,} images have no official split, first {without.iloc[0]}")
+    parts = frame["split"].to_numpy(dtype="<U5")
     absent = {"train", "test"} - set(parts)
     if absent:
         raise DataError(
-            f"{name}: the official split has no {' and no '.join(sorted(absent))}; take split: grouped or split: random"
+            f"{table.name}: the official split has no {' and no '.join(sorted(absent))}; take split: grouped or split: "
+            "random"
         )
     if "val" not in parts:
         train, val, _ = fractions
-        shares = (train / (train + val), val / (train + val))
-        rest = parts == "train"
-        parts[rest] = _grouped(frame[rest], shares, ("train", "val"), seed)
-    warn_of_straddling(name, frame["group"], parts)
+        rest, shares = parts == "train", (train / (train + val), val / (train + val))
+        parts[rest] = _grouped(table, frame[rest], shares, ("train", "val"), seed)
+    warn_of_straddling(table.name, frame["group"], parts)
     return parts
 
 
@@ -277,10 +285,5 @@ def _warn_of_sizes(name: str, parts: np.ndarray, fractions: tuple[float, ...]) -
     for part, share in zip(SPLITS, fractions, strict=True):
         actual = float((parts == part).mean())
         if abs(actual - share) > 0.05:
-            _logger.warning(
-                "%s: %s has %.0f %% of the images instead of %.0f %%: some groups are too large",
-                name,
-                part,
-                100 * actual,
-                100 * share,
-            )
+            text = "%s: %s has %.0f %% of the images instead of %.0f %%: some groups are too large"
+            _logger.warning(text, name, part, 100 * actual, 100 * share)

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -16,9 +17,10 @@ from matplotlib.colors import to_hex
 from torch import nn
 
 from medmerge import backbones
-from medmerge.kernels import split_attention
 from medmerge.merge import KernelMerge
 from medmerge.pages.figures.depth import half_range
+from medmerge.sources import kernel_layers
+from medmerge.study import records
 from medmerge.study.records import Record, score_column
 
 HISTORY_BYTES = 250_000
@@ -83,12 +85,26 @@ class Run:
         return {name: w[row] for name, w in self.history.items()}
 
 
+def _found(folder: Path) -> list[Record]:
+    """The finished runs in a folder but those of three sources or more, which cannot be shown.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no finished run in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; give one with finished runs, such as results or learn's --out")
+    if not (found := records.gather(folder)):
+        raise FileNotFoundError(f"no finished run in {folder} or below it; runs are kept below results/")
+    return [record for record in found if not record.kernel_weights or record.num_merged == 2]
+
+
 def collect(what: object, sources: Sequence[str] | None = None, backbone: str = "") -> list[Run]:
     """The runs in what :func:`medmerge.explore` is given.
 
     Raises:
         TypeError: it is nothing that can be shown.
         ValueError: no weights in it, weights that are not finite vectors, or a name that comes twice.
+        FileNotFoundError: a folder that is not there, or without a finished run.
     """
     if isinstance(what, (Record, KernelMerge)):
         what = [what]
@@ -98,10 +114,11 @@ def collect(what: object, sources: Sequence[str] | None = None, backbone: str = 
         nested = all(isinstance(value, (Mapping, KernelMerge)) for value in what.values())
         runs = [_given(value, str(name), sources, backbone) for name, value in (what.items() if nested else ())]
         return runs or [_given(what, "weights", sources, backbone)]
-    if isinstance(what, (str, bytes)) or not isinstance(what, Iterable):
+    if isinstance(what, (str, Path)):
+        what = _found(Path(what).expanduser())
+    if not isinstance(what, Iterable):
         raise TypeError(
-            f"explore() takes records, a KernelMerge or {{layer: w}}, not {type(what).__name__}; "
-            "medmerge.study.records.gather(folder) reads records"
+            f"explore() takes a folder of results, records, a KernelMerge or {{layer: w}}, not {type(what).__name__}"
         )
     items = list(what)
     wrong = [type(item).__name__ for item in items if not isinstance(item, (Record, KernelMerge))]
@@ -191,7 +208,7 @@ def _vectors(weights: Mapping, where: str, dims: int = 1) -> dict[str, np.ndarra
 
 def layers(run: Run, merge: KernelMerge | None = None) -> list[Layer]:
     """The layers of a run in forward order, with shapes and kinds where its architecture is known."""
-    modules = _modules(run.backbone) if merge is None else {n: (m.layer, m.weight_0.shape) for n, m in merge.layers()}
+    modules = _modules(run.backbone) if merge is None else _shapes(merge.merged)
     return [
         Layer(name, len(w), *_described(modules[name]) if name in modules else ("", ""), _block(name))
         for name, w in run.weights.items()
@@ -204,15 +221,17 @@ def _modules(backbone: str) -> dict[str, tuple[nn.Module, torch.Size]]:
     if backbone not in backbones.names():
         return {}
     with torch.device("meta"):
-        model = split_attention(backbones.backbone(backbone, "random"))
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    return {name: (m, m.weight.shape) for name, m in model.named_modules() if isinstance(m, kinds)}
+        return _shapes(backbones.backbone(backbone, "random"))
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[nn.Module, torch.Size]]:
+    return {layer.name: (layer.module, getattr(layer.module, layer.weight).shape) for layer in kernel_layers(network)}
 
 
 def _described(entry: tuple[nn.Module, torch.Size]) -> tuple[str, str]:
     module, shape = entry
     text = " × ".join(map(str, shape))
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, nn.MultiheadAttention)):
         return text, "linear"
     size = "×".join(map(str, module.kernel_size))
     grouped = "" if module.groups == 1 else "depthwise " if module.groups == module.in_channels else "grouped "

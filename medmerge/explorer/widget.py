@@ -27,7 +27,7 @@ VIEWS, SCOPES = ("w", "difference"), ("layer", "network")
 
 
 def explore(
-    what: Record | Sequence[Record] | KernelMerge | Mapping,
+    what: str | Path | Record | Sequence[Record] | KernelMerge | Mapping,
     *,
     sources: Sequence[str] | None = None,
     backbone: str = "",
@@ -37,7 +37,8 @@ def explore(
     """Show the merging weight of every kernel; choose run, layer and kernel, compare runs, step through epochs.
 
     Args:
-        what: records of merged runs, one or many (others among them are left out); a
+        what: a folder with finished runs at any depth, such as ``results``, a study's or what ``medmerge learn``
+            wrote; records of runs, one or many (those that merged nothing are left out); a
             :class:`~medmerge.merge.KernelMerge` of two sources; ``{layer: w}`` with vectors ``[kernels]`` in forward
             order; or several of the last two, ``{name: ...}``.
         sources: names of what w = 1 and w = 0 take, where ``what`` is no record, which knows them.
@@ -52,6 +53,7 @@ def explore(
 
     Raises:
         TypeError: ``what`` is nothing that can be shown.
+        FileNotFoundError: a folder that is not there, or holds no finished run.
         ValueError: no weights in it, weights that are not finite vectors, or a selection that is not there.
     """
     runs = explorer_data.collect(what, sources, backbone)

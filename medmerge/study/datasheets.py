@@ -16,10 +16,9 @@ import numpy as np
 from medmerge import backbones, data, files
 from medmerge.data import splits
 from medmerge.data.audit import audit, leakage, shared
-from medmerge.data.base import Table
-from medmerge.data.cache import hash_row
+from medmerge.data.images import hash_row
 from medmerge.data.reading import read_rows
-from medmerge.data.tables import known_names
+from medmerge.data.table import Table
 from medmerge.study import probes, records
 from medmerge.study.inputs import home, resolve
 from medmerge.study.params import ParameterError, Parameters
@@ -44,7 +43,7 @@ def check(p: Parameters) -> list[str]:
     problems, todo = [], [name for name in _listed(p.datasets) if read(p, name) is None]
     for name, folder in _listed(p.datasets).items():
         if name not in data.DATASETS:
-            problems.append(f"datasets: there is no dataset {name!r}; known are {known_names()}")
+            problems.append(f"datasets: there is no dataset {name!r}; known are {data.known_names()}")
         elif name in todo and not resolve(folder).is_dir():
             problems.append(f"datasets: no folder {folder} for {name}, here or under $MEDMERGE_DATA")
     for name, file in _listed(p.digests).items():
@@ -146,7 +145,7 @@ def _load(p: Parameters, name: str) -> _Loaded:
     table = data.load_table(name, root, missing="keep")
     part, pixels, known, elsewhere = None, np.empty((0, 0, 0, 3), dtype=np.uint8), {}, None
     if name in _listed(p.digests):
-        rows = read_rows(resolve(_listed(p.digests)[name]), ("id", "sha256"))
+        rows, _ = read_rows(resolve(_listed(p.digests)[name]), ("id", "sha256"))
         labelled = rows["id"].isin(table.frame["id"])
         both = set(rows["sha256"][labelled]) & set(rows["sha256"][~labelled])
         elsewhere = {"unlabelled": int((~labelled).sum()), "files shared with unlabelled images": len(both)}

@@ -3,13 +3,14 @@
 import hashlib
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from medmerge.approaches import APPROACHES
 from medmerge.study import records
 from medmerge.study.inputs import home, weights
-from medmerge.study.params import Parameters
+from medmerge.study.params import Parameters, of_role
 
 PROTOCOL = 1
 """Counts changes of meaning: of a default, or of how a parameter is used. Part of what defines a run."""
@@ -20,12 +21,8 @@ MODEL = Path("checkpoint", "model.safetensors")
 MERGE = MODEL.with_name("merge.safetensors")
 """What the linear probe of a merging run learnt, beside it: merging weights, normalisation and head."""
 
-COMMON = (
-    *("target_data", "target_missing", "target_uncertain", "target_blank", "exclude_data", "split", "fractions"),
-    *("split_seed", "group_identical", "backbone", "image_size"),
-    *("batch_size", "ft_epochs", "ft_lr", "weight_decay", "select", "precision"),
-)
-"""Parameters that the numbers of every approach depend on; those before `batch_size` are one for a whole study."""
+COMMON = of_role("data", "training")
+"""Parameters that the numbers of every approach depend on."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +106,13 @@ def definition(p: Parameters, row: Row, seed: int) -> dict:
 
 def definition_hash(values: dict) -> str:
     """SHA-256 over a definition. Defaults are left out, so that a new parameter leaves old records finished."""
+    return hashlib.sha256(json.dumps([PROTOCOL, chosen(values)], sort_keys=True).encode()).hexdigest()
+
+
+def chosen(values: Mapping) -> dict:
+    """A definition without defaults: the same whichever parameters there were when it was written."""
     fields = Parameters.model_fields
-    chosen = {name: value for name, value in values.items() if name not in fields or value != fields[name].default}
-    return hashlib.sha256(json.dumps([PROTOCOL, chosen], sort_keys=True).encode()).hexdigest()
+    return {name: value for name, value in values.items() if name not in fields or value != fields[name].default}
 
 
 def needed(todo: list[tuple[Row, int]]) -> set[str]:

@@ -4,9 +4,10 @@ A source that was trained on images of the target's test part has seen the answe
 list of the images that they were trained on; it is compared with every target that they are taken to.
 """
 
+import csv
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -16,9 +17,9 @@ from torch import nn
 from medmerge import backbones, data, devices
 from medmerge.backbones import backbone, state_sha256
 from medmerge.data import split_files
-from medmerge.data.base import SPLITS
-from medmerge.data.overlap import hidden, met
-from medmerge.study.params import SEED, Parameters, of_seed
+from medmerge.data.audit import hidden, met
+from medmerge.data.table import SPLITS
+from medmerge.study.params import SEED, ParameterError, Parameters, of_seed
 from medmerge.study.records import Record, RecordError
 
 log = logging.getLogger(__name__)
@@ -80,14 +81,15 @@ def _inside(p: Parameters) -> list[str]:
 
 
 def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> list[str]:
-    """Read the labels, draw the split and load ``sources``; images are not decoded.
+    """Read the labels, look at a few images, draw the split and load ``sources``.
 
     Args:
         sources: names of the sources that are needed (``base_data``, ``source_data``).
         done: finished runs of this study, which must have started from the same weights.
 
     Returns:
-        Warnings: a sentence for each source that has seen images of the target.
+        Warnings: a sentence for whatever is odd about one's own labels and about a few images, and for each source
+        that has seen images of the target.
 
     Raises:
         DataError, CheckpointError, RecordError: what a run would end with, at the price of seconds.
@@ -96,7 +98,9 @@ def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) 
     parts = split_files.apply(table, resolve(p.split_file)) if p.split == "file" else data.split(table, **_drawn(p))
     check_sources(p, sources, done)
     images = table.frame[["id", "group"]].assign(sha256="", split=parts)
-    return [overlap_sentence(name, found) for name, found in overlap(p, images, sources).items() if _meets(found)]
+    met = [overlap_sentence(name, found) for name, found in overlap(p, images, sources).items() if _meets(found)]
+    own = table.notes if p.target_data in ("csv", "folder") else ()
+    return [*(f"{p.target_data}: {note}" for note in (*own, *data.glance(table))), *met]
 
 
 def load_data(p: Parameters, done: Iterable[Record] = ()) -> data.Dataset:
@@ -127,15 +131,28 @@ def _drawn(p: Parameters) -> dict:
 
 def _where(p: Parameters) -> dict:
     """What :func:`~medmerge.data.load_table` needs to know about the target."""
-    root = resolve(p.exclude_root) if p.exclude_root else None
     return {
         "root": resolve(p.target_root) if p.target_root else None,
         "labels": str(resolve(p.target_labels)) if p.target_labels else None,
         "missing": p.target_missing,
-        "exclude": data.listed_ids(p.exclude_data, root) if p.exclude_data else (),
+        "exclude": _excluded(p),
         "uncertain": p.target_uncertain,
         "blank": p.target_blank,
     }
+
+
+def _excluded(p: Parameters) -> Collection[str]:
+    """Ids of the target's images to leave out: those of a dataset, or with "csv" those that a file lists."""
+    if not p.exclude_data:
+        return ()
+    root = resolve(p.exclude_root) if p.exclude_root else None
+    if p.exclude_data != "csv":
+        return data.listed_ids(p.exclude_data, root)
+    try:
+        lines = csv.reader(root.read_text(encoding="utf-8-sig").splitlines())
+        return {line[0].strip() for line in lines if line}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ParameterError(f"exclude_root: {root} cannot be read as ids, one a line ({error})") from error
 
 
 def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
@@ -150,9 +167,12 @@ def load_source(p: Parameters, name: str, seed: int) -> nn.Module:
 
 def check_sources(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> None:
     """Load every source, so that none fails hours later, and compare it with what finished runs started from."""
+    first: dict[str, str] = {}
     for name in sorted(sources):
         fixed = backbones.is_path(weights(p)[name]) and SEED not in weights(p)[name]
         prints = {seed: state_sha256(load_source(p, name, seed)) for seed in (p.seeds[:1] if fixed else p.seeds)}
+        if (twin := first.setdefault(next(iter(prints.values())), name)) != name:
+            log.warning("WARNING: %s and %s are the same weights: there is nothing to choose between", twin, name)
         for record in done:
             there, seed = record.run["sources"].get(name), p.seeds[0] if fixed else record.run["seed"]
             if there and there != prints.get(seed, there):

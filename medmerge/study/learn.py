@@ -1,20 +1,31 @@
 """The whole method on one's own two checkpoints and images: ``medmerge learn``."""
 
+import contextlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from medmerge import backbones
-from medmerge.pages.card import card
+from medmerge import backbones, devices
+from medmerge.backbones import state_sha256
 from medmerge.study import definitions, inputs, records
 from medmerge.study import run as study
 from medmerge.study.params import ParameterError, Parameters
-from medmerge.study.records import Record
+from medmerge.study.records import Record, RecordError
 
 BASELINES = ["ft", "lp_ft", "medmerge"]
+
+_OPTIONS = {
+    **dict.fromkeys(("base_weights", "source_weights", "base_data", "source_data"), "--source"),
+    **{
+        "target_root": "--images",
+        "target_labels": "--labels",
+        "exclude_data": "--exclude",
+        "exclude_root": "--exclude",
+    },
+    **{"results": "--out", "allow_overlap: true": "--set allow_overlap=true"},
+}
+"""What this command calls the parameters that it sets."""
 
 
 def parameters(
@@ -23,6 +34,7 @@ def parameters(
     labels: Path | None,
     out: Path,
     *,
+    exclude: Path | None = None,
     compare: bool = False,
     settings: Mapping[str, object] | None = None,
 ) -> Parameters:
@@ -31,74 +43,125 @@ def parameters(
     Args:
         sources: two of ``"weights"`` or ``"name=weights"``: checkpoints, or a weights name such as ``"imagenet"``.
         images: folder of the images.
-        labels: CSV of labels, or None where each class has a folder of its own.
+        labels: CSV of labels, here or in ``images``; None takes ``labels.csv`` of ``images``, and where there is none,
+            each class has a folder of its own.
         out: where the results go.
+        exclude: file with the ids of images to leave out, one a line.
         compare: whether FT and LP-FT from each source are run too.
-        settings: any parameter by its name; these win.
+        settings: any parameter by its name; these win. Without ``backbone`` it is what the checkpoints hold.
 
     Raises:
-        ParameterError: not two different sources, ``out`` in ``images``, or parameters that no run can start from.
+        ParameterError: not two different sources of one architecture, places that are not there, ``out`` in ``images``,
+            or parameters that no run can start from.
+        CheckpointError: a source cannot be read.
     """
     if len(sources) != 2:
         raise ParameterError(f"--source: {len(sources)} given; MedMerge merges two, so give it twice")
     (base, base_weights), (other, other_weights) = (_named(source) for source in sources)
     if base_weights == other_weights and base_weights != "random":
         raise ParameterError(f"--source: both are {base_weights}; MedMerge merges two different networks")
-    if out.resolve().is_relative_to(images.expanduser().resolve()):
+    images = images.expanduser().absolute()
+    if not images.is_dir():
+        raise ParameterError(f"--images: no folder {images}")
+    if out.resolve().is_relative_to(images.resolve()):
         raise ParameterError(f"--out: {out} is in {images}, which is only read; name a place outside of it")
+    if exclude is not None and not exclude.expanduser().is_file():
+        raise ParameterError(f"--exclude: no file {exclude}; it lists ids of images, one a line")
+    found, settings = _labels(labels, images), settings or {}
     values = {
         **{"track": "own", "pair": _name(out.resolve().name), "results": str(out.resolve() / "records")},
         **{"base_data": base, "base_weights": base_weights, "source_weights": other_weights},
         "source_data": other if other != base else f"{other}-2",
-        **{"target_data": "csv" if labels else "folder", "target_root": str(images.expanduser().absolute())},
-        **({"target_labels": str(labels.expanduser().absolute())} if labels else {}),
+        **{"target_data": "csv" if found else "folder", "target_root": str(images)},
+        **({"target_labels": str(found)} if found else {}),
+        **({"exclude_data": "csv", "exclude_root": str(exclude.expanduser().absolute())} if exclude else {}),
         "approaches": BASELINES if compare else ["medmerge"],
-        **_architecture(base_weights, other_weights),
+        **({} if "backbone" in settings else _architecture(base_weights, other_weights)),
     }
-    return Parameters.parse({**values, **(settings or {})}, "medmerge learn")
+    with own_words(out):
+        return Parameters.parse({**values, **settings}, "medmerge learn")
 
 
-def learn(p: Parameters, out: Path, licence: str = "") -> Record:
-    """Run what the parameters ask for, and write what is worth keeping into ``out``.
+def check(p: Parameters, out: Path) -> tuple[str, list[str]]:
+    """What is about to be computed, in a sentence, and warnings; after all checks that take seconds.
+
+    Raises:
+        ParameterError, DataError, CheckpointError, RecordError: what a run would end with.
+    """
+    with own_words(out):
+        todo = study.check(p)
+        warnings = study.check_inputs(p, todo) if todo else []
+        if todo and p.base_weights != p.source_weights:
+            prints = {state_sha256(inputs.load_source(p, name, p.seeds[0])) for name in inputs.weights(p)}
+            if len(prints) == 1:
+                raise ParameterError(f"--source: {p.base_weights} and {p.source_weights} hold the same weights")
+    if not todo:
+        return f"{out}: all runs are finished; the results are written again", []
+    of = "FT, LP-FT and MedMerge, " if len(p.approaches) > 1 else ""
+    return (
+        f"{p.backbone}, {p.image_size} px, {p.target_labels or 'a folder for each class'}: {of}{p.lp_epochs} epochs of "
+        f"linear probe and {p.ft_epochs} of fine-tuning, {len(todo)} run{'s' * (len(todo) > 1)}, on "
+        f"{devices.describe(devices.choose_device(p.device))}"
+    ), [in_own_words(warning) for warning in warnings]
+
+
+def learn(p: Parameters, out: Path) -> tuple[list[Record], Record]:
+    """Run what the parameters ask for, and copy what is worth keeping into ``out``.
 
     ``model.safetensors`` (torchvision's names, strict-loadable) with the list of the images that it or its sources
-    were trained on, ``README.md`` (its model card), ``split.csv``, and ``records/``. With several seeds the network is
-    that of the best validation score.
+    were trained on, ``split.csv``, and ``records/``. With several seeds the network is that of the best validation
+    score.
 
     Returns:
-        The record of the network that was written.
+        The records of all runs, and that of the network.
 
     Raises:
         RecordError: ``out`` holds the results of other images, sources or settings.
     """
-    finished = not study.check(p)
-    found = study.run(p)
-    if finished:
-        _check_same(p, found, out)
+    with own_words(out):
+        finished = not study.check(p)
+        found = study.run(p)
+        if finished:
+            inputs.load_data(p, found)
+            inputs.check_sources(p, {name for record in found for name in record.run["row"]["sources"]}, found)
     merged = [record for record in found if record.approach == "medmerge"]
     chosen = max(merged, key=lambda record: record.history[records.score_column(record.history)].max())
     out.mkdir(parents=True, exist_ok=True)
     trained = chosen.folder / definitions.MODEL
     if not (trained.is_file() and inputs.images_list(trained).is_file()):
-        raise records.RecordError(
+        raise RecordError(
             f"the network of {chosen.folder} or its list of images is gone; move its record away to train again"
         )
     shutil.copyfile(trained, out / "model.safetensors")
     shutil.copyfile(inputs.images_list(trained), inputs.images_list(out / "model.safetensors"))
     shutil.copyfile(definitions.split_path(p), out / "split.csv")
-    (out / "README.md").write_text(card(found, chosen, p.pair, licence), encoding="utf-8")
-    return chosen
+    return found, chosen
 
 
-def _check_same(p: Parameters, found: Sequence[Record], out: Path) -> None:
-    """Compare what finished runs were computed from, which their definition does not tell, with what is given now."""
+@contextlib.contextmanager
+def own_words(out: Path) -> Iterator[None]:
+    """Errors that name this command's options, where a study's name parameters of a file."""
     try:
-        inputs.load_data(p, found)
-        inputs.check_sources(p, {name for record in found for name in record.run["row"]["sources"]}, found)
-    except records.RecordError as error:
-        raise records.RecordError(
-            f"--out: {out} holds results of other images or sources; name another. {error}"
-        ) from error
+        yield
+    except ParameterError as error:
+        raise ParameterError(in_own_words(str(error))) from error
+    except RecordError as error:
+        what = str(error).partition("; give this")[0]
+        raise RecordError(f"--out: {out} holds results of other images or sources; name another. {what}") from error
+
+
+def in_own_words(text: str) -> str:
+    """``text`` with this command's options for the parameters that it sets."""
+    return re.sub("|".join(_OPTIONS), lambda found: _OPTIONS[found[0]], text)
+
+
+def _labels(labels: Path | None, images: Path) -> Path | None:
+    if labels is None:
+        return images / "labels.csv" if (images / "labels.csv").is_file() else None
+    for place in (labels.expanduser().absolute(), images / labels):
+        if place.is_file():
+            return place
+    raise ParameterError(f"--labels: no file {labels} here or in {images}")
 
 
 def _named(source: str) -> tuple[str, str]:
@@ -109,6 +172,8 @@ def _named(source: str) -> tuple[str, str]:
     if not backbones.is_path(weights):
         return name or weights, weights
     path = Path(weights).expanduser().absolute()
+    if not path.is_file():
+        raise ParameterError(f"--source: no file {weights}; give a checkpoint, or imagenet to download")
     return name or _name(path.stem), str(path)
 
 
@@ -118,13 +183,10 @@ def _name(text: str) -> str:
 
 
 def _architecture(*weights: str) -> dict[str, str]:
-    """The architecture that checkpoints of ours name in their header, if one does."""
-    for path in weights:
-        if path.endswith(".safetensors") and Path(path).is_file():
-            try:
-                with safe_open(path, framework="pt") as file:
-                    if name := (file.metadata() or {}).get("medmerge.backbone"):
-                        return {"backbone": name}
-            except SafetensorError:
-                continue  # said when the weights are loaded
-    return {}
+    """The architecture of the checkpoints, where they say it or it shows in their names and shapes."""
+    found = {path: backbones.architecture(path) for path in weights if backbones.is_path(path)}
+    known = {path: name for path, name in found.items() if name}
+    if len(set(known.values())) > 1:
+        each = " and ".join(f"{path} is {name}" for path, name in known.items())
+        raise ParameterError(f"--source: {each}; MedMerge merges networks of one architecture")
+    return {"backbone": next(iter(known.values()))} if known else {}

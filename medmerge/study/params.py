@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +27,17 @@ def of_seed(weights: str, seed: int) -> str:
     return weights.replace(SEED, str(seed))
 
 
+Role = Literal["run", "data", "training", "approach", "place", "device", "word", "page"]
+"""What a parameter is: ``run``, which run of a study it is (a definition names its approach, sources and seed);
+``data``, part of the numbers and one for a whole study; ``training``, part of the numbers of every approach;
+``approach``, part of the numbers of those approaches that read it; and no part of them: a ``place``, a ``device``, a
+``word`` that is said or a table that is added, or what a ``page`` without runs shows."""
+
+
+def _field(default: object, role: Role, description: str, **limits: object) -> Any:
+    return Field(default, description=description, json_schema_extra={"role": role}, **limits)
+
+
 class ParameterError(ValueError):
     """Parameters that no run can start from; the message has a line for each thing that is wrong."""
 
@@ -40,129 +51,118 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    track: Literal["demo", "open", "paper", "own"] = Field(
-        "demo", description="folder below results/: demo, open, paper or own"
+    track: Literal["demo", "open", "paper", "own"] = _field(
+        "demo", "place", "folder below results/: demo, open, paper or own"
     )
-    title: str = Field("", description="heading of the executed notebook's page")
-    note: str = Field("", description="what a reader must know first: which data, weights and size stand in for which")
-    pair: Name = Field("demo", description="name of this study, a folder below the track")
-    base_data: Name = Field("imagenet", description="what source b was trained on; names it in tables")
-    base_weights: str = Field("imagenet", description="source b: torchvision's name, a file, random or zeros")
-    source_data: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")] = Field(
-        "", description="what source c was trained on; empty where there is no source c"
+    title: str = _field("", "word", "heading of the executed notebook's page")
+    note: str = _field("", "word", "what a reader must know first: which data, weights and size stand in for which")
+    pair: Name = _field("demo", "place", "name of this study, a folder below the track")
+    base_data: Name = _field("imagenet", "run", "what source b was trained on; names it in tables")
+    base_weights: str = _field("imagenet", "place", "source b: torchvision's name, a file, random or zeros")
+    source_data: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")] = _field(
+        "", "run", "what source c was trained on; empty where there is no source c"
     )
-    source_weights: str = Field(
-        "", description="source c: a file as the source notebook writes it, or as above; {seed} in it is the run's seed"
+    source_weights: str = _field(
+        "", "place", "source c: a file as the source notebook writes it, or as above; {seed} in it is the run's seed"
     )
-    more_data: list[Name] = Field(
-        [], description="what further sources d, e, ... were trained on, to merge with b and c"
+    more_data: list[Name] = _field([], "run", "what further sources d, e, ... were trained on, to merge with b and c")
+    more_weights: list[str] = _field([], "place", "sources d, e, ...: one entry each, as source_weights")
+    source_root: str = _field(
+        "", "place", "its dataset's folder, to look for images that the target shares, where the weights list none"
     )
-    more_weights: list[str] = Field([], description="sources d, e, ...: one entry each, as source_weights")
-    source_root: str = Field(
-        "", description="its dataset's folder, to look for images that the target shares, where the weights list none"
+    allow_overlap: bool = _field(False, "word", "true says that target images which a source has seen are meant")
+    target_data: str = _field("synthetic:moles", "data", "dataset to learn and to test on")
+    target_root: str = _field("", "place", "its folder as unpacked, here or under $MEDMERGE_DATA")
+    target_labels: str = _field("", "place", "the labels file, for target_data csv only")
+    target_missing: Literal["error", "drop"] = _field("error", "data", "images not there: error, or drop them")
+    target_uncertain: Literal["ignore", "zeros", "ones"] = _field(
+        "ignore", "data", "uncertain labels, of several an image: left out of the loss, absent, or present"
     )
-    allow_overlap: bool = Field(False, description="true says that target images which a source has seen are meant")
-    target_data: str = Field("synthetic:moles", description="dataset to learn and to test on")
-    target_root: str = Field("", description="its folder as unpacked, here or under $MEDMERGE_DATA")
-    target_labels: str = Field("", description="the labels file, for target_data csv only")
-    target_missing: Literal["error", "drop"] = Field("error", description="images not there: error, or drop them")
-    target_uncertain: Literal["ignore", "zeros", "ones"] = Field(
-        "ignore", description="uncertain labels, of several an image: left out of the loss, absent, or present"
+    target_blank: Literal["ignore", "zeros", "ones"] = _field(
+        "zeros", "data", "blank labels, likewise; a finding that a report does not mention is taken as absent"
     )
-    target_blank: Literal["ignore", "zeros", "ones"] = Field(
-        "zeros", description="blank labels, likewise; a finding that a report does not mention is taken as absent"
+    datasets: list[str] = _field([], "page", "datasets to describe on a page of their own, each by name and folder")
+    digests: list[str] = _field(
+        [], "page", "files of id,sha256 for datasets whose images are not here, each by name and file"
     )
-    datasets: list[str] = Field([], description="datasets to describe on a page of their own, each by name and folder")
-    digests: list[str] = Field(
-        [], description="files of id,sha256 for datasets whose images are not here, each by name and file"
+    studies: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$")]] = (
+        _field([], "page", "studies whose merging weights a page of their own shows: pair, or pair/backbone")
     )
-    studies: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$")]] = Field(
-        [], description="studies whose merging weights a page of their own shows: pair, or pair/backbone"
+    cost_repeats: int = _field(
+        0, "page", "rounds in which a page of their own times a step of each phase; 0 on all other pages", ge=0
     )
-    cost_repeats: int = Field(
-        0, ge=0, description="rounds in which a page of their own times a step of each phase; 0 on all other pages"
+    premise: bool = _field(
+        False, "page", "measure, on a page of its own, how far apart the sources are and what lies between them"
     )
-    premise: bool = Field(
-        False, description="measure, on a page of its own, how far apart the sources are and what lies between them"
+    exclude_data: str = _field("", "data", "leave out target images that this dataset holds too")
+    exclude_root: str = _field("", "place", "that dataset's folder")
+    split: Literal["grouped", "random", "official", "file"] = _field(
+        "grouped", "data", "grouped keeps a patient's or lesion's images together; random is the paper's"
     )
-    exclude_data: str = Field("", description="leave out target images that this dataset holds too")
-    exclude_root: str = Field("", description="that dataset's folder")
-    split: Literal["grouped", "random", "official", "file"] = Field(
-        "grouped", description="grouped keeps a patient's or lesion's images together; random is the paper's"
+    split_file: str = _field("", "place", "for split file: a CSV of id,split as `medmerge data --write-split` makes")
+    group_identical: bool = _field(
+        False, "data", "grouped keeps byte-identical files together too, where a dataset names no patients"
     )
-    split_file: str = Field("", description="for split file: a CSV of id,split as `medmerge data --write-split` makes")
-    group_identical: bool = Field(
-        False, description="grouped keeps byte-identical files together too, where a dataset names no patients"
+    fractions: list[Positive] = _field(
+        [0.6, 0.2, 0.2], "data", "shares of training, validation and test images", min_length=3, max_length=3
     )
-    fractions: list[Positive] = Field(
-        [0.6, 0.2, 0.2],
-        min_length=3,
-        max_length=3,
-        description="shares of training, validation and test images",
+    split_seed: Seed = _field(0, "data", "draws the split; one split for all seeds pairs their tests")
+    backbone: str = _field(
+        "densenet121", "data", "a torchvision CNN, ViT or Swin by its name; the paper's first choice"
     )
-    split_seed: Seed = Field(0, description="draws the split; one split for all seeds pairs their tests")
-    backbone: str = Field(
-        "densenet121", description="a torchvision CNN, ViT or Swin by its name; the paper's first choice"
+    image_size: int = _field(224, "data", "side in pixels; the paper's", ge=16, le=1024)
+    resize: Literal["stretch", "pad"] = _field(
+        "stretch", "data", "stretch to a square (the paper), or pad: keep proportions, never enlarge"
     )
-    image_size: int = Field(224, ge=16, le=1024, description="side in pixels; the paper's")
-    resize: Literal["stretch", "pad"] = Field(
-        "stretch", description="stretch to a square (the paper), or pad: keep proportions, never enlarge"
+    batch_size: int = _field(32, "training", "images a step; the paper is silent", ge=2)
+    seeds: list[Seed] = _field([0], "run", "one run each: head's initial values, order of images", min_length=1)
+    approaches: list[str] = _field(
+        ["ft", "lp_ft", "medmerge"], "run", "rows of the table; the first two once for each source", min_length=1
     )
-    batch_size: int = Field(32, ge=2, description="images a step; the paper is silent")
-    seeds: list[Seed] = Field([0], min_length=1, description="one run each: head's initial values, order of images")
-    approaches: list[str] = Field(
-        ["ft", "lp_ft", "medmerge"],
-        min_length=1,
-        description="rows of the table; the first two once for each source",
+    lp_epochs: Count = _field(50, "approach", "epochs of the linear probe; the paper's")
+    lp_lr: Positive = _field(1.0e-4, "approach", "its learning rate; the paper's")
+    ft_epochs: int = _field(50, "training", "epochs of fine-tuning; the paper's; 0 ends after the linear probe", ge=0)
+    ft_lr: Positive = _field(1.0e-5, "training", "its learning rate; the paper's")
+    weight_decay: float = _field(
+        0.01, "training", "AdamW's own default, on kernels only; the paper is silent", ge=0, allow_inf_nan=False
     )
-    lp_epochs: Count = Field(50, description="epochs of the linear probe; the paper's")
-    lp_lr: Positive = Field(1.0e-4, description="its learning rate; the paper's")
-    ft_epochs: int = Field(50, ge=0, description="epochs of fine-tuning; the paper's; 0 ends after the linear probe")
-    ft_lr: Positive = Field(1.0e-5, description="its learning rate; the paper's")
-    weight_decay: float = Field(
-        0.01,
-        ge=0,
-        allow_inf_nan=False,
-        description="AdamW's own default, on kernels only; the paper is silent",
+    select: Literal["best", "last"] = _field(
+        "best", "training", "epoch kept: best validation macro F1, or the last; the paper is silent"
     )
-    select: Literal["best", "last"] = Field(
-        "best", description="epoch kept: best validation macro F1, or the last; the paper is silent"
+    lp_batchnorm: Literal["eval", "train"] = _field(
+        "eval", "approach", "batch norm of a frozen backbone in LP; eval as Kumar et al., the paper is silent"
     )
-    lp_batchnorm: Literal["eval", "train"] = Field(
-        "eval", description="batch norm of a frozen backbone in LP; eval as Kumar et al., the paper is silent"
+    granularity: Literal["kernel", "parameter", "layer", "model"] = _field(
+        "kernel", "approach", "what shares one merging weight; the paper's"
     )
-    granularity: Literal["kernel", "parameter", "layer", "model"] = Field(
-        "kernel", description="what shares one merging weight; the paper's"
+    batchnorm: Literal["mean", "reestimated", "repair"] | Annotated[int, Field(ge=0)] = _field(
+        "mean", "approach", "where merged batch norms start: mean (the paper), source 0 or 1, reestimated, repair"
     )
-    batchnorm: Literal["mean", "reestimated", "repair"] | Annotated[int, Field(ge=0)] = Field(
-        "mean", description="where merged batch norms start: mean (the paper), source 0 or 1, reestimated, repair"
+    batchnorm_free: Literal["both", "affine", "statistics", "none"] = _field(
+        "both", "approach", "what of them changes in the linear probe: the paper's unfrozen is both"
     )
-    batchnorm_free: Literal["both", "affine", "statistics", "none"] = Field(
-        "both", description="what of them changes in the linear probe: the paper's unfrozen is both"
+    normalisation: Literal["auto", "affine", "softmax"] = _field(
+        "auto", "approach", "affine: w and 1 - w (the paper); softmax: 0 to 1; auto: affine of two, softmax of more"
     )
-    normalisation: Literal["auto", "affine", "softmax"] = Field(
-        "auto",
-        description="affine: w and 1 - w (the paper); softmax: 0 to 1; auto: affine of two, softmax of more",
+    w_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = _field(
+        None, "approach", "learning rate of the merging weights; empty for the linear probe's (the paper)"
     )
-    w_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        None, description="learning rate of the merging weights; empty for the linear probe's (the paper)"
+    w_decay: float = _field(
+        0.0, "approach", "AdamW's decay of the merging weights, towards the last source", ge=0, allow_inf_nan=False
     )
-    w_decay: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="AdamW's decay of the merging weights, towards the last source"
+    align: Literal["none", "weights"] = _field(
+        "none", "approach", "permute each further source's channels to match the first's before they are merged"
     )
-    align: Literal["none", "weights"] = Field(
-        "none", description="permute each further source's channels to match the first's before they are merged"
+    score_controls: bool = _field(True, "word", "score a merge on validation images with its weights replaced, too")
+    vary: dict[str, list] = _field({}, "run", "settings to compare, values by parameter")
+    fisher_images: Count = _field(256, "approach", "training images that the approach fisher estimates its weights on")
+    device: Literal["auto", "cpu", "cuda"] = _field("auto", "device", "auto takes a GPU where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = _field(
+        "auto", "training", "auto takes bf16 where the hardware computes in it; the paper is silent"
     )
-    score_controls: bool = Field(True, description="score a merge on validation images with its weights replaced, too")
-    vary: dict[str, list] = Field({}, description="settings to compare, values by parameter")
-    fisher_images: Count = Field(256, description="training images that the approach fisher estimates its weights on")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto takes bf16 where the hardware computes in it; the paper is silent"
-    )
-    results: str = Field("results", description="folder of the records")
-    save_weights: str = Field(
-        "", description="file for the trained backbone, to be another run's source; {seed} in it is the run's seed"
+    results: str = _field("results", "place", "folder of the records")
+    save_weights: str = _field(
+        "", "place", "file for the trained backbone, to be another run's source; {seed} in it is the run's seed"
     )
 
     @model_validator(mode="after")
@@ -354,6 +354,11 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def of_role(*roles: Role) -> tuple[str, ...]:
+    """Names of the parameters that are one of these."""
+    return tuple(n for n, field in Parameters.model_fields.items() if field.json_schema_extra["role"] in roles)
 
 
 def cell(names: Iterable[str], **defaults: object) -> str:

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from medmerge import backbones, data, devices
 from medmerge.data import splits
-from medmerge.data.base import Table
+from medmerge.data.table import Table
 from medmerge.study.inputs import resolve
 from medmerge.study.params import Parameters
 from medmerge.training import Protocol, Task, features

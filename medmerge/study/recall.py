@@ -4,7 +4,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from medmerge.backbones import CheckpointError, Classifier, load_classifier, state_sha256
+from medmerge.backbones import CheckpointError, Classifier, state_sha256
+from medmerge.saving import load
 from medmerge.study import records
 from medmerge.study.records import RecordError
 
@@ -12,14 +13,13 @@ log = logging.getLogger(__name__)
 
 
 def network(
-    folder: Path, model: Path, backbone: str, definition: str, images: str, sources: Mapping[str, str]
+    folder: Path, model: Path, definition: str, images: str, sources: Mapping[str, str]
 ) -> tuple[Classifier, dict] | None:
     """The network that a run ended with and the run's cost, if the run is finished and was what is wanted.
 
     Args:
         folder: the run's.
         model: its network's file, in that folder, where the run was computed.
-        backbone: the architecture.
         definition: hash of the wanted run's definition.
         images: fingerprint of its images, labels and split.
         sources: fingerprint of each of its sources.
@@ -33,7 +33,9 @@ def network(
         found = run["hash"], run["data"]["fingerprint"], run["sources"]
         if found != (definition, images, dict(sources)):
             return None
-        classifier = load_classifier(folder / model, backbone, run["parameters"]["image_size"])
+        classifier = load(folder / model)
+        if not isinstance(classifier, Classifier):
+            raise CheckpointError(f"{folder / model} holds no head")
     except (FileNotFoundError, RecordError):
         return None
     except CheckpointError as error:

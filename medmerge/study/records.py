@@ -280,9 +280,14 @@ def read(folder: Path) -> Record:
     return Record(folder, run)
 
 
-def gather(results: Path, pattern: str = "*/*/*/*/seed*") -> list[Record]:
-    """All finished runs below ``results`` whose folder matches ``<track>/<pair>/<backbone>/<row>/seed<k>``."""
-    return [read(path.parent) for path in sorted(results.glob(f"{pattern}/run.json"))]
+def gather(results: str | Path, pattern: str = "**") -> list[Record]:
+    """All finished runs in a folder and below it, or in those of its folders that match ``pattern``.
+
+    Args:
+        results: ``results``, a study's folder, a run's own, or what ``medmerge learn`` wrote.
+        pattern: such as ``"*/*/*/seed*"``.
+    """
+    return [read(path.parent) for path in sorted(Path(results).expanduser().glob(f"{pattern}/run.json"))]
 
 
 def merged(results: Path, studies: Sequence[str]) -> list[Record]:

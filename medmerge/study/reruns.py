@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from medmerge import files
 from medmerge.study import inputs
 from medmerge.study import run as study
-from medmerge.study.definitions import Row
+from medmerge.study.definitions import Row, chosen
 from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.records import Record, RecordError
 
@@ -162,5 +162,6 @@ def content(folder: Path, circumstances: Sequence[str] = CIRCUMSTANCES) -> dict[
         if file.is_file() and not file.name.startswith("."):
             found[file.name.removesuffix(".gz")] = _unpacked(file)
     run = json.loads(found["run.json"])
+    run["definition"] = chosen(run["definition"])
     found["run.json"] = json.dumps({name: value for name, value in run.items() if name not in circumstances}).encode()
     return found

@@ -8,7 +8,7 @@ from torch import nn
 
 from medmerge import backbones
 from medmerge.approaches import APPROACHES
-from medmerge.approaches.paper import aligned, start
+from medmerge.approaches.paper import MergeOptions
 from medmerge.merge import zeros_like
 from medmerge.study import inputs, trials
 from medmerge.study.definitions import MERGE
@@ -48,13 +48,12 @@ def merged_classifier(record: Record) -> tuple[backbones.Classifier, list[nn.Mod
     if problems := inputs.missing(p, names):
         raise ParameterError("\n".join(problems))
     inputs.check_sources(p, names, [record])
-    options = {name: getattr(p, name) for name in approach.settings}
+    options = MergeOptions(**{name: getattr(p, name) for name in approach.settings if name != "score_controls"})
     sources = [inputs.load_source(p, name, run["seed"]) for name in names]
-    if approach.merges:
-        sources = aligned(sources, p.align, p.image_size)
-    else:
+    if not approach.merges:
         sources.append(zeros_like(sources[0]))
-    merging = backbones.Classifier(start(sources, **options), len(run["data"]["classes"]))
+    merge, sources = options.start(sources, p.image_size)
+    merging = backbones.Classifier(merge, len(run["data"]["classes"]))
     trials.load(merging, path)
     return merging, sources
 

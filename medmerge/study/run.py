@@ -15,13 +15,13 @@ import pandas as pd
 from medmerge import backbones, data, devices, files
 from medmerge.approaches import APPROACHES, FINE_TUNED
 from medmerge.approaches.ingredients import PARTS
-from medmerge.backbones import save_classifier, state_sha256
+from medmerge.backbones import state_sha256
 from medmerge.data import split_files
-from medmerge.data.base import SPLITS
+from medmerge.data.table import SPLITS
+from medmerge.saving import save
 from medmerge.stats import evaluation
 from medmerge.study import inputs, recall, records, trials
 from medmerge.study.definitions import (
-    COMMON,
     MERGE,
     MODEL,
     Row,
@@ -35,7 +35,7 @@ from medmerge.study.definitions import (
     split_path,
 )
 from medmerge.study.inputs import home
-from medmerge.study.params import ParameterError, Parameters, of_seed
+from medmerge.study.params import ParameterError, Parameters, of_role, of_seed
 from medmerge.study.records import Record, RecordError
 from medmerge.training import Protocol, Task, TrainingError, predict
 
@@ -57,7 +57,8 @@ def finished(p: Parameters, row: Row, seed: int) -> Record | None:
     except FileNotFoundError:
         return None
     if record.run["hash"] != definition_hash(wanted):
-        there = record.run["definition"]
+        there = {name: field.default for name, field in Parameters.model_fields.items() if name in wanted}
+        there |= record.run["definition"]
         names = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
         what = f"{names[0]} is {there.get(names[0])!r} there and {wanted.get(names[0])!r} here" if names else "protocol"
         raise RecordError(
@@ -127,7 +128,7 @@ def _unvaried(p: Parameters) -> list[str]:
     """A line for each varied setting that no approach reads, or that all runs of a study must share."""
     read = set().union(*(reads(name) for name in p.approaches))
     problems = [f"vary: {name} is read by none of {', '.join(p.approaches)}" for name in p.vary if name not in read]
-    shared = set(COMMON[: COMMON.index("batch_size")])
+    shared = of_role("data")
     return problems + [f"vary: {name} is shared by all runs of a study" for name in p.vary if name in shared]
 
 
@@ -291,7 +292,7 @@ def _recall(
     """The finished network of ``approach`` from ``source`` under ``row``'s settings, and its cost, if it is here."""
     other = part(row, approach, source)
     defined = definition_hash(definition(p, other, seed))
-    return recall.network(folder(p, other, seed), MODEL, p.backbone, defined, images, {source: prints[source]})
+    return recall.network(folder(p, other, seed), MODEL, defined, images, {source: prints[source]})
 
 
 def protocol(p: Parameters) -> Protocol:
@@ -315,7 +316,7 @@ def _described(p: Parameters, dataset: data.Dataset) -> dict:
 
 def _save(model: backbones.Classifier, path: Path, p: Parameters, row: Row, dataset: data.Dataset) -> None:
     """Write the trained network, and beside it the list of the images that it or its sources were trained on."""
-    save_classifier(model, path, p.backbone, trained_on=p.target_data, classes=json.dumps(dataset.classes))
+    save(model, path, trained_on=p.target_data, classes=json.dumps(dataset.classes))
     images = pd.concat([dataset.images.assign(dataset=p.target_data), inputs.learnt_from(p, row.sources)])
     images.to_csv(inputs.images_list(path), index=False)
 

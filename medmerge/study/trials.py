@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
-import torch
-from torch import Tensor
 
 from medmerge import data, files
 from medmerge.backbones import Classifier
@@ -19,12 +17,14 @@ from medmerge.merge import KernelMerge
 from medmerge.stats import evaluation
 from medmerge.training import Protocol, Task, predict
 
-_OF_A_SOURCE = re.compile(r"\.(?:weight|bias)_\d+$")
+_OF_A_SOURCE = re.compile(r"\.(?:source_\d+|original)$")
+_WEIGHTS = re.compile(r"\.parametrizations\.(?:(in_proj)_)?(weight|bias)\.0\.w$")
 
 
 def save(merging: Classifier, path: Path) -> None:
     """Write what a merge learnt: merging weights, normalisation and head, without the sources' kernels."""
-    state = {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in _learnt(merging).items()}
+    learnt = _learnt(merging)
+    state = {learnt[name]: t.cpu().contiguous() for name, t in merging.state_dict().items() if name in learnt}
     files.write(path, safetensors.torch.save(state))
 
 
@@ -34,14 +34,19 @@ def load(merging: Classifier, path: Path) -> None:
     Raises:
         ValueError: the file is of another network.
     """
-    state = safetensors.torch.load_file(path)
-    if {name: t.shape for name, t in _learnt(merging).items()} != {name: t.shape for name, t in state.items()}:
+    state, learnt, own = safetensors.torch.load_file(path), _learnt(merging), merging.state_dict()
+    if {kept: own[name].shape for name, kept in learnt.items()} != {kept: t.shape for kept, t in state.items()}:
         raise ValueError(f"{path} is of another network")
-    merging.load_state_dict(state, strict=False)
+    merging.load_state_dict({name: state[kept] for name, kept in learnt.items()}, strict=False)
 
 
-def _learnt(merging: Classifier) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in merging.state_dict().items() if not _OF_A_SOURCE.search(name)}
+def _learnt(merging: Classifier) -> dict[str, str]:
+    """Names in the state dict of what a merge learns, and in files: ``<layer>.w``, ``<layer>.w_bias``, others as is."""
+
+    def kept(found: re.Match) -> str:
+        return (".in_proj" if found[1] else "") + (".w" if found[2] == "weight" else ".w_bias")
+
+    return {name: _WEIGHTS.sub(kept, name) for name in merging.state_dict() if not _OF_A_SOURCE.search(name)}
 
 
 class Trial:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medmerge.data.base import SPLITS, DataError, Listing, dataset_folder, listing_frame
+from medmerge.data.reading import dataset_folder
+from medmerge.data.table import SPLITS, DataError, Listing, listing_frame
 
 NAMES = (
     "pathmnist",

@@ -8,17 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from medmerge.data.base import (
-    IMAGE_SUFFIXES,
-    SPLITS,
-    DataError,
-    Listing,
-    dataset_folder,
-    first_file,
-    index_images,
-    listing_frame,
-)
-from medmerge.data.reading import read_matching
+from medmerge.data.reading import dataset_folder, first_file, index_images, read_rows
+from medmerge.data.table import SPLITS, DataError, Listing, listing_frame
 
 RSNA_CLASSES = ("Normal", "Lung Opacity")
 RSNA_LEFT_OUT = "No Lung Opacity / Not Normal"
@@ -85,8 +76,8 @@ def rsna(root: Path | None, labels: str | None = None) -> Listing:
     """
     folder = dataset_folder("rsna", root, _RSNA_EXPECTED)
     paths = [first_file("rsna", folder, (name,), _RSNA_EXPECTED) for name in ROWS]
-    boxes, notes = read_matching(paths[0], ("patientId", "x", "y", "width", "height", "Target"))
-    info, info_notes = read_matching(paths[1], ("patientId", "class"))
+    boxes, notes = read_rows(paths[0], ("patientId", "x", "y", "width", "height", "Target"))
+    info, info_notes = read_rows(paths[1], ("patientId", "class"))
     targets = _rsna_targets(paths[0], boxes)
     classes, class_notes = _rsna_classes(paths[1], info, targets, ROWS[paths[0].name] - len(boxes))
     kept = {patient: name for patient, name in classes.items() if name != RSNA_LEFT_OUT}
@@ -237,7 +228,11 @@ def _check_classes(folder: Path) -> None:
 def _kermany_images(folder: Path) -> list[str]:
     """Returns the images in a folder, without the companions that macOS adds."""
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [str(folder / name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+    return [
+        str(folder / name)
+        for name in names
+        if name.lower().endswith((".jpeg", ".jpg", ".png")) and not name.startswith(".")
+    ]
 
 
 def _kermany_group(path: str, stem: str) -> str:
@@ -268,7 +263,7 @@ def nih_pneumonia(root: Path | None, labels: str | None = None) -> Listing:
     """
     folder = dataset_folder("nih_pneumonia", root, _NIH_EXPECTED)
     path = first_file("nih_pneumonia", folder, ("labels.csv",), _NIH_EXPECTED)
-    rows, notes = read_matching(path, ("image", "patient", "finding"))
+    rows, notes = read_rows(path, ("image", "patient", "finding"))
     patients = [
         _nih_patient(path, image, patient) for image, patient in zip(rows["image"], rows["patient"], strict=True)
     ]

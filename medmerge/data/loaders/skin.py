@@ -11,16 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medmerge.data.base import (
-    DataError,
-    Listing,
-    dataset_folder,
-    first_duplicate,
-    first_file,
-    index_images,
-    listing_frame,
-)
-from medmerge.data.reading import image_names, read_matching, read_rows
+from medmerge.data.reading import dataset_folder, first_file, image_names, index_images, read_rows
+from medmerge.data.table import DataError, Listing, first_duplicate, listing_frame
 
 HAM10K_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 ISIC2018_COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -40,12 +32,7 @@ ROWS = {
 
 _NAMES = (r"ISIC_\d+(_downsampled)?", "ISIC_0024306")
 _HAM10K_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")
-_HAM10K_FOLDERS = (
-    "HAM10000_images_part_1",
-    "HAM10000_images_part_2",
-    "images",
-    "ISIC2018_Task3_Training_Input",
-)
+_HAM10K_FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2", "images", "ISIC2018_Task3_Training_Input", ".")
 _HAM10K_EXPECTED = (
     "The folder must hold HAM10000_metadata.csv (Dataverse also calls it HAM10000_metadata or "
     "HAM10000_metadata.tab), or the archive's ISIC2018_Task3_Training_GroundTruth.csv and "
@@ -78,43 +65,25 @@ def ham10k(root: Path | None, labels: str | None = None) -> Listing:
         DataError: A labels file is missing, broken, or does not fit another, or no image is there.
     """
     folder = dataset_folder("ham10k", root, _HAM10K_EXPECTED)
-    frame, rows, notes = _ham10k_training(folder)
-    found = index_images([*(folder / name for name in _HAM10K_FOLDERS), folder])
+    metadata = next((folder / name for name in _HAM10K_METADATA if (folder / name).is_file()), None)
+    if metadata is None and not _truth_file(folder, "Training"):
+        first_file("ham10k", folder, _HAM10K_METADATA, _HAM10K_EXPECTED)
+    frame, rows, notes = _metadata(metadata) if metadata else _isic2018_truth(folder, "Training")
+    found = index_images(folder / name for name in _HAM10K_FOLDERS)
     parts = [frame.assign(path=frame["id"].map(found.get), split="train")]
     for part, split in (("Validation", "val"), ("Test", "test")):
         folders = [folder / f"ISIC2018_Task3_{part}_{kind}" for kind in ("Input", "Images")]
+        truth = _truth_file(folder, part)
         if any(images.is_dir() for images in folders):
             frame, part_rows, part_notes = _isic2018_truth(folder, part)
             parts.append(frame.assign(path=frame["id"].map(index_images(folders).get), split=split))
             rows, notes = rows | part_rows, (*notes, *part_notes)
-        elif _truth_file(folder, part):
-            notes = (*notes, f"{_truth_file(folder, part).name} is left out: there is no folder {folders[0].name}.")
+        elif truth:
+            notes = (*notes, f"{truth.name} is left out: there is no folder {folders[0].name}.")
     listed = pd.concat(parts, ignore_index=True)
     splits = listed["split"] if len(parts) > 1 else None
-    return Listing(
-        frame=listing_frame(listed["id"], listed["path"], listed["label"], listed["group"], splits),
-        classes=HAM10K_CLASSES,
-        notes=notes,
-        expected=_HAM10K_EXPECTED,
-        rows=rows,
-    )
-
-
-def isic2018_truth(root: Path, part: str = "Test") -> pd.DataFrame:
-    """Labels of a part of ISIC-2018 task 3 by themselves, whether its images are there or not.
-
-    Args:
-        root: Folder that has the ground truth of the part, or a folder of it.
-        part: "Training", "Validation" or "Test".
-
-    Returns:
-        A row for each image: `id`, `label` (one of `HAM10K_CLASSES`) and `group` (the lesion, ""
-        where it is not told), all str.
-
-    Raises:
-        DataError: The file is missing or broken.
-    """
-    return _isic2018_truth(dataset_folder("ham10k", root, _HAM10K_EXPECTED), part)[0]
+    frame = listing_frame(listed["id"], listed["path"], listed["label"], listed["group"], splits)
+    return Listing(frame, HAM10K_CLASSES, notes, _HAM10K_EXPECTED, rows)
 
 
 def isic2019(root: Path | None, labels: str | None = None) -> Listing:
@@ -134,49 +103,40 @@ def isic2019(root: Path | None, labels: str | None = None) -> Listing:
     folder = dataset_folder("isic2019", root, _ISIC2019_EXPECTED)
     names = ("ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv")
     truth_path, metadata_path = (first_file("isic2019", folder, (name,), _ISIC2019_EXPECTED) for name in names)
-    truth, truth_notes = read_matching(truth_path, ("image", *ISIC2019_CLASSES))
+    truth, notes = read_rows(truth_path, ("image", *ISIC2019_CLASSES), (ISIC2019_UNKNOWN,))
     ids, id_notes = image_names(truth_path, truth["image"], *_NAMES)
     labels_by_row, classes = _one_hot(truth, truth_path, ISIC2019_CLASSES, ISIC2019_UNKNOWN)
-    lesions, rows, metadata_notes = _lesions(metadata_path, truth_path, ids, "image")
+    lesions, rows, metadata_notes = _lesions(metadata_path, truth_path, ids)
+    notes = (*notes, *id_notes, *metadata_notes)
+    downsampled = sum(image.endswith("_downsampled") for image in ids)
+    if downsampled:
+        notes = (*notes, f"{downsampled:,} of {len(ids):,} ids end in _downsampled.")
     found = index_images([folder / "ISIC_2019_Training_Input"])
-    return Listing(
-        frame=listing_frame(ids, map(found.get, ids), labels_by_row, [lesions.get(image) for image in ids]),
-        classes=classes,
-        notes=(*truth_notes, *id_notes, *metadata_notes, *_downsampled(ids)),
-        expected=_ISIC2019_EXPECTED,
-        rows=_counted(truth_path, truth) | rows,
-    )
-
-
-def _ham10k_training(folder: Path) -> tuple[pd.DataFrame, dict, tuple[str, ...]]:
-    """Returns `id`, `label` and `group` of the training part, the rows of its files, and notes."""
-    if _truth_file(folder, "Training") and not any((folder / name).is_file() for name in _HAM10K_METADATA):
-        return _isic2018_truth(folder, "Training")
-    path = first_file("ham10k", folder, _HAM10K_METADATA, _HAM10K_EXPECTED)
-    frame, rows, notes = _metadata(path)
-    return frame, rows, notes if path.name == _HAM10K_METADATA[0] else (*notes, f"Labels are from {path.name}.")
+    frame = listing_frame(ids, map(found.get, ids), labels_by_row, map(lesions.get, ids))
+    return Listing(frame, classes, notes, _ISIC2019_EXPECTED, _counted(truth_path, truth) | rows)
 
 
 def _isic2018_truth(folder: Path, part: str) -> tuple[pd.DataFrame, dict, tuple[str, ...]]:
-    """Returns the same of one part of ISIC-2018 task 3, from the archive's files or Dataverse's."""
+    """Returns `id`, `label` and `group` ("" for none) of one part of ISIC-2018 task 3, rows of its files, and notes."""
     name = f"ISIC2018_Task3_{part}_GroundTruth"
     path = _truth_file(folder, part) or first_file("ham10k", folder, (f"{name}.csv",), _HAM10K_EXPECTED)
-    if "dx" in read_rows(path, ()).columns:  # Dataverse gives it in the format of HAM10000_metadata
+    if "dx" in read_rows(path, ())[0]:  # Dataverse gives it in the format of HAM10000_metadata
         return _metadata(path)
-    truth, notes = read_matching(path, ("image", *ISIC2018_COLUMNS))
+    truth, notes = read_rows(path, ("image", *ISIC2018_COLUMNS))
     ids, id_notes = image_names(path, truth["image"], *_NAMES)
     labels = [label.lower() for label in _one_hot(truth, path, ISIC2018_COLUMNS)[0]]
     lesions, rows = {}, _counted(path, truth)
     if part == "Training":
         grouping = "ISIC2018_Task3_Training_LesionGroupings.csv"
-        lesions, more, _ = _lesions(_inside(folder, grouping), path, ids, "image")
+        places = (grouping, f"{grouping.removesuffix('.csv')}/{grouping}", f"{name}/{grouping}")
+        lesions, more, _ = _lesions(first_file("ham10k", folder, places, _HAM10K_EXPECTED), path, ids)
         rows |= more
     frame = pd.DataFrame({"id": ids, "label": labels, "group": [lesions.get(image, "") for image in ids]}, dtype=object)
     return frame, rows, (*notes, *id_notes)
 
 
 def _metadata(path: Path) -> tuple[pd.DataFrame, dict, tuple[str, ...]]:
-    table, notes = read_matching(path, ("lesion_id", "image_id", "dx"))
+    table, notes = read_rows(path, ("lesion_id", "image_id", "dx"))
     ids, id_notes = image_names(path, table["image_id"], *_NAMES)
     frame = pd.DataFrame({"id": ids, "label": table["dx"], "group": table["lesion_id"]}, dtype=object)
     return frame, _counted(path, table), (*notes, *id_notes)
@@ -188,31 +148,22 @@ def _truth_file(folder: Path, part: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Returns a file that is in the folder or in one of its own name."""
-    places = (name, f"{name.removesuffix('.csv')}/{name}", f"ISIC2018_Task3_Training_GroundTruth/{name}")
-    return first_file("ham10k", folder, places, _HAM10K_EXPECTED)
-
-
 def _counted(path: Path, table: pd.DataFrame) -> dict[str, tuple[int, int]]:
     return {path.name: (len(table), ROWS[path.name.partition(".")[0]])}
 
 
-def _lesions(
-    path: Path, truth_path: Path, ids: Sequence[str], column: str
-) -> tuple[dict[str, str], dict, tuple[str, ...]]:
+def _lesions(path: Path, truth_path: Path, ids: Sequence[str]) -> tuple[dict[str, str], dict, tuple[str, ...]]:
     """Returns the lesion of each image ("" for none), the rows of the file, and notes.
 
     Raises:
         DataError: The file lists an image twice, or its images and those of the ground truth differ
             by more than the rows that either file is short of.
     """
-    table, notes = read_matching(path, (column, "lesion_id"))
-    images, id_notes = image_names(path, table[column], *_NAMES)
+    table, notes = read_rows(path, ("image", "lesion_id"))
+    images, id_notes = image_names(path, table["image"], *_NAMES)
     twice = first_duplicate(images)
     if twice is not None:
         raise DataError(f"{path} lists the image {twice} more than once; keep one row an image")
-    rows = _counted(path, table)
     official = ROWS[truth_path.name.partition(".")[0]]
     strange, without = sorted(set(images) - set(ids)), sorted(set(ids) - set(images))
     if len(strange) > max(0, official - len(ids)) or len(without) > max(0, official - len(table)):
@@ -221,14 +172,9 @@ def _lesions(
             f"{f' ({strange[0]})' if strange else ''}, {len(without):,} only in the second"
             f"{f' ({without[0]})' if without else ''}. Get both files again: without lesions a split leaks"
         )
-    if "sex" not in table.columns and "gender" in table.columns:
+    if "sex" not in table and "gender" in table:
         notes = (*notes, f"{path.name}: the column sex is called gender.")
-    return dict(zip(images, table["lesion_id"], strict=True)), rows, (*notes, *id_notes)
-
-
-def _downsampled(ids: Sequence[str]) -> tuple[str, ...]:
-    count = sum(image.endswith("_downsampled") for image in ids)
-    return (f"{count:,} of {len(ids):,} ids end in _downsampled.",) if count else ()
+    return dict(zip(images, table["lesion_id"], strict=True)), _counted(path, table), (*notes, *id_notes)
 
 
 def _one_hot(

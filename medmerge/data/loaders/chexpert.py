@@ -9,13 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medmerge.data.base import (
-    DataError,
-    Listing,
-    dataset_folder,
-    listing_frame,
-)
-from medmerge.data.reading import match_columns, read_matching
+from medmerge.data.reading import dataset_folder, read_rows
+from medmerge.data.table import DataError, Listing, listing_frame
 
 CLASSES = (
     "Enlarged Cardiomediastinum",
@@ -165,8 +160,7 @@ def _read(path: Path, part: str, by_study: bool) -> tuple[pd.DataFrame, int, lis
         the file; and notes.
     """
     column, pattern = ("Study", _STUDY) if by_study else ("Path", _PATH)
-    rows, notes = read_matching(path, (column, *CLASSES))
-    rows, side_notes = match_columns(rows, ("Frontal/Lateral",))
+    rows, notes = read_rows(path, (column, *CLASSES), ("Frontal/Lateral",))
     matches = [pattern.fullmatch(value.replace("\\", "/").rstrip("/")) for value in rows[column]]
     for value, match in zip(rows[column], matches, strict=True):
         if match is None or match["folder"] != part:
@@ -178,7 +172,7 @@ def _read(path: Path, part: str, by_study: bool) -> tuple[pd.DataFrame, int, lis
     else:
         frame = found.assign(image=found["study"] + "/" + found["view"], side=_sides(path, rows, found["side"]))
     frame = frame[["folder", "image", "side", "suffix"]].assign(**_numbers(path, rows, column))
-    notes = [*notes, *(f"{path.name}: {note}" for note in side_notes), *_prefix_notes(path, found["prefix"])]
+    notes = [*notes, *_prefix_notes(path, found["prefix"])]
     if part != "test" and "Frontal/Lateral" not in rows:
         notes.append(f"{path.name} has no column Frontal/Lateral; views are as the images' names say.")
     return frame, len(rows), notes

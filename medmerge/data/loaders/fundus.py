@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from medmerge.data.base import (
-    DataError,
-    Listing,
-    dataset_folder,
-    first_file,
-    index_images,
-    listing_frame,
-)
-from medmerge.data.reading import image_names, read_matching
+from medmerge.data.reading import dataset_folder, first_file, image_names, index_images, read_rows
+from medmerge.data.table import DataError, Listing, listing_frame
 
 GRADES = ("0", "1", "2", "3", "4")
 """Of diabetic retinopathy: none, mild, moderate, severe, proliferative."""
@@ -27,7 +20,6 @@ ROWS = {
     "trainLabels.csv": 35_126,
     "retinopathy_solution.csv": 53_576,
     "train.csv": 3_662,
-    "train_1.csv, valid.csv and test.csv": 3_662,
     "the folder cataract": 1_038,
     "the folder diabetic_retinopathy": 1_098,
     "the folder glaucoma": 1_007,
@@ -44,7 +36,6 @@ _EYEPACS_EXPECTED = (
     "of test, was published in that competition's forum after its end."
 )
 _APTOS_NAMES = (r"[0-9a-f]{12}", "000c1434d8d7")
-_APTOS_PARTS = ("train_1.csv", "valid.csv", "test.csv")
 _APTOS_EXPECTED = (
     "The folder must hold train.csv (id_code, diagnosis) and the images *.png in train_images. Get them from "
     "https://www.kaggle.com/c/aptos2019-blindness-detection/data. The images of test.csv have no public labels."
@@ -83,7 +74,7 @@ def eyepacs(root: Path | None, labels: str | None = None) -> Listing:
         rows[name] = (0, ROWS[name])
         if path is None:
             continue
-        table, table_notes = read_matching(path, ("image", "level"))
+        table, table_notes = read_rows(path, ("image", "level"))
         images, name_notes = image_names(path, table["image"], *_EYE)
         places = [place for home in homes for place in (home / split, home)]
         found = index_images([*places, folder / f"diabetic-retinopathy-{split}-unzipped" / split])
@@ -102,39 +93,24 @@ def eyepacs(root: Path | None, labels: str | None = None) -> Listing:
 def aptos2019(root: Path | None, labels: str | None = None) -> Listing:
     """APTOS 2019 (Kaggle): 3,662 images in 5 grades of retinopathy; no groups, no official split.
 
-    The competition's test images have no public labels and are not listed. A re-packaged copy
-    that deals the 3,662 to `train_1.csv`, `valid.csv` and `test.csv` is read as one set: its split
-    is its author's. One with the images in folders by grade below `colored_images` is read as well.
+    The competition's test images have no public labels and are not listed.
 
     Args:
-        root: Folder of the competition as unpacked.
+        root: Folder of the competition as unpacked, or of Kaggle's inputs with it in
+            `aptos2019-blindness-detection`.
         labels: Not used.
 
     Raises:
         DataError: The labels file is missing or broken, or no image is there.
     """
     folder = dataset_folder("aptos2019", root, _APTOS_EXPECTED)
-    homes = [folder, folder / "aptos2019-blindness-detection"]
-    files = [home / "train.csv" for home in homes if (home / "train.csv").is_file()][:1]
-    parts = [folder / name for name in _APTOS_PARTS]
-    if not files and all(path.is_file() for path in parts):
-        files = parts
-    if not files:
-        first_file("aptos2019", folder, ("train.csv",), _APTOS_EXPECTED)
-    ids, grades, notes = [], [], ()
-    for path in files:
-        table, table_notes = read_matching(path, ("id_code", "diagnosis"))
-        images, name_notes = image_names(path, table["id_code"], *_APTOS_NAMES)
-        notes += (*table_notes, *name_notes)
-        ids += images
-        grades += table["diagnosis"].tolist()
-    name = "train.csv"
-    if files == parts:
-        name = "train_1.csv, valid.csv and test.csv"
-        notes += (f"Labels are from {name}; whoever dealt them out, the competition's train.csv is one set.",)
-    found = index_images(_aptos_folders(homes))
-    frame = listing_frame(ids, map(found.get, ids), grades)
-    return Listing(frame, GRADES, notes, _APTOS_EXPECTED, {name: (len(ids), ROWS[name])})
+    path = first_file("aptos2019", folder, ("train.csv", "aptos2019-blindness-detection/train.csv"), _APTOS_EXPECTED)
+    table, notes = read_rows(path, ("id_code", "diagnosis"))
+    ids, name_notes = image_names(path, table["id_code"], *_APTOS_NAMES)
+    found = index_images([path.parent / "train_images", path.parent, folder / "train_images", folder])
+    frame = listing_frame(ids, map(found.get, ids), table["diagnosis"])
+    rows = {path.name: (len(ids), ROWS[path.name])}
+    return Listing(frame, GRADES, (*notes, *name_notes), _APTOS_EXPECTED, rows)
 
 
 def fundus4(root: Path | None, labels: str | None = None) -> Listing:
@@ -173,14 +149,6 @@ def fundus4(root: Path | None, labels: str | None = None) -> Listing:
         groups += _fundus4_groups(name, names)
     frame = listing_frame(ids, paths, classes, groups)
     return Listing(frame, FUNDUS4_CLASSES, _copy_notes(frame), _FUNDUS4_EXPECTED, rows)
-
-
-def _aptos_folders(homes: Iterable[Path]) -> list[Path]:
-    names = ("train_images", "val_images", "test_images")
-    folders = [home / name for home in homes for name in names]
-    for home in homes:
-        folders += sorted(path for path in (home / "colored_images").glob("*") if path.is_dir())
-    return [*folders, *homes]
 
 
 def _fundus4_groups(folder: str, names: Sequence[str]) -> list[str | None]:

@@ -1,0 +1,405 @@
+"""A user's own images: listed in a CSV file, or in a folder for each class.
+
+What could be meant in two ways is refused with both readings; what is read leniently is noted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+import pandas as pd
+
+from medmerge.data.reading import IMAGE_SUFFIXES, dataset_folder, read_rows
+from medmerge.data.table import (
+    SPLITS,
+    DataError,
+    Listing,
+    check_forms,
+    first_duplicate,
+    is_missing,
+    listing_frame,
+    plain_form,
+)
+
+PREFIX = "label:"
+
+_UNITS = "patient|lesion|subject|case|study|person|participant|individual|exam(?:ination)?|visit|donor|animal|specimen"
+_GROUP = re.compile(
+    rf"(?:anon(?:ymi[sz]ed)?|pseudo|id)?(?:(?:{_UNITS})s?(?:id|uid|ids|no|nr|num(?:ber)?|code|key|name|index|idx)?"
+    r"|pid|mrn|(?:eye|scan|slide|series|session|nodule|tumou?r|wound|accession)(?:id|uid|no|nr|num(?:ber)?|code))"
+)
+"""Names of columns that say which images belong together, without blanks, signs and case."""
+
+_OF = r"(?:(?:ing)?(?:data)?sets?|data|images?|imgs?|splits?|folders?|parts?|samples?|cases|inputs?)?"
+_PARTS = {
+    "train": re.compile(rf"\d*(?:train(?:ing)?|trn){_OF}"),
+    "val": re.compile(rf"\d*(?:val(?:id(?:ation|ate)?)?|dev(?:elopment)?){_OF}"),
+    "test": re.compile(rf"\d*(?:test(?:ing)?|tst|holdout){_OF}"),
+    "val or test": re.compile(rf"\d*eval(?:uation)?{_OF}"),
+}
+"""Names of folders that are parts of a split, without blanks, signs and case."""
+
+_CSV_EXPECTED = (
+    "The dataset csv is a folder of images and a CSV file with the columns image,label and, if "
+    "wanted, group and split; image is a path relative to the folder. Where an image may have any number of "
+    "classes, it has labels (such as Edema|Effusion; empty for none) instead of label, or a column label:<class> "
+    "for each class (1 present, 0 absent, -1 uncertain, or blank)."
+)
+_FOLDER_EXPECTED = (
+    "The dataset folder is <root>/<class>/*.jpg (or .png and so on), or, with its own split, "
+    "<root>/train/<class>/*.jpg, <root>/val/<class>/*.jpg and <root>/test/<class>/*.jpg."
+)
+
+
+def labelled_csv(root: Path | None, labels: str | None) -> Listing:
+    """Images of a folder with the labels of a CSV file `image,label[,group][,split]`.
+
+    Classes are the labels in alphabetical order; labels stay strings ("10" comes before "2"). An
+    image's id is its path relative to the folder, with forward slashes, as listed; where no file
+    has that name, one that differs in its suffix, or only in the form of its name, is taken. Without
+    a column `group`, one that is named as patients, lesions and the like are is taken for it.
+    Instead of `label` the file may have `labels`, any number of classes with "|" between them, or a
+    column `label:<class>` for each class: the dataset is then multi-label, in the latter case with
+    the classes in the order of the columns.
+
+    Args:
+        root: Folder of the images.
+        labels: Path of the CSV file; if there is no such file, it is looked for in `root`.
+
+    Raises:
+        DataError: The file is missing or lacks a column, an image is listed twice, lies outside
+            the folder or could be two files, a label is missing or no number, classes, groups or
+            images differ only in form, a split is none of train, val and test, several columns
+            could be the group, or labels are given in two ways.
+    """
+    folder = dataset_folder("csv", root, _CSV_EXPECTED)
+    path = _labels_file(folder, labels)
+    rows, notes = read_rows(path, ("image",), ("label", "labels", "group", "split"))
+    ids = [_relative(image, path, row) for row, image in enumerate(rows["image"], start=1)]
+    twice = first_duplicate(ids)
+    if twice is not None:
+        raise DataError(f"{path} lists the image {twice} more than once; keep one row an image")
+    check_forms("csv", "images", ids, _form_of_path)
+    values, classes, used = _read_labels(rows, path)
+    check_forms("csv", f"classes in {path}", classes)
+    group = _group_column(rows.columns, used, path)
+    if group is not None:
+        check_forms("csv", f"groups in the column {group} of {path}", (v for v in rows[group] if not is_missing(v)))
+        if group != "group":
+            notes = (*notes, f"The column {group} is taken for the group, which no grouped split cuts.")
+    unused = [name for name in rows.columns if name not in ("image", "split", group, *used)]
+    if unused:
+        notes = (*notes, f"Columns not used: {', '.join(unused)}.")
+    splits = _splits(rows["split"], path) if "split" in rows else None
+    paths, file_notes = _find_files(folder, ids)
+    frame = listing_frame(ids, paths, values, None if group is None else rows[group], splits)
+    return Listing(frame, classes, (*notes, *file_notes), f"{_hint(folder, ids, paths)}{_CSV_EXPECTED}")
+
+
+def labelled_folder(root: Path | None, labels: str | None = None) -> Listing:
+    """Images in a folder for each class, or in such folders within those of train, val and test.
+
+    Classes are the names of the folders in alphabetical order. An image's id is its path below
+    `root`, with forward slashes; images in folders within a class's, and in folders that links lead
+    to, belong to the class. Images are files with a suffix that Pillow knows, and DICOM files.
+    Parts may be called `Training`, `test_set`, `valid` and the like, which a note says.
+
+    Args:
+        root: Folder of the folders.
+        labels: Not used.
+
+    Raises:
+        DataError: There is no folder with an image, folders of a split and others lie side by
+            side, folders could be classes or something else, or two classes differ only in form.
+    """
+    folder = dataset_folder("folder", root, _FOLDER_EXPECTED)
+    places, notes = _class_folders(folder)
+    check_forms("folder", f"classes in {folder}", (place.name for place, _ in places))
+    ids, classes, splits, others, empty, within = [], [], [], Counter(), [], {}
+    for place, split in places:
+        images = _images_below(place, folder, others)
+        if not images:
+            empty.append(place.relative_to(folder).as_posix())
+        within[place] = {plain_form(image.relative_to(place).parts[0]) for image in images if image.parent != place}
+        ids += [image.relative_to(folder).as_posix() for image in images]
+        classes += [place.name] * len(images)
+        splits += [split] * len(images)
+    if not ids:
+        read = "".join(f" {note}" for note in notes)
+        raise DataError(f"folder: no folder of a class in {folder} has an image.{read} {_FOLDER_EXPECTED}")
+    _check_depth(folder, within)
+    if others:
+        listed = ", ".join(f"{count:,} {what}" for what, count in sorted(others.items()))
+        notes.append(f"Files in the folders of classes that are not read: {listed}.")
+    if empty:
+        notes.append(f"Folders without an image, left out: {', '.join(empty)}.")
+    frame = listing_frame(ids, [str(folder / image) for image in ids], classes, splits=splits)
+    return Listing(frame, tuple(sorted(set(classes))), tuple(notes), _FOLDER_EXPECTED)
+
+
+def _labels_file(folder: Path, labels: str | None) -> Path:
+    if labels is None:
+        raise DataError(f"csv needs labels, the path of the CSV file. {_CSV_EXPECTED}")
+    candidates = (Path(labels).expanduser(), folder / labels)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise DataError(f"There is no labels file {labels}, nor {candidates[1]}. {_CSV_EXPECTED}")
+
+
+def _relative(image: str, path: Path, row: int) -> str:
+    """Returns the image's path below the folder in its one spelling."""
+    posix = PurePosixPath(image.replace("\\", "/"))
+    if posix.is_absolute() or PureWindowsPath(image).drive or ".." in posix.parts:
+        raise DataError(
+            f"{path}, row {row}: image {image!r} leads out of the folder of images; "
+            "give a path relative to that folder, without '..'"
+        )
+    if is_missing(str(posix)):
+        raise DataError(f"{path}, row {row}: the column image is empty ({image!r})")
+    return str(posix)
+
+
+def _form_of_path(image: str) -> tuple[str, ...]:
+    path = PurePosixPath(image)
+    suffix = path.suffix if path.suffix.lower() in IMAGE_SUFFIXES else ""
+    return (*map(plain_form, path.parts[:-1]), plain_form(path.name.removesuffix(suffix)), suffix.lower())
+
+
+def _group_column(columns: Iterable[str], used: Iterable[str], path: Path) -> str | None:
+    """Returns the column that says which images belong together, None if there is none."""
+    if "group" in columns:
+        return "group"
+    named = [name for name in columns if name not in used and _GROUP.fullmatch(_letters(name))]
+    if len(named) > 1:
+        raise DataError(
+            f"{path}: the columns {' and '.join(named)} could both say which images a split must keep together. Call "
+            "the one that counts group: that of the patients, if it is among them"
+        )
+    return named[0] if named else None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", plain_form(name))
+
+
+def _part(name: str) -> str | None:
+    """Returns the part of a split that a name means, if it means one."""
+    return next((part for part, pattern in _PARTS.items() if pattern.fullmatch(_letters(name))), None)
+
+
+def _splits(values: pd.Series, path: Path) -> list[str]:
+    found = [_part(value) for value in values]
+    for row, (part, value) in enumerate(zip(found, values, strict=True), start=1):
+        if part not in SPLITS:
+            raise DataError(
+                f"{path}, row {row}: split {value!r} is none of {', '.join(SPLITS)}; name one in every row, or leave "
+                "the column out"
+            )
+    return found
+
+
+def _read_labels(rows: pd.DataFrame, path: Path) -> tuple[pd.Series | pd.DataFrame, tuple[str, ...], list[str]]:
+    """Returns the labels as `listing_frame` takes them, the classes, and the columns that were read."""
+    by_class = [name for name in rows.columns if name.startswith(PREFIX)]
+    given = [name for name in ("label", "labels") if name in rows.columns] + by_class[:1]
+    if not given:
+        raise DataError(f"{path} has no column label; its columns are {', '.join(rows.columns)}. {_CSV_EXPECTED}")
+    if len(given) > 1:
+        raise DataError(f"{path} gives labels in two ways, {' and '.join(given)}; keep one. {_CSV_EXPECTED}")
+    if given == ["label"]:
+        # A missing label is left for the check that all datasets share, which needs no class for it.
+        return rows["label"], tuple(sorted({label for label in rows["label"] if not is_missing(label)})), given
+    if given == ["labels"]:
+        values = _split_labels(rows["labels"], path)
+        return values, tuple(values.columns), given
+    values = _numbers(rows[by_class].rename(columns=lambda name: name.removeprefix(PREFIX).strip()), path)
+    return values, tuple(values.columns), by_class
+
+
+def _split_labels(column: pd.Series, path: Path) -> pd.DataFrame:
+    """Returns float32 [N, K] of 1 and 0 from texts such as "Edema|Effusion", a column for each class."""
+    sets = [{name.strip() for name in text.split("|")} - {""} for text in column]
+    for row, names in enumerate(sets, start=1):
+        unknown = [name for name in names if is_missing(name)]
+        if unknown:
+            raise DataError(
+                f"{path}, row {row}: {unknown[0]!r} in labels is no class; leave the cell empty where an image has "
+                "none, or the row out where that is not known"
+            )
+    classes = sorted(set().union(*sets))
+    # A class may have a comma, but not another class beside it.
+    listed = {name: {part.strip() for part in name.split(",")} - {name} for name in classes}
+    joined = [name for name in classes if ";" in name or listed[name] & set(classes)]
+    if joined:
+        mark = ";" if ";" in joined[0] else ","
+        raise DataError(f"{path} has the class {joined[0]!r} in labels; put '|' between classes, not {mark!r}")
+    if not classes:
+        raise DataError(f"{path} has no class in labels: the column is empty in all {len(column):,} rows")
+    return pd.DataFrame({name: [name in given for given in sets] for name in classes}, dtype=np.float32)
+
+
+def _numbers(texts: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Returns the columns of labels as float32, NaN where blank."""
+    twice = first_duplicate(texts.columns)
+    if twice is not None or "" in texts.columns:
+        what = f"two columns {PREFIX}{twice}" if twice else f"a column {PREFIX} of no class"
+        raise DataError(f"{path} has {what}")
+    blank = texts.map(is_missing)
+    values = texts.mask(blank).apply(pd.to_numeric, errors="coerce")
+    wrong = (values.isna() & ~blank).to_numpy()
+    if wrong.any():
+        row, column = (int(index[0]) for index in np.nonzero(wrong))
+        raise DataError(
+            f"{path}, row {row + 1}: {PREFIX}{texts.columns[column]} is {texts.iloc[row, column]!r}; "
+            "a label is 1 (present), 0 (absent), -1 (uncertain) or blank"
+        )
+    return values.astype(np.float32)
+
+
+def _find_files(folder: Path, ids: list[str]) -> tuple[list[str | None], tuple[str, ...]]:
+    """Returns the file of each image, None where there is none, and a note on those that are named otherwise."""
+    paths = {image: str(folder / image) if (folder / image).is_file() else None for image in ids}
+    absent = [image for image, path in paths.items() if path is None]
+    alike: dict[Path, dict[str, list[Path]]] = {}
+    for image in absent:
+        wanted = folder / image
+        if wanted.parent not in alike:
+            alike[wanted.parent] = _by_stem(wanted.parent)
+        stems = {wanted.name, wanted.stem} if wanted.suffix.lower() in IMAGE_SUFFIXES else {wanted.name}
+        files = {file for stem in stems for file in alike[wanted.parent].get(plain_form(stem), ())}
+        if len(files) > 1:
+            both = " or ".join(sorted(file.name for file in files))
+            raise DataError(
+                f"csv: there is no {wanted}, and it could be {both}; write the names as the files have them"
+            )
+        paths[image] = next((str(file) for file in files), None)
+    found = [image for image in absent if paths[image]]
+    twice = first_duplicate(path for path in paths.values() if path)
+    if twice is not None:
+        both = " and ".join(repr(image) for image, path in paths.items() if path == twice)
+        raise DataError(f"csv: the images {both} are both the file {twice}; keep one row an image")
+    note = ()
+    if found:
+        example = f"{found[0]} as {Path(paths[found[0]]).name}"
+        note = (f"{len(found):,} of {len(ids):,} images have another suffix or spelling on the disk: {example}.",)
+    return [paths[image] for image in ids], note
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    found = defaultdict(list)
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
+            found[plain_form(file.stem)].append(file)
+    return found
+
+
+def _hint(folder: Path, ids: list[str], paths: list[str | None]) -> str:
+    """Says where the images are, if none is where the file says."""
+    if any(paths):
+        return ""
+    name = PurePosixPath(ids[0]).name
+    there = next((place / name for place in (folder, *sorted(folder.glob("*/"))) if (place / name).is_file()), None)
+    listed = f"The file lists {ids[0]}, which is looked for as {folder / ids[0]}. "
+    return listed + (f"There is {there}: write the path below the folder. " if there else "")
+
+
+def _class_folders(folder: Path) -> tuple[list[tuple[Path, str | None]], list[str]]:
+    """Returns the folders of classes, each with its part of the split, and notes."""
+    inside, loose = _visible(folder)
+    parts = {place: _part(place.name) for place in inside if _part(place.name)}
+    named = ", ".join(f"{place.name} as {part}" for place, part in parts.items())
+    notes, places = [], [(place, None) for place in inside]
+    if parts and len(parts) < len(inside):
+        other, part = next(place for place in inside if place not in parts), next(iter(parts))
+        raise DataError(
+            f"folder: {folder} has the folder {part.name} of a split beside {other.name}, which is none. If "
+            f"{part.name} is a class, rename it; else move what is no part of the split out. {_FOLDER_EXPECTED}"
+        )
+    if "val or test" in parts.values() or len(set(parts.values())) < len(parts):
+        raise DataError(
+            f"folder: in {folder} it is not clear which part is which ({named}). Call them train, val, test"
+        )
+    if parts:
+        places = []
+        for part, meaning in parts.items():
+            below, files = _visible(part)
+            places += [(place, meaning) for place in below]
+            loose += files
+        if any(place.name != part for place, part in parts.items()):
+            notes.append(f"The folders are parts of a split, not classes: {named}.")
+    elif len(inside) == 1 and len(_visible(inside[0])[0]) > 1:
+        raise DataError(f"folder: the only folder in {folder} is {inside[0].name}; give {inside[0]} as the root")
+    if loose:
+        notes.append(f"{loose:,} files beside the folders of classes are left out.")
+    return places, notes
+
+
+def _check_depth(folder: Path, within: dict[Path, set[str]]) -> None:
+    """Raises where folders that would be classes hold the same folders, which could be the classes."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for place, names in within.items():
+        below[place.name] |= names
+    shared = sorted(name for name, count in Counter(n for names in below.values() for n in names).items() if count > 1)
+    if len(shared) > 1:
+        classes = " and ".join(name for name, names in below.items() if shared[0] in names)
+        raise DataError(
+            f"folder: {classes} in {folder} hold the same folders ({', '.join(shared[:4])}). If these are the classes, "
+            f"put them above: <root>/{shared[0]}/...; if {classes} are, put the images right into them. Or list the "
+            "images in a CSV file, for the dataset csv"
+        )
+
+
+def _visible(folder: Path) -> tuple[list[Path], int]:
+    """Returns the folders in a folder, sorted, and the number of its files; what systems leave there is not counted."""
+    entries = [entry for entry in sorted(folder.iterdir()) if not _of_system(entry.name) and entry.name[0] != "."]
+    folders = [entry for entry in entries if entry.is_dir()]
+    return folders, len(entries) - len(folders)
+
+
+def _images_below(place: Path, root: Path, others: Counter) -> list[Path]:
+    """Returns the images in a folder and in those within it, sorted; counts in `others` what else there is.
+
+    Links to folders are followed, but for those that lead back into the dataset.
+    """
+    images, seen = [], {root.resolve(), *root.resolve().parents}
+    for parent, folders, files in os.walk(place, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            target = Path(parent, name).resolve()
+            if name.startswith(".") and not _of_system(name):
+                others["hidden folder"] += 1
+            elif Path(parent, name).is_symlink() and (target in seen or root.resolve() in target.parents):
+                others["link to a folder that is read elsewhere"] += 1
+            elif not _of_system(name):
+                seen.add(target)
+                kept.append(name)
+        folders[:] = kept
+        for name in sorted(files):
+            suffix = os.path.splitext(name)[1].lower()
+            if _of_system(name):
+                continue
+            if name.startswith("."):
+                others["hidden"] += 1
+            elif suffix in IMAGE_SUFFIXES or (not suffix and _begins_as_dicom(Path(parent, name))):
+                images.append(Path(parent, name))
+            else:
+                others[suffix or "without suffix"] += 1
+    return images
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _of_system(name: str) -> bool:
+    """Whether an operating system leaves a file or folder of this name by itself."""
+    return name.startswith("._") or name in (".DS_Store", "__MACOSX", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints")

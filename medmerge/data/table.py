@@ -1,0 +1,318 @@
+"""A dataset as a table of images: what a loader lists, checked, cut to what is here, and encoded."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+SPLITS = ("train", "val", "test")
+POLICIES = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
+"""What a label that is uncertain, or blank, is taken for (Irvin et al. 2019, section 3: U-Ignore, U-Zeros, U-Ones)."""
+
+_MISSING = {
+    *("nan", "na", "n/a", "n.a.", "#n/a", "#na", "<na>", "nat", "none", "null", "nil", "missing", "unknown", "unk"),
+    *("not available", "not known", "not applicable", "undefined", "empty"),
+}
+
+
+class DataError(ValueError):
+    """Bad or missing data. The message names the value, what is allowed, and the next step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A dataset as a table of images that are on the disk.
+
+    Attributes:
+        name: The dataset's name, such as "isic2019".
+        frame: One row an image, sorted by id, with a `RangeIndex` and the columns
+
+            - `id`: str, unique;
+            - `path`: str, where the image is: a file, a name for `synthetic.draw`, or an array's
+              row in an npz file, such as "retinamnist.npz#train/17"; None where it is listed and
+              not there, which only `load_table(missing="keep")` lets through;
+            - `label`: int64, an index into `classes`; in a multi-label dataset instead a column
+              for each class, `label:<class>`: float32, 1 present, 0 absent, NaN not known, which
+              is left out of losses and scores;
+            - `group`: str, what must not be cut by a split: the patient or the lesion. An image
+              without one is a group of its own, named by its id;
+            - `split`: "train", "val" or "test" of the official split, None where there is none.
+        classes: Names of the classes in the dataset's official order.
+        notes: Sentences: what was left out, and what was read leniently.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return "label" not in self.frame
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class indices, int64 [N]; multi-label float32 [N, K] of 1, 0 and NaN (not known)."""
+        if self.multilabel:
+            return self.frame[label_columns(self.classes)].to_numpy(dtype=np.float32)
+        return self.frame["label"].to_numpy(dtype=np.int64, copy=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What a dataset's own files say, before anything is left out.
+
+    Attributes:
+        frame: Columns `id`, `path` (None where the image is not on the disk), `label` (name of
+            the class), `group` (None where there is none), `split` (None likewise); any order.
+            Multi-label: instead of `label`, for each class a column `label:<class>` of float32:
+            1 present, 0 absent, -1 uncertain, NaN blank.
+        classes: Names of the classes in the dataset's official order.
+        notes: What was read leniently.
+        expected: A sentence that says which files belong where and how to get them.
+        rows: For each labels file that is always the same, by its name, the rows that it has and
+            the rows of the official file.
+    """
+
+    frame: pd.DataFrame
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    expected: str = ""
+    rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def label_columns(classes: Iterable[str]) -> list[str]:
+    """Names of a multi-label frame's columns of labels."""
+    return [f"label:{name}" for name in classes]
+
+
+def listing_frame(ids, paths, labels, groups=None, splits=None) -> pd.DataFrame:
+    """Builds the frame of a `Listing`; groups and splits that are missing, in any spelling, become None.
+
+    `labels` are the names of the classes, or a frame with a column of numbers for each class.
+    """
+    ids = list(ids)
+
+    def optional(values):
+        return [None] * len(ids) if values is None else [None if is_missing(value) else value for value in values]
+
+    columns = {"id": ids, "path": list(paths), "group": optional(groups), "split": optional(splits)}
+    frame = pd.DataFrame(columns, dtype=object)
+    if isinstance(labels, pd.DataFrame):
+        return pd.concat([frame, labels.astype(np.float32).add_prefix("label:").reset_index(drop=True)], axis=1)
+    frame.insert(2, "label", pd.Series(list(labels), dtype=object))
+    return frame
+
+
+def is_missing(value: str | None) -> bool:
+    """Whether a cell says that there is no value: empty, signs alone such as "-" and "?", NA, NaN, None, unknown."""
+    if value is None:
+        return True
+    plain = " ".join(re.split(r"[\s_]+", value.casefold())).strip()
+    return plain in _MISSING or re.fullmatch(r"[^\w+]*", plain) is not None
+
+
+def plain_form(value: str) -> str:
+    """What is left of a value without what only its form tells: 7, 7.0 and 007; case; blanks and underscores; Unicode.
+
+    Args:
+        value: A label, a group, an id, or the name of a folder or column.
+    """
+    text = unicodedata.normalize("NFKC", value).casefold()
+    text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+    text = " ".join(re.split(r"[\s_]+", text)).strip()
+    if len(text) < 20 and re.fullmatch(r"[+-]?\d+([.,]\d*)?(e[+-]?\d)?", text):
+        return str(Decimal(text.replace(",", ".")).normalize() + 0)
+    return re.sub(r"\d+", lambda digits: digits[0].lstrip("0") or "0", text)
+
+
+def check_forms(name: str, what: str, values: Iterable[str], form: Callable[[str], Hashable] = plain_form) -> None:
+    """Checks that no two values differ only in their form.
+
+    Raises:
+        DataError: Two do; both are named.
+    """
+    first: dict[Hashable, str] = {}
+    for value in dict.fromkeys(values):
+        other = first.setdefault(form(value), value)
+        if other != value:
+            raise DataError(
+                f"{name}: the {what} {other!r} and {value!r} differ only in form (number, case, blanks or Unicode). "
+                "Write them alike if they are the same, or rename one"
+            )
+
+
+def first_duplicate(values: Iterable[str]) -> str | None:
+    """Returns the first value that occurs a second time, or None."""
+    series = pd.Series(list(values), dtype=object)
+    return next(iter(series[series.duplicated()]), None)
+
+
+def settle(
+    name: str,
+    listing: Listing,
+    *,
+    where: Path | None,
+    missing: str,
+    exclude: Collection[str],
+    uncertain: str,
+    blank: str,
+) -> Table:
+    """Checks what a dataset's files say, leaves out what is missing or unwanted, and encodes the labels.
+
+    Arguments, result and errors are those of `loaders.load_table`; `where` is the folder, for messages.
+    """
+    multilabel = "label" not in listing.frame
+    row_notes = _check_counts(name, listing, missing)
+    twice = first_duplicate(listing.frame["id"])
+    if twice is not None:
+        raise DataError(f"{name}: the image {twice} is listed more than once")
+    (_check_findings if multilabel else _check_labels)(name, listing)
+    frame, notes = _leave_out(name, listing, where, missing, set(exclude))
+    if multilabel:
+        frame, label_notes = _with_policies(frame, label_columns(listing.classes), uncertain, blank)
+        classes, class_notes = _kept_findings(name, listing, frame)
+        notes += label_notes
+    else:
+        classes, class_notes = _kept_classes(name, listing, frame)
+    alone = int(frame["group"].isna().sum())
+    if alone:
+        class_notes.append(f"{alone:,} of {len(frame):,} images carry no group; each is a group of its own.")
+    notes = (*listing.notes, *row_notes, *notes, *class_notes)
+    return Table(name, _encode(frame, classes, multilabel), classes, notes)
+
+
+def _check_counts(name: str, listing: Listing, missing: str) -> list[str]:
+    """Compares labels files with the official ones; returns a note on each that is shorter."""
+    notes = []
+    for file, (found, official) in listing.rows.items():
+        counted = f"{file} has {found:,} rows, the official file {official:,}"
+        if found > official:
+            raise DataError(
+                f"{name}: {counted}: rows were added, by augmentation or by joining files. Get the official file "
+                "again, or use the dataset csv for a list of your own"
+            )
+        if found < official and missing == "error":
+            raise DataError(
+                f"{name}: {counted}: {official - found:,} are missing. Get it again, or set missing: drop to work with "
+                "a part"
+            )
+        if found < official:
+            notes.append(f"{file} has {found:,} of the official {official:,} rows.")
+    return notes
+
+
+def _check_labels(name: str, listing: Listing) -> None:
+    wrong = ~listing.frame["label"].isin(listing.classes)
+    if not wrong.any():
+        return
+    row = int(wrong.to_numpy().argmax())
+    image, label = listing.frame[["id", "label"]].iloc[row]
+    if is_missing(label):
+        raise DataError(
+            f"{name}: row {row + 1}, image {image}, has no label ({label!r}), and {int(wrong.sum()):,} rows are so; "
+            "label them or remove them. A class that is meant so takes another name"
+        )
+    raise DataError(
+        f"{name}: row {row + 1}, image {image}, has the label {label!r}, which is none of {', '.join(listing.classes)}"
+    )
+
+
+def _check_findings(name: str, listing: Listing) -> None:
+    for finding in listing.classes:
+        values = listing.frame[f"label:{finding}"]
+        wrong = ~(values.isna() | values.isin((1, 0, -1))).to_numpy()
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise DataError(
+                f"{name}: row {row + 1}, image {listing.frame['id'].iloc[row]}, has {finding} = {values.iloc[row]:g}; "
+                "a label is 1 (present), 0 (absent), -1 (uncertain) or blank"
+            )
+
+
+def _leave_out(
+    name: str, listing: Listing, where: Path | None, missing: str, exclude: set[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the rows that remain, and notes on those that do not."""
+    frame, notes = listing.frame, []
+    absent = frame["path"].isna()
+    if absent.all() and missing != "keep":
+        raise DataError(f"{name}: no image of {len(frame):,} is in {where}. {listing.expected}")
+    excluded = frame["id"].isin(exclude)
+    if exclude:
+        notes.append(f"{excluded.sum():,} of {len(frame):,} images are left out by exclude.")
+        frame, absent = frame[~excluded], absent[~excluded]
+    if absent.any() and missing == "error":
+        raise DataError(
+            f"{name}: {absent.sum():,} of {len(frame):,} images are missing in {where}, first "
+            f"{min(frame['id'][absent])}. {listing.expected} To work with a partial download, set missing: drop."
+        )
+    if absent.any() and missing == "drop":
+        notes.append(f"{(~absent).sum():,} of {len(frame):,} images are here.")
+        frame = frame[~absent]
+    if frame.empty:
+        raise DataError(
+            f"{name}: of {len(listing.frame):,} images, {excluded.sum():,} are left out by exclude and "
+            f"{absent.sum():,} are missing in {where}: none is left"
+        )
+    return frame, notes
+
+
+def _with_policies(
+    frame: pd.DataFrame, columns: list[str], uncertain: str, blank: str
+) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the frame with uncertain and blank labels as the policies say, and notes on how many there were."""
+    values, notes = frame[columns].to_numpy(dtype=np.float32, copy=True), []
+    for what, members, policy in (("uncertain", values == -1, uncertain), ("blank", np.isnan(values), blank)):
+        if members.any():
+            notes.append(f"{members.sum():,} {what} labels are taken as {policy}.")
+        values[members] = POLICIES[policy]
+    return frame.assign(**dict(zip(columns, values.T, strict=True))), notes
+
+
+def _kept_classes(name: str, listing: Listing, frame: pd.DataFrame) -> tuple[tuple[str, ...], list[str]]:
+    """Returns the classes without those that lost all their images, and a note on these."""
+    present, listed = set(frame["label"]), set(listing.frame["label"])
+    if len(present) < 2:
+        raise DataError(
+            f"{name}: all {len(frame):,} images are of one class, {present.pop()}; learning to tell classes apart "
+            f"takes two. {' '.join(listing.notes)}".rstrip()
+        )
+    emptied = [label for label in listing.classes if label in listed - present]
+    classes = tuple(label for label in listing.classes if label not in emptied)
+    return classes, [f"Classes with no image left, taken out: {', '.join(emptied)}."] if emptied else []
+
+
+def _kept_findings(name: str, listing: Listing, frame: pd.DataFrame) -> tuple[tuple[str, ...], list[str]]:
+    """Returns the classes of a multi-label dataset that some image has and some has not, and a note on the others."""
+    values = frame[label_columns(listing.classes)]
+    told_apart = ((values == 1).any() & (values == 0).any()).to_numpy()
+    classes = tuple(label for label, kept in zip(listing.classes, told_apart, strict=True) if kept)
+    if not classes:
+        raise DataError(f"{name}: among {len(frame):,} images no class is both present and absent; nothing to learn")
+    out = [label for label in listing.classes if label not in classes]
+    return classes, [f"Classes that all images have or none has, taken out: {', '.join(out)}."] if out else []
+
+
+def _encode(frame: pd.DataFrame, classes: tuple[str, ...], multilabel: bool) -> pd.DataFrame:
+    """Sorts by id and gives the columns their final types."""
+    frame = frame.sort_values("id", ignore_index=True)
+    index = {label: position for position, label in enumerate(classes)}
+    labels = frame[label_columns(classes)] if multilabel else frame["label"].map(index).astype(np.int64).to_frame()
+    return pd.DataFrame(
+        {
+            "id": frame["id"].astype(str),
+            "path": frame["path"].astype(object).where(frame["path"].notna(), None),
+            **labels.to_dict("series"),
+            "group": frame["group"].fillna(frame["id"]).astype(str),
+            "split": frame["split"].astype(object),
+        }
+    )

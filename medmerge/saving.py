@@ -1,0 +1,112 @@
+"""Backbones, classifiers and merges as files, from which they are built again without running code."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medmerge import weightfiles
+from medmerge.backbones import MERGE, NAME, TRANSFORMS, Classifier, backbone, has_plain_head, patch_size
+from medmerge.merge import KernelMerge
+from medmerge.weightfiles import CheckpointError
+
+_OPTIONS = ("granularity", "batchnorm", "normalisation")
+
+
+def save_backbone(model: nn.Module, path: str | Path, name: str, **metadata: str) -> None:
+    """Write the state dict of ``model`` as safetensors, in one atomic step.
+
+    Args:
+        name: the architecture, noted in the file's header and compared when the file is loaded.
+        metadata: further strings to keep in the header.
+    """
+    _write(model, model.state_dict(), path, name, metadata)
+
+
+def save(model: nn.Module, path: str | Path, **metadata: str) -> None:
+    """Write a backbone, a classifier or a merge as safetensors, in one atomic step, for :func:`load`.
+
+    A classifier's names are torchvision's: ``torchvision.models.get_model(name, num_classes=K)`` (of a ViT with its
+    ``image_size``) loads the file strictly and computes the same function. Where it cannot
+    (:func:`~medmerge.backbones.has_plain_head`), and of a merge, they are the module's own. A merge's file holds its
+    sources.
+
+    Args:
+        model: made of :func:`~medmerge.backbones.backbone`: one, or a :class:`~medmerge.merge.KernelMerge` of several,
+            or either in a :class:`~medmerge.backbones.Classifier`.
+        metadata: strings to keep in the header.
+
+    Raises:
+        TypeError: it is anything else, which :func:`load` could not build again.
+    """
+    network: Any = model.backbone if isinstance(model, Classifier) else model
+    merge = isinstance(network, KernelMerge)
+    made = [one for one in (network.modules() if merge else [network]) if hasattr(one, "architecture")]
+    if not made:
+        raise TypeError(
+            f"a {type(network).__name__} that medmerge.backbone did not make cannot be built again by load(); "
+            "torch.save(model.state_dict(), path) keeps its values"
+        )
+    state, name = model.state_dict(), made[0].architecture
+    if merge:
+        options = {option: getattr(network, option) for option in _OPTIONS}
+        metadata[MERGE] = json.dumps({"sources": network.num_sources, **options})
+    elif network is not model and has_plain_head(name):
+        own, head = "backbone.", network.head_key
+        state = {key.removeprefix(own) if key.startswith(own) else f"{head}{key[4:]}": state[key] for key in state}
+    _write(made[0], state, path, name, metadata)
+
+
+def load(path: str | Path) -> nn.Module:
+    """What :func:`save` or :func:`save_backbone` wrote, in eval mode: the same tensors. Runs no code from the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: it is damaged, or somebody else's.
+    """
+    state, noted = weightfiles.read_state(path), weightfiles.header(path)
+    if NAME not in noted:
+        raise CheckpointError(f"{path} is not of medmerge.save: medmerge.backbone(name, weights=file) takes others'")
+    try:
+        model = _build(noted, state)
+        plain = MERGE not in noted and isinstance(model, Classifier) and has_plain_head(noted[NAME])
+        state = {_own(key, model.backbone.head_key): state[key] for key in state} if plain else state
+        model.to(next(value.dtype for value in state.values() if value.is_floating_point()))
+        model.load_state_dict(state)
+    except (AttributeError, TypeError, ValueError, KeyError, RuntimeError, StopIteration) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is not what its header says ({reason}); write it again") from error
+    return model.eval()
+
+
+def _write(model: nn.Module, state: Mapping[str, Tensor], path: str | Path, name: str, metadata: dict) -> None:
+    transforms = {TRANSFORMS: "true"} if getattr(model, "transform_input", False) else {}
+    weightfiles.write(state, path, {NAME: name, **transforms, **metadata})
+
+
+def _build(noted: Mapping[str, str], state: Mapping[str, Tensor]) -> Any:
+    """What a header tells of, with other values."""
+    name, options = noted[NAME], json.loads(noted.get(MERGE, "null"))
+    with torch.random.fork_rng(devices=[]):
+        network: Any = backbone(name, "random", _image_size(name, state))
+        if hasattr(network, "transform_input"):
+            network.transform_input = TRANSFORMS in noted
+        head = network.head_key if has_plain_head(name) and not options else "head"
+        if options:
+            network = KernelMerge([network] * options.pop("sources"), **options)
+        return Classifier(network, len(state[f"{head}.bias"])) if f"{head}.bias" in state else network
+
+
+def _own(key: str, head: str) -> str:
+    """What a :class:`Classifier` calls the tensor that torchvision's network, with its head, calls ``key``."""
+    return f"head{key[len(head) :]}" if key.startswith(f"{head}.") else f"backbone.{key}"
+
+
+def _image_size(name: str, state: Mapping[str, Tensor]) -> int | None:
+    """The side of the images that a ViT was built for, from its position embeddings."""
+    patch, found = patch_size(name), [value for key, value in state.items() if "encoder.pos_embedding" in key]
+    return math.isqrt(found[0].shape[1] - 1) * patch if patch and found else None
