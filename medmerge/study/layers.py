@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from medmerge import backbones
-from medmerge.kernels import split_attention
+from medmerge.sources import kernel_layers
 
 _BLOCKS = {"denseblock": "dense block", "transition": "transition", "layer": "layer", "encoder_layer_": "layer"}
 
 Modules = Mapping[str, tuple[nn.Module, torch.Size]]
-"""Modules that hold a weight, by name, with its shape."""
+"""Layers by name, with the shape of their weight."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +44,30 @@ def layers(weights: Mapping[str, ArrayLike], backbone: str = "", modules: Module
         backbone: a known architecture, which gives shapes and kinds.
         modules: those of a network that is at hand, in its place.
     """
-    modules = _modules(backbone) if modules is None else modules
+    modules = architecture(backbone) if modules is None else modules
     return [
         Layer(name, len(w), *(_described(*modules[name]) if name in modules else ("", "")), _block(name))
         for name, w in weights.items()
     ]
 
 
+def modules_of(network: nn.Module) -> Modules:
+    """A network's layers that have kernels."""
+    return {layer.name: (layer.module, getattr(layer.module, layer.weight).shape) for layer in kernel_layers(network)}
+
+
 @functools.cache
-def _modules(backbone: str) -> Modules:
-    """A known architecture's, made without memory for the weights; none of an unknown one."""
+def architecture(backbone: str) -> Modules:
+    """The same of a known architecture, made without memory for its weights; none of an unknown one."""
     if backbone not in backbones.names():
         return {}
     with torch.device("meta"):
-        model = split_attention(backbones.backbone(backbone, "random"))
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    return {name: (m, m.weight.shape) for name, m in model.named_modules() if isinstance(m, kinds)}
+        return modules_of(backbones.backbone(backbone, "random"))
 
 
 def _described(module: nn.Module, shape: torch.Size) -> tuple[str, str]:
     text = " × ".join(map(str, shape))
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, nn.MultiheadAttention)):
         return text, "linear"
     size = "×".join(map(str, module.kernel_size))
     grouped = "" if module.groups == 1 else "depthwise " if module.groups == module.in_channels else "grouped "
