@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from test_cost import BATCH, CLASSES, HEAD, KERNELS, NORMS, p, step  # noqa: F401
 
-from medmerge.pages.figures import cost as figures_cost
 from medmerge.study import cost, costsheets, steps, stepsheets
-from medmerge.study.cost import VARIANTS
 from medmerge.study.records import RecordError
 from medmerge.study.steps import PARTS, PROFILED, Count
 
@@ -180,19 +178,6 @@ def test_the_table_and_the_sentences_follow_the_numbers(measured):
     assert first.endswith("above its floor: convolutions, forward, by 7000.0 ms.")
     assert "A step of MedMerge's probe takes 19000.0 ms" in second
     assert "takes 1000.0 ms, 5.3% of the probe's step (floor 500.0 ms)" in third
-
-
-def test_the_figure_draws_the_table(measured):
-    table = stepsheets.parts(made(measured))
-    (axes,) = figures_cost.step_parts(table).axes
-    bars = {bar.get_gid(): bar for bar in axes.patches}
-    assert bars["milliseconds/kernel/convolution"].get_width() == 11_000
-    assert bars["floor/kernel/convolution"].get_width() == 4000
-    assert len(bars) == 2 * (len(table) - len(PROFILED)) and set(figures_cost.PART_COLOURS) == set(PARTS)
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [VARIANTS["ft"].title, "its floor", VARIANTS["kernel"].title, "its floor"]
-    with pytest.raises(ValueError, match="no rows"):
-        figures_cost.step_parts(table[:0])
 
 
 def test_the_machine_is_asked_in_the_precision_of_the_step():

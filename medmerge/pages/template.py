@@ -14,7 +14,7 @@ def fill(name: str, **facts: object) -> str:
     Raises:
         jinja2.UndefinedError: the template asks for a fact that is not given.
     """
-    lines = re.sub(r"(?<!\n)\n(?![\n|-])", " ", re.sub(r"\n{3,}", "\n\n", render(name, **facts).strip()))
+    lines = re.sub(r"(?<!\n)\n(?!\n|\||- )", " ", re.sub(r"\n{3,}", "\n\n", render(name, **facts).strip()))
     return re.sub(r"  +", " ", lines)
 
 
