@@ -1,5 +1,6 @@
 """The tables of the book's chapter on speed, in Markdown, from what `python -m benchmarks` wrote."""
 
+import functools
 import json
 from pathlib import Path
 from statistics import median
@@ -268,3 +269,5 @@ TABLES = {
     **{"row": row, "growth": growth, "machine": machine},
     "paper": paper,
 }
+TEXTS = {name: functools.partial(markdown, name) for name in TABLES}
+"""By what ``{benchmark}`` asks for."""

@@ -1,6 +1,6 @@
 """One training loop and the two phases that use it: linear probe and fine-tune (paper, sections 2 and 3).
 
-Nothing here can reach test data: a :class:`Task` holds the training and validation images only. Nothing is printed; to
+Nothing here can reach test data: a :class:`~medmerge.task.Task` holds the training and validation images only. Nothing is printed; to
 see a line an epoch: ``logging.basicConfig(level="INFO", format="%(message)s")``, or ``Task(..., on_epoch=print)``.
 """
 

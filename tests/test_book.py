@@ -3,13 +3,17 @@
 import importlib
 import inspect
 import json
+import pkgutil
 import re
+import runpy
 import types
 
 import jupyter_book.config as jb
 import pytest
 import yaml
 from book_fixtures import CONFIG, ROOT, name_of, toc_files
+
+import medmerge
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXECUTED = sorted(p for p in (ROOT / "results").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -150,92 +154,29 @@ def test_the_chapter_on_approaches_lists_the_registry():
 
 # ---------------------------------------------------------------- the API reference
 
-MODULES = (
-    *("rivals", "ingredients", "recall"),
-    *("merge", "backbones", "approaches", "training", "evaluation", "data", "records", "report", "figures", "status"),
-    *("kernels", "significance", "weightfiles", "saving", "files", "task", "loop"),
-    *(
-        "params",
-        "definitions",
-        "study",
-        "revisits",
-        *("planned", "findings", "findings_leak", "findings_rivals", "papertables"),
-        "inputs",
-        "learn",
-        "datasheets",
-        "leaks",
-        "plan",
-        "pages",
-        "gpus",
-        *("jobs", "notebook_kernels", "reruns"),
-    ),
-    *("cost", "costsheets", "figures_cost", "steps", "stepsheets"),
-    *("kernelstats", "agreement", "shift", "figures_depth", "figures_weights", "figures_ablation"),
-    *("matching", "premise", "figures_premise", "premisesheets", "premise_report"),
-    *("batchnorm", "controls", "serving", "ablation", "figures_controls"),
-    *("features", "featuresheets", "figures_features"),
-    "plotstyle",
-)
-ELSEWHERE = (
-    *("card", "channels", "checkpoints", "cli", "cli_data", "cli_plan", "cli_run", "devices", "execution", "explorer"),
-    *(
-        "endings",
-        "evaluation_inputs",
-        "explorer_data",
-        "figures_data",
-        "figures_findings",
-        "figures_paper",
-        "findingspage",
-        "paperpage",
-        "probes",
-        "recordcheck",
-        "registry",
-        "resampling",
-        "trials",
-    ),
-)
-"""Modules whose names the reference holds in part, under those that use them, or not at all."""
+
+def shown() -> list[str]:
+    """The modules on the pages of the API reference, as often as they are shown."""
+    modules = runpy.run_path(str(ROOT / "book" / "extensions" / "medmerge_book.py"))["modules"]
+    texts = [page.read_text(encoding="utf-8") for page in (ROOT / "book" / "api").glob("*.md")]
+    return [name for text in texts for words in re.findall(r"```{api} (.+)", text) for name in modules(words)]
 
 
-def documented() -> set[str]:
-    """What the pages of the API reference name, as module.name."""
-    names = set()
-    for page in sorted((ROOT / "book" / "api").glob("*.md")):
-        module = None
-        for line in page.read_text(encoding="utf-8").splitlines():
-            if match := re.match(r"\.\. (?:py:currentmodule|auto\w+|py:data):: ([\w.]+)", line):
-                if "currentmodule" in line:
-                    module = match[1].removeprefix("medmerge.")
-                else:
-                    names.add(f"{module}.{match[1]}")
-    return names
+def test_the_api_reference_shows_each_module_once_and_every_name_that_the_package_exports():
+    assert len(shown()) == len(set(shown()))
+    exported = {getattr(medmerge, name) for name in medmerge.__all__}
+    homes = {thing.__module__ for thing in exported if inspect.isroutine(thing) or inspect.isclass(thing)}
+    assert homes and homes <= set(shown())
 
 
-def test_every_module_has_its_place_in_the_api_reference_or_is_left_out_by_name():
-    there = {path.stem for path in (ROOT / "medmerge").glob("*.py") if path.stem != "__init__"}
-    assert there | {"data"} == {*MODULES, *ELSEWHERE} and not {*MODULES} & {*ELSEWHERE}
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_the_api_reference_holds_every_public_name(name):
-    module = importlib.import_module(f"medmerge.{name}")
-    public = set(getattr(module, "__all__", ()))
-    if not public:
-        things = {key: value for key, value in vars(module).items() if not key.startswith("_") and callable(value)}
-        public = {key for key, value in things.items() if getattr(value, "__module__", None) == module.__name__}
-    named = {one.partition(".")[2] for one in documented() if one.partition(".")[0] == name}
-    assert public <= named
-    assert all(hasattr(module, one) for one in named)
-
-
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [info.name for info in pkgutil.walk_packages(medmerge.__path__, "medmerge.")])
 def test_every_public_name_has_a_docstring(name):
-    module = importlib.import_module(f"medmerge.{name}")
-    for one in documented():
-        thing = getattr(module, one.partition(".")[2], None)
-        if one.startswith(f"{name}.") and inspect.isroutine(thing) | inspect.isclass(thing):
-            assert inspect.getdoc(thing), one
-            own = vars(thing) if inspect.isclass(thing) and thing.__module__ == module.__name__ else {}
-            members = [key for key, value in own.items() if isinstance(value, (types.FunctionType, property))]
-            bare = [key for key in members if key[0] != "_" and not own[key].__doc__]
-            assert set(bare) <= {"extra_repr"}, f"{one}: {bare}"
+    """What has none would be missing in the API reference without a word."""
+    module = importlib.import_module(name)
+    own = [thing for thing in vars(module).values() if getattr(thing, "__module__", None) == name]
+    public = [thing for thing in own if getattr(thing, "__name__", "_")[0] != "_"]
+    assert module.__doc__ and not [thing for thing in public if not inspect.getdoc(thing)]
+    for one in filter(inspect.isclass, public):
+        members = {key: value for key, value in vars(one).items() if isinstance(value, types.FunctionType | property)}
+        bare = {key for key, value in members.items() if key[0] != "_" and not value.__doc__}
+        assert bare <= {"extra_repr", "forward"}, f"{one}: {bare}"

@@ -1,21 +1,23 @@
-"""What this book needs beyond Jupyter Book: pages computed from the records, figures lent, links to the source.
+"""What this book needs beyond Jupyter Book: pages computed from the records, the API, links to the source.
 
 Directives
     ``{status-built}``, ``{status-parameters}``, ``{status-runs}``: tables of the status page, from ``results/``.
-    ``{benchmark} table``: a table of the chapter on speed, from ``benchmarks/*.json``.
-    ``{findings} text``, ``{findings-figure}``: the same of the chapter on what was found, from ``results/``.
-    ``{paper} text``, ``{paper-figure}``: tables, sentences and the figure of the chapter on the paper's tables.
-    ``{lent-figure} notebook.ipynb``: a figure of an executed notebook as a numbered figure of this page.
+    ``{findings} text``, ``{paper} text``, ``{benchmark} text``: of a chapter, by its module's ``TEXTS``.
+    ``{findings-figure}``, ``{paper-figure}``: the figure of that module, drawn when the book is built.
+    ``{api} modules``: what modules offer.
 """
 
 import base64
 import contextlib
+import functools
 import importlib
 import inspect
-import json
+import operator
+import pkgutil
 import re
-import runpy
 import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from docutils import nodes
@@ -25,6 +27,13 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
+MODULES = {
+    "findings": "medmerge.pages.findingspage",
+    "paper": "medmerge.pages.paperpage",
+    "benchmark": "benchmarks.chapter",
+}
+COLON = "\ue000"
+"""Stands for a colon while napoleon reads."""
 
 # The package is imported where it is used: with torch that takes seconds, which pages without tables need not wait for.
 
@@ -32,214 +41,143 @@ ROOT = Path(__file__).parents[2]
 class Computed(SphinxDirective):
     """A directive that stands for the Markdown that it computes; what is wrong with the records stops the build."""
 
-    classes: list[str] = []
-
-    def markdown(self) -> str:
-        raise NotImplementedError
-
     def run(self) -> list[nodes.Node]:
         from medmerge.study.params import ParameterError
         from medmerge.study.records import RecordError
 
+        self.env.note_reread()  # it reads whatever records there are
         try:
             with contextlib.chdir(ROOT):  # parameter files name places relative to the project
-                text = self.markdown()
-        except (RecordError, ParameterError) as error:
+                lines = self.markdown().splitlines()
+        except (FileNotFoundError, ParameterError, RecordError) as error:
             raise self.error(str(error)) from error
-        container = nodes.container(classes=self.classes)
-        self.state.nested_parse(StringList(text.splitlines(), self.name), self.content_offset, container)
+        container = nodes.container()
+        self.state.nested_parse(StringList(lines, self.name), self.content_offset, container)
         return [container]
 
 
-class Built(Computed):
-    """What the book was built with."""
+class Text(Computed):
+    required_arguments = 1
 
+    def markdown(self) -> str:
+        texts, wanted = importlib.import_module(MODULES[self.name]).TEXTS, self.arguments[0]
+        if wanted not in texts:
+            raise self.error(f"no text {wanted}; there are {', '.join(texts)}")
+        return texts[wanted]()
+
+
+class Status(Computed):
     def markdown(self) -> str:
         from medmerge.pages import status
 
+        return getattr(self, self.name.removeprefix("status-"))(status)
+
+    def built(self, status: object) -> str:
         facts = status.built()
-        commit = facts.pop("commit")
-        lines = ["| what | version |", "| --- | --- |", f"| commit | {_commit(self.config, commit)} |"]
-        return "\n".join(lines + [f"| {name} | {version} |" for name, version in facts.items()])
+        return _table("what | version", [("commit", self.commit(facts.pop("commit"))), *facts.items()])
 
-
-class ParameterFiles(Computed):
-    """Every parameter file: what it asks for, and whether the records are there."""
-
-    def markdown(self) -> str:
-        from medmerge.pages import status
-
-        files = status.parameter_files(ROOT / "params")
-        lines = ["| parameter file | page | asks for | recorded |", "| --- | --- | --- | --- |"]
-        for row in files.itertuples():
+    def parameters(self, status: object) -> str:
+        rows = []
+        for row in status.parameter_files(ROOT / "params").itertuples():
             link = f"[`{row.file}`]({_repository(self.config)}/blob/main/params/{row.file})"
-            complete = "all" if row.recorded == row.asked else f"{row.recorded} of {row.asked}"
-            lines.append(f"| {link} | {self.page(row)} | {row.asked} | {complete if row.recorded else 'not run'} |")
-        return "\n".join(lines)
+            name = row.page and row.page.relative_to(self.env.srcdir).with_suffix("").as_posix()
+            page = f"{{doc}}`/{name}`" if name in self.env.found_docs else row.title
+            recorded = "all" if row.recorded == row.asked else f"{row.recorded} of {row.asked}"
+            rows.append((link, page, row.asked, recorded if row.recorded else "not run"))
+        return _table("parameter file | page | asks for | recorded", rows)
 
-    def page(self, row: object) -> str:
-        name = row.page.relative_to(self.env.srcdir).with_suffix("").as_posix() if row.page else ""
-        return f"{{doc}}`/{name}`" if name in self.env.found_docs else row.title
-
-
-class Runs(Computed):
-    """Every record, those of the repository before those that a build makes."""
-
-    classes = ["short-cells"]
-
-    def markdown(self) -> str:
-        from medmerge.pages import status
+    def runs(self, status: object) -> str:
+        """Every record, those of the repository before those that a build makes."""
         from medmerge.study import records
 
-        found = records.gather(ROOT / "results")
-        for record in found:
-            self.env.note_dependency(str(record.folder / "run.json"))
-        strangers = status.unasked(found, status.parameter_files(ROOT / "params"))
-        lines = ["| study | run | seed | seconds | definition | commit | recorded | backbone, device, precision |"]
-        lines.append("| --- | --- | --- | ---: | --- | --- | --- | --- |")
-        found = sorted(found, key=lambda record: record.folder.parts[-5] == "demo")
+        found = sorted(records.gather(ROOT / "results"), key=lambda record: record.folder.parts[-5] == "demo")
+        rows = []
         for row in status.runs(found).itertuples():
-            commit = _commit(self.config, row.commit)
-            lines.append(
-                f"| {row.track}/{row.pair} | {row.run} | {row.seed} | {row.seconds:,.0f} | `{row.definition[:8]}` | "
-                f"{commit} | {row.recorded} | {row.backbone}, {row.device}, {row.precision} |"
-            )
-        if strangers:
-            names = ", ".join(f"`{record.folder.relative_to(ROOT)}`" for record in strangers)
-            lines += ["", f"No parameter file asks for {names}."]
-        return "\n".join(lines)
+            what = f"{row.track}/{row.pair}", row.run, row.seed, f"{row.seconds:,.0f}", f"`{row.definition[:8]}`"
+            where = f"{row.backbone}, {row.device}, {row.precision}"
+            rows.append((*what, self.commit(row.commit), row.recorded, where))
+        strangers = status.unasked(found, status.parameter_files(ROOT / "params"))
+        names = ", ".join(f"`{record.folder.relative_to(ROOT)}`" for record in strangers)
+        heads = "study | run | seed | seconds | definition | commit | recorded | backbone, device, precision"
+        return _table(heads, rows) + (f"\n\nNo parameter file asks for {names}." if strangers else "")
+
+    def commit(self, commit: str) -> str:
+        """A link, where it is one of this history: others, and ``unknown``, could not be followed."""
+        plain = commit.removesuffix("+changes")
+        link = f"[`{plain[:8]}`]({_repository(self.config)}/commit/{plain})"
+        changes = " with changes" if plain != commit else ""
+        return (link if any(one.startswith(plain) for one in _history()) else f"`{plain[:8]}`") + changes
 
 
-class Benchmark(Computed):
-    """A table of :mod:`benchmarks.chapter`, by its name."""
+class Figure(SphinxDirective):
+    """The figure of a chapter's module; the caption is the content."""
 
-    required_arguments = 1
-
-    def markdown(self) -> str:
-        for path in (ROOT / "benchmarks").glob("*.json"):
-            self.env.note_dependency(str(path))
-        chapter = runpy.run_path(str(ROOT / "benchmarks" / "chapter.py"))
-        if self.arguments[0] not in chapter["TABLES"]:
-            raise self.error(f"no table {self.arguments[0]}; there are {', '.join(chapter['TABLES'])}")
-        try:
-            return chapter["markdown"](self.arguments[0])
-        except FileNotFoundError as error:
-            raise self.error(str(error)) from error
-
-
-class Text(Computed):
-    """A table or sentences of a page's module, by its name in ``TEXTS``."""
-
-    required_arguments = 1
-    module = ""
-
-    def markdown(self) -> str:
-        self.env.note_reread()  # it reads whatever records there are
-        texts = importlib.import_module(f"medmerge.{self.module}").TEXTS
-        if self.arguments[0] not in texts:
-            raise self.error(f"no text {self.arguments[0]}; there are {', '.join(texts)}")
-        return texts[self.arguments[0]]()
-
-
-class Paper(Text):
-    """Of the chapter on the paper's tables."""
-
-    module = "paperpage"
-
-
-class Findings(Text):
-    """Of the chapter on what was found."""
-
-    module = "findingspage"
-
-
-class LentFigure(SphinxDirective):
-    """A figure of an executed notebook as a numbered figure of this page; the caption is the content."""
-
-    required_arguments = 1
     has_content = True
-    option_spec = {"name": directives.unchanged_required, "figure": directives.unchanged_required}
+    option_spec = {"name": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
-        path = Path(self.env.relfn2path(self.arguments[0])[1])
-        self.env.note_dependency(str(path))
-        wanted = self.options["figure"]
-        try:
-            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        except (OSError, ValueError) as error:
-            raise self.error(f"cannot read {self.arguments[0]}: {error}") from error
-        for cell in cells:
-            shown = cell["metadata"].get("mystnb", {})
-            if shown.get("figure", {}).get("name") == wanted:
-                png = next((o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {})), None)
-                if png:
-                    return [self.figure(png.replace("\n", ""), shown["image"]["alt"])]
-        raise self.error(f"{self.arguments[0]} holds no figure {wanted!r}")
-
-    def figure(self, png: str, alt: str) -> nodes.figure:
-        figure = nodes.figure("", nodes.image(uri=f"data:image/png;base64,{png}", alt=alt, width="100%"))
+        with contextlib.chdir(ROOT):
+            drawn = importlib.import_module(MODULES[self.name.removesuffix("-figure")]).figure()
+        if drawn is None:
+            return []
+        png = base64.b64encode(drawn._repr_png_()[0]).decode()
+        figure = nodes.figure("", nodes.image(uri=f"data:image/png;base64,{png}", alt=drawn.alt, width="100%"))
         caption = nodes.container()
         self.state.nested_parse(self.content, self.content_offset, caption)
         figure += nodes.caption("", "", *caption[0].children)
         self.add_name(figure)
         self.set_source_info(figure)
-        return figure
+        return [figure]
 
 
-class DrawnFigure(LentFigure):
-    """The figure of a page's module, drawn when the book is built; the caption is the content."""
+class Reference(SphinxDirective):
+    """What modules offer, a section each; ``package.* -name`` is all of a package but one module."""
 
-    required_arguments = 0
-    option_spec = {"name": directives.unchanged_required}
-    module = ""
+    required_arguments = 1
+    final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        with contextlib.chdir(ROOT):
-            figure = importlib.import_module(f"medmerge.{self.module}").figure()
-        if figure is None:
-            return []
-        png, _ = figure._repr_png_()
-        return [self.figure(base64.b64encode(png).decode(), figure.alt)]
+        return [self.section(name) for name in modules(self.arguments[0])]
+
+    def section(self, name: str) -> nodes.section:
+        section = nodes.section("", nodes.title("", "", nodes.literal("", name)), names=[name])
+        self.state.document.note_implicit_target(section, section)
+        own = [] if hasattr(importlib.import_module(name), "__path__") else ["   :ignore-module-all:"]  # no one else's
+        lines = ["```{eval-rst}", f".. automodule:: {name}", *own, "```"]
+        self.state.nested_parse(StringList(lines, name), self.content_offset, section)
+        return section
 
 
-class PaperFigure(DrawnFigure):
-    """The figure of the paper's tables."""
+def modules(patterns: str) -> list[str]:
+    """The modules that the words of an ``{api}`` mean, in their order."""
+    found, left_out = [], set(re.findall(r"(?<= -)\w+", patterns))
+    for pattern in (word for word in patterns.split() if word[0] != "-"):
+        package = importlib.import_module(pattern.removesuffix(".*"))
+        inside = pkgutil.iter_modules(package.__path__, f"{package.__name__}.") if pattern.endswith(".*") else ()
+        found += [package.__name__, *(module.name for module in inside if not module.ispkg)]
+    return [name for name in found if name.rpartition(".")[2] not in left_out]
 
-    module = "paperpage"
 
-
-class FindingsFigure(DrawnFigure):
-    """The figure of what was found; nothing where no pair counts."""
-
-    module = "findingspage"
+def _table(heads: str, rows: Iterable[Iterable[object]]) -> str:
+    lines = [heads, " | ".join("---" for _ in heads.split("|")), *(" | ".join(map(str, row)) for row in rows)]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def _repository(config: object) -> str:
     return config.html_theme_options["repository_url"].rstrip("/")
 
 
-def _commit(config: object, commit: str) -> str:
-    """A commit as a link, where it is one of this history: others, and ``unknown``, could not be followed."""
-    plain = commit.removesuffix("+changes")
-    try:
-        known = ["git", "-C", str(ROOT), "merge-base", "--is-ancestor", plain, "HEAD"]
-        subprocess.run(known, capture_output=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return f"`{commit[:8]}`"
-    changes = " with changes" if plain != commit else ""
-    return f"[`{plain[:8]}`]({_repository(config)}/commit/{plain}){changes}"
+@functools.cache
+def _history() -> list[str]:
+    listed = subprocess.run(["git", "-C", str(ROOT), "rev-list", "HEAD"], capture_output=True, text=True)
+    return listed.stdout.split()
 
 
 def link_to_source(config: object, domain: str, info: dict[str, str]) -> str | None:
     """Where the source of a documented object is shown (sphinx.ext.linkcode)."""
-    if domain != "py" or not info["module"]:
-        return None
-    thing = importlib.import_module(info["module"])
     try:
-        for part in info["fullname"].split("."):
-            thing = getattr(thing, part)
-        thing = thing.fget if isinstance(thing, property) else getattr(thing, "func", thing)
-        thing = inspect.unwrap(thing)
+        thing = operator.attrgetter(info["fullname"])(importlib.import_module(info["module"]))
+        thing = inspect.unwrap(getattr(thing, "fget", None) or getattr(thing, "func", thing))
         path = Path(inspect.getsourcefile(thing)).resolve().relative_to(ROOT)
         lines, first = inspect.getsourcelines(thing)
     except (AttributeError, TypeError, ValueError, OSError):
@@ -247,23 +185,32 @@ def link_to_source(config: object, domain: str, info: dict[str, str]) -> str | N
     return f"{_repository(config)}/blob/main/{path.as_posix()}#L{first}-L{first + len(lines) - 1}"
 
 
+def keep_words(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """A constant's words before a colon are no type, as napoleon takes them for."""
+    if what in ("attribute", "data"):
+        lines[:] = [line.replace(":", COLON) for line in lines]
+
+
 def join_names(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
     """Several arguments explained at once: without this Sphinx would take the first of ``a, b:`` for a type."""
-    for number, line in enumerate(lines):
-        lines[number] = re.sub(r"^:(?:param|ivar) [\w, ]+:", lambda match: match[0].replace(", ", ","), line)
+    names = re.compile(r"^:(?:param|ivar) [\w, ]+:")
+    lines[:] = [names.sub(lambda match: match[0].replace(", ", ","), line.replace(COLON, ":")) for line in lines]
+
+
+def shorten_signature(app: Sphinx, what: str, name: str, thing: object, *rest: object) -> tuple[str, None] | None:
+    """A model's fields are told one by one; all their types and bounds in a signature tell nobody anything."""
+    return ("(**values)", None) if hasattr(thing, "model_fields") else None
 
 
 def setup(app: Sphinx) -> dict[str, object]:
-    app.add_directive("status-built", Built)
-    app.add_directive("status-parameters", ParameterFiles)
-    app.add_directive("status-runs", Runs)
-    app.add_directive("benchmark", Benchmark)
-    app.add_directive("findings", Findings)
-    app.add_directive("findings-figure", FindingsFigure)
-    app.add_directive("paper", Paper)
-    app.add_directive("paper-figure", PaperFigure)
-    app.add_directive("lent-figure", LentFigure)
-    app.config.linkcode_resolve = lambda domain, info: link_to_source(app.config, domain, info)
-    app.connect("autodoc-process-docstring", join_names, priority=600)  # after napoleon, which has 500
+    sys.path.append(str(ROOT))  # for the benchmarks, which nobody installs
+    directives_of = {Status: "status-built status-parameters status-runs", Text: " ".join(MODULES)}
+    for kind, names in (directives_of | {Figure: "findings-figure paper-figure", Reference: "api"}).items():
+        for name in names.split():
+            app.add_directive(name, kind)
+    app.config.linkcode_resolve = functools.partial(link_to_source, app.config)
+    app.connect("autodoc-process-docstring", keep_words, priority=400)  # before napoleon, which has 500
+    app.connect("autodoc-process-docstring", join_names, priority=600)
+    app.connect("autodoc-process-signature", shorten_signature)
     app.setup_extension("sphinx.ext.linkcode")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

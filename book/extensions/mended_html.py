@@ -18,11 +18,19 @@ MENDED = (
     (r'<summary>(<span class="toctree-toggle")', r'<summary aria-label="Sections of this chapter">\1'),
     # A list holds list items, and the role that Sphinx gives an entry is no longer one.
     (r'role="doc-biblioentry"', 'role="listitem"'),
+    # A word of code needs no element of its own: half of an API page would be these.
+    (r'<span class="pre">([^<]*)</span>', r"\1"),
     # Arguments on a line each are no list of definitions.
     (r"<dl>\s*((?:<dd><em class=\"sig-param\">.*?</dd>\s*)+)</dl>", lambda match: _lines(match[1])),
     # What can scroll, by whatever font, takes the focus.
-    (r'(<div class="pst-scrollable-table-container">)?(<table\b.*?</table>)', lambda match: _reachable(*match.groups())),
-    (r'<div class="(?:amsmath )?math notranslate nohighlight"', r'\g<0> tabindex="0" role="group" aria-label="Formula"'),
+    (
+        r'(<div class="pst-scrollable-table-container">)?(<table\b.*?</table>)',
+        lambda match: _reachable(*match.groups()),
+    ),
+    (
+        r'<div class="(?:amsmath )?math notranslate nohighlight"',
+        r'\g<0> tabindex="0" role="group" aria-label="Formula"',
+    ),
     # The page of search results has the theme's search field and Sphinx's, both of one id.
     (r'(id="search-input".*?)id="search-input"', r'\1id="search-input-page"'),
 )

@@ -18,7 +18,6 @@ LOADED = (
     "medmerge.pages.figures.runs",
     "medmerge.pages.report",
     "medmerge.study.run",
-    "myst_nb",
     "sklearn.metrics",
 )
 """What takes the notebooks longest to import; jobs can be forked with it loaded."""

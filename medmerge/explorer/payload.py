@@ -73,7 +73,7 @@ def _found(folder: Path) -> list[Record]:
 
 
 def collect(what: object, sources: Sequence[str] | None = None, backbone: str = "") -> list[Run]:
-    """The runs in what :func:`medmerge.explore` is given.
+    """The runs in what `medmerge.explore` is given.
 
     Raises:
         TypeError: it is nothing that can be shown.

@@ -136,3 +136,14 @@ def _digest(notebook: Path, p: Parameters) -> str:
     for path in shown(p):
         total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
+
+
+def glue(name: str, value: object) -> None:
+    """Keep a value in this notebook for the book's prose, which asks for it by name; nothing is shown.
+
+    In the form of ``myst_nb.glue``, whose package comes with the book's and not with this one.
+    """
+    from IPython.display import display
+
+    kept = {"mime_prefix": "application/papermill.record/", "name": name}
+    display({f"{kept['mime_prefix']}text/plain": repr(value)}, raw=True, metadata={"scrapbook": kept})
