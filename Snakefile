@@ -5,7 +5,7 @@
 #   snakemake --cores 2 --dry-run open                     what there is to do
 #   snakemake --workflow-profile profiles/slurm paper      a SLURM job a run
 #
-# What comes before what stands in the parameter files (medmerge/plan.py; `medmerge plan params/demo/*.yaml`). A record is
+# What comes before what stands in the parameter files (medmerge/cli/plan.py). A record is
 # never deleted and a finished run never repeated: `medmerge train` sees that it is finished, whatever Snakemake thinks.
 import difflib
 import functools
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from snakemake.exceptions import WorkflowError
 
-from medmerge.cli import many as cli_plan, plan
+from medmerge.cli import plan
 from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError
 from medmerge.study.records import RecordError
@@ -39,6 +39,7 @@ TRACKS = sorted({path.parent.name for path in [*PLAN.files, *PLAN.unread] if pat
 RESULTS = "|".join(sorted({p.results for p in PLAN.files.values()} | {"results"}))
 MEDMERGE = f"{sys.executable} -m medmerge.cli.main"
 GPU = int(config.get("gpu", torch.cuda.is_available()))  # GPUs a run; for a cluster its profile says so
+GPUS = torch.cuda.device_count()
 
 
 def find(known, wanted, what):
@@ -62,6 +63,11 @@ def startable(file):
         raise WorkflowError(text)
     if problems:
         print(text, file=sys.stderr)
+
+
+def device(run):
+    """Words before a command: which GPU of several a run takes, so that those side by side take different ones."""
+    return f"CUDA_VISIBLE_DEVICES={list(RUNS).index(run) % GPUS} " if GPUS > 1 else ""
 
 
 def records(job):
@@ -119,11 +125,12 @@ rule train:
     log:
         "logs/{run}.log",
     params:
-        words=lambda wildcards: shlex.join(cli_plan.command(RUNS[wildcards.run])[1:]),
+        device=lambda wildcards: device(wildcards.run),
+        words=lambda wildcards: shlex.join(plan.command(RUNS[wildcards.run])[1:]),
     resources:
         gpu=lambda wildcards: GPU * (RUNS[wildcards.run].p.device != "cpu"),
     shell:
-        "{MEDMERGE} {params.words} > {log:q} 2>&1"
+        "{params.device}{MEDMERGE} {params.words} > {log:q} 2>&1"
 
 
 rule page:

@@ -207,7 +207,7 @@ def passes(path: Path) -> tuple[str, int] | None:
     from medmerge.study import definitions
     from medmerge.study import notebooks as pages
 
-    p = pages.parameters(path, pages.notebook(path))
+    p = pages.parameters(path)
     if p.cost_repeats or p.pair.endswith("-clean"):
         return None
     official = {"ham10k": 10_015, "chexpert": FRONTAL["train"]}  # whose own split is taken

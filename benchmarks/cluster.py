@@ -43,9 +43,8 @@ SLURM += ["--slurm-init-seconds-before-status-checks", "5", "--seconds-between-s
 ARRAY = """
 medmerge train params/demo/base.yaml
 medmerge train params/demo/source.yaml
-medmerge plan --ready params/demo/grid.yaml > runs.txt
-sbatch --wait --mem=2000 --array=1-$(wc -l < runs.txt) --output=logs/%a.log \\
-    --wrap 'eval "$(sed -n "${SLURM_ARRAY_TASK_ID}p" runs.txt)"'
+sbatch --wait --mem=2000 --array=0-5 --output=logs/%a.log \\
+    --wrap 'medmerge train params/demo/grid.yaml --seed $SLURM_ARRAY_TASK_ID'
 medmerge run notebooks/pair.ipynb params/demo/grid.yaml
 """
 

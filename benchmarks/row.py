@@ -87,7 +87,7 @@ def _plain(folder: Path, size: dict, seed: int, cores: list[int], device: str) -
 
 
 def _ours(folder: Path, size: dict, seed: int, cores: list[int], precision: str, device: torch.device) -> dict:
-    """All rows in one process on one core; on several, a process a row, as many side by side as there are cores."""
+    """All rows in one process."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         project = Path(name)
         (project / "_config.yml").touch()
@@ -100,7 +100,7 @@ def _ours(folder: Path, size: dict, seed: int, cores: list[int], precision: str,
             **{"device": device.type, "score_controls": False},  # the plain script scores no controls either
         }
         (project / "p.yaml").write_text(yaml.safe_dump(parameters))
-        words = [sys.executable, "-m", "medmerge.cli.main", "train", "p.yaml", "--jobs", str(len(cores))]
+        words = [sys.executable, "-m", "medmerge.cli.main", "train", "p.yaml"]
         environment = {"MEDMERGE_CACHE": str(project / "cache")}
         _, spent = _spent(lambda: _call(words, cores, 1, project, environment))
         runs = [json.loads(path.read_text()) for path in project.glob("results/**/run.json")]

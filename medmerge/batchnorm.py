@@ -7,6 +7,7 @@ unless the two agree, and in eval mode the error compounds with depth (Jordan et
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pandas as pd
 import torch
@@ -82,7 +83,7 @@ def moments(model: nn.Module, batches: Batches, outputs: bool = False) -> dict[s
     Returns:
         By layer name two tensors, float64 ``[channels]`` on the CPU; the variance is the biased one.
     """
-    sums: dict[str, list[Tensor]] = {}
+    sums: dict[str, list[Any]] = {}
 
     def add(name: str, values: Tensor) -> None:
         values = values.detach().double().transpose(0, 1).flatten(1)
@@ -119,7 +120,7 @@ def report(model: nn.Module, batches: Batches) -> pd.DataFrame:
         ``|actual mean - running mean|`` in running standard deviations. All 1 and 0 where the statistics are right.
     """
     rows = []
-    norms = layers(model)
+    norms: dict[str, Any] = layers(model)
     for name, (mean, variance) in moments(model, batches).items():
         running_mean, running_var = (t.double().cpu() for t in (norms[name].running_mean, norms[name].running_var))
         ratio = variance / (running_var + norms[name].eps)
@@ -136,7 +137,8 @@ def report(model: nn.Module, batches: Batches) -> pd.DataFrame:
 def _modes_kept(model: nn.Module) -> Iterator[None]:
     """Put back every module's mode, and every batch norm's momentum and count of batches."""
     modes = {module: module.training for module in model.modules()}
-    norms = [(m, m.momentum, m.num_batches_tracked.clone()) for m in layers(model).values()]
+    own: list[Any] = list(layers(model).values())
+    norms = [(m, m.momentum, m.num_batches_tracked.clone()) for m in own]
     try:
         yield
     finally:

@@ -67,8 +67,8 @@ class Phase:
         self.watched: list[dict[str, Tensor]] = []
         self.best: dict[str, Tensor] = {}
         self.seconds = self.peak_memory = self._due = 0.0
-        if self.path and self.path.exists():
-            self._resume()
+        if path and path.exists():
+            self._resume(path)
 
     @property
     def epoch(self) -> int:
@@ -94,17 +94,17 @@ class Phase:
             write({**kept, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, self.path)
             self._due = time.monotonic() + (time.monotonic() - started) * (1 / SHARE - 1)
 
-    def _resume(self) -> None:
+    def _resume(self, path: Path) -> None:
         try:
-            state = read(self.path)
+            state = read(path)
             if state["key"] != self.key:
-                log.info("%s belongs to a run with other parameters: starting over", self.path)
+                log.info("%s belongs to a run with other parameters: starting over", path)
                 return
             kept = {name: state[name] for name in _KEPT}
             copy.deepcopy(self.model).load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])  # last: a phase that starts over has a new one
         except Exception as error:  # tensors of another network may raise nearly anything
-            log.warning("%s cannot be used (%s): starting the phase over", self.path, error)
+            log.warning("%s cannot be used (%s): starting the phase over", path, error)
             return
         self.model.load_state_dict(state["model"])
         vars(self).update(kept)

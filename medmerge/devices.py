@@ -34,8 +34,12 @@ def choose_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
+    return "bf16" if _capabilities().get("amx_bf16") or _capabilities().get("avx512_bf16") else "fp32"
+
+
+def _capabilities() -> dict:
+    """What the processor can do, as far as this PyTorch tells."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def channels_last(model: nn.Module) -> None:
@@ -49,7 +53,7 @@ def describe(device: torch.device) -> str:
     """The hardware in words, such as ``"NVIDIA A100-SXM4-40GB"`` or ``"x86_64 CPU, 2 threads, AMX bf16"``."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities = _capabilities()
     units = {"amx_bf16": "AMX bf16", "avx512_bf16": "AVX-512 bf16", "avx512_f": "AVX-512", "avx2": "AVX2"}
     unit = next((name for key, name in units.items() if capabilities.get(key)), "")
     machine, threads = capabilities.get("architecture", ""), torch.get_num_threads()
@@ -100,8 +104,7 @@ def memory_kept() -> Iterator[None]:
     some percent. Contexts may be nested. It is about memory that the main thread asks for, where training runs.
     """
     global _keeping
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(library, "malloc_trim"):
+    if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         yield
         return
     _keeping += 1

@@ -7,18 +7,14 @@ learnt, :meth:`KernelMerge.fold` gives an ordinary network of the sources' class
 
 import copy
 import difflib
-import itertools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from medmerge import sources as networks
-from medmerge.sources import kernel_layers
-
-log = logging.getLogger(__name__)
+from medmerge.sources import check, copied, kernel_layers
 
 GRANULARITIES = ("kernel", "parameter", "layer", "model")
 NORMALISATIONS = ("affine", "softmax")
@@ -32,8 +28,9 @@ class KernelMerge(nn.Module):
     layer too, called ``<attention>.in_proj``: its kernels are the rows of queries, keys and values. The network is a
     copy of the first source, hooks and attributes included, whose kernels are parametrised
     (`torch.nn.utils.parametrize`): each is the mean of the sources' frozen ones, computed where the network reads it.
-    So the only parameters are the merging weights, the affine parameters of the normalisation layers, and what else is
-    a parameter a channel or a position (:data:`medmerge.sources.EMBEDDINGS`).
+    Layers stay what ``isinstance`` says they are, though ``type(layer) is nn.Conv2d`` no longer holds. The only
+    parameters are the merging weights, the affine parameters of the normalisation layers, and what else is a parameter
+    a channel or a position (:data:`medmerge.sources.EMBEDDINGS`).
 
     Args:
         sources: two or more modules of the same architecture. They are never changed.
@@ -65,19 +62,23 @@ class KernelMerge(nn.Module):
         normalisation: str = "auto",
     ):
         super().__init__()
+        if isinstance(sources, nn.Module):
+            raise TypeError(f"sources is a single {type(sources).__name__}; merging needs a list of networks")
         sources = list(sources)
         if normalisation == "auto":
             normalisation = "affine" if len(sources) == 2 else "softmax"
-        _check_choice("granularity", granularity, GRANULARITIES)
-        _check_choice("normalisation", normalisation, NORMALISATIONS)
+        asked = ("granularity", granularity, GRANULARITIES), ("normalisation", normalisation, NORMALISATIONS)
+        for what, value, allowed in asked:
+            if value not in allowed:
+                raise ValueError(f"{what}={value!r} is not one of {', '.join(map(repr, allowed))}")
         if batchnorm != "mean" and (type(batchnorm) is not int or not 0 <= batchnorm < len(sources)):
             last = len(sources) - 1
             raise ValueError(f"batchnorm={batchnorm!r} is neither 'mean' nor the index of a source (0 to {last})")
-        _check_sources(sources)
+        check(sources)
         self.granularity, self.normalisation, self.batchnorm = granularity, normalisation, batchnorm
         self.num_sources = len(sources)
         with torch.inference_mode(False), torch.no_grad():
-            self.merged = copy.deepcopy(sources[0])
+            self.merged = copied(sources[0])
             _merge_norms(self.merged, sources, batchnorm)
             self._parametrise(sources[1:])
         if not self._weights:
@@ -87,15 +88,16 @@ class KernelMerge(nn.Module):
         """Make every kernel tensor of the copy a :class:`Mean`; one that several layers share is one in all of them."""
         self._weights: dict[str, tuple[Mean, int]] = {}
         self._orders: dict[str, list[str]] = {}
-        lists: dict[nn.Parameter, nn.Module] = {}
+        lists: dict[nn.Parameter, Any] = {}
         holder, by_parameter = None, self.granularity == "parameter"
         for layer in kernel_layers(self.merged):
-            module, twins = layer.module, [other.get_submodule(layer.owner) for other in others]
+            module, count = layer.module, len(layer)
+            twins = [other.get_submodule(layer.owner) for other in others]
             self._orders[layer.owner] = list(module._parameters)
             if self.granularity != "model":
                 holder = None
             for key in filter(None, (layer.weight, layer.bias)):
-                first = module._parameters.pop(key)
+                first: Any = module._parameters.pop(key)
                 module.register_buffer(key, first.detach())
                 if first in lists:
                     parametrize.register_parametrization(module, key, lists[first][0], unsafe=True)
@@ -103,13 +105,13 @@ class KernelMerge(nn.Module):
                 else:
                     tensors = [getattr(twin, key).detach().clone() for twin in twins]
                     groups = layer.groups if key == layer.weight else 0
-                    shape = {"kernel": (len(layer),), "parameter": first.shape}.get(self.granularity, ())
+                    shape = {"kernel": (count,), "parameter": first.shape}.get(self.granularity, ())
                     mean = Mean(tensors, self.normalisation, shape, groups, None if by_parameter else holder)
                     parametrize.register_parametrization(module, key, mean, unsafe=True)
                     lists[first] = module.parametrizations[key]
                     if by_parameter or key == layer.weight:
                         name = layer.name if key == layer.weight else f"{layer.name}.bias"
-                        self._weights[name] = mean.holder, len(layer)
+                        self._weights[name] = mean.holder, count
                 holder = lists[first][0].holder
             type(module).__name__ = type(module).__bases__[0].__name__  # what a network may ask for
 
@@ -120,7 +122,8 @@ class KernelMerge(nn.Module):
     @property
     def num_features(self) -> int:
         """Width of the sources' output, where they state one."""
-        return self.merged.num_features
+        network: Any = self.merged
+        return network.num_features
 
     def layers(self) -> Iterator[tuple[str, "Mean"]]:
         """Names as in :meth:`kernel_weights`, in the sources' order, with the module whose ``w`` the weights are."""
@@ -178,29 +181,26 @@ class KernelMerge(nn.Module):
 
     def _stored(self, name: str, value: Tensor | float, w: Tensor, count: int) -> Tensor:
         """``value`` in the form in which ``w`` holds it."""
-        n, shape = self.num_sources, w.shape[1:]
+        n, one = self.num_sources, self.granularity in ("layer", "model")
+        full = (count,) if one else w.shape[1:]
         value = torch.as_tensor(value, dtype=w.dtype, device=w.device)
         if value.dim() == 0:
-            share = torch.cat([value.expand(1), ((1 - value) / (n - 1)).expand(n - 1)])
-            share = share.view(n, *[1] * len(shape)).expand(n, *shape)
+            value = torch.stack([value, *[(1 - value) / (n - 1)] * (n - 1)])
+            share = value.view(n, *[1] * len(full)).expand(n, *full)
+        elif value.shape != torch.Size(full if n == 2 else (n, *full)):
+            raise ValueError(f"weights of {name} have shape {list(value.shape)}, not {[n, *full][n == 2 :]}")
         else:
-            full = shape if self.granularity in ("kernel", "parameter") else torch.Size([count])
-            wanted = full if n == 2 else (n, *full)
-            if value.shape != torch.Size(wanted):
-                raise ValueError(f"weights of {name} have shape {list(value.shape)}, not {list(wanted)}")
             share = torch.stack([value, 1 - value]) if n == 2 else value
-            if full != shape:
-                if (share != share[:, :1]).any():
-                    raise ValueError(f"{name} has one weight (granularity {self.granularity!r}), not one per kernel")
-                share = share[:, 0]
         if not torch.isfinite(share).all() or (share.sum(0) - 1).abs().max() > 1e-4:
             raise ValueError(f"weights of {name} must be finite and sum to one over the {n} sources")
+        if one and (share != share[:, :1]).any():
+            raise ValueError(f"{name} has one weight (granularity {self.granularity!r}), not one per kernel")
+        share = share[:, 0] if one else share
         if self.normalisation == "affine":
             return share[:-1]
         if share.min() < 0 or share.max() > 1:
-            raise ValueError(
-                f"weights of {name} must lie within 0 and 1 (softmax), not {share.min():g}…{share.max():g}"
-            )
+            low, high = share.aminmax()
+            raise ValueError(f"weights of {name} must lie within 0 and 1 (softmax), not {low:g}…{high:g}")
         return share.log()
 
     def fold(self) -> nn.Module:
@@ -211,7 +211,7 @@ class KernelMerge(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             plain, folded = copy.deepcopy(self.merged), {}
             for name, order in self._orders.items():
-                module = plain.get_submodule(name)
+                module: Any = plain.get_submodule(name)
                 own = dict(module._parameters)
                 for key, computed in module.parametrizations.items():
                     if computed not in folded:  # not read as an attribute: what is read may come from a cache
@@ -233,8 +233,9 @@ class KernelMerge(nn.Module):
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("granularity", "batchnorm", "normalisation"))
-        layers = kernel_layers(self.merged)
-        of = f"{self.num_sources} sources, {len(layers)} layers, {sum(map(len, layers)):,} kernels"
+        biases = ".bias" if self.granularity == "parameter" else " "
+        counts = [count for name, (_, count) in self._weights.items() if not name.endswith(biases)]
+        of = f"{self.num_sources} sources, {len(counts)} layers, {sum(counts):,} kernels"
         return f"KernelMerge({type(self.merged).__name__}, {of}, {options})"
 
 
@@ -315,29 +316,9 @@ def _merge_norms(base: nn.Module, sources: Sequence[nn.Module], batchnorm: str |
             if tensor is None or (name, key) in kernels:
                 continue
             values = [getattr(twin, key) for twin in twins]
-            if batchnorm != "mean":
+            if isinstance(batchnorm, int):
                 tensor.copy_(values[batchnorm])
             elif tensor.is_floating_point():
                 tensor.copy_(torch.stack(values).mean(0))
             if isinstance(tensor, nn.Parameter):
                 tensor.requires_grad_(True)
-
-
-def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{what}={value!r} is not one of {', '.join(map(repr, allowed))}")
-
-
-def _check_sources(sources: Sequence[nn.Module]) -> None:
-    """Raise unless the sources can be merged; say so where two are the same."""
-    for i, source in enumerate(sources):
-        for name, module in source.named_modules() if isinstance(source, nn.Module) else ():
-            if isinstance(module, KernelMerge):
-                where = f"source {i}" + f", {name}," * bool(name)
-                raise TypeError(f"{where} is a KernelMerge; fold() it, or merge its own sources with the others")
-    networks.check(sources)
-    for i, j in itertools.combinations(range(len(sources)), 2):
-        if networks.same_weights(sources[i], sources[j]):
-            log.warning(
-                "sources %d and %d have the same weights: between them, no merging weight changes anything", i, j
-            )

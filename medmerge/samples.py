@@ -182,7 +182,8 @@ def joined(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield held.pop(0)
         held.append(batch)
     if len(held) == 2 and len(held[1][1]) == 1:
-        held = [tuple(torch.cat(pair) for pair in zip(*held, strict=True))]
+        (inputs, labels), (one, label) = held
+        held = [(torch.cat([inputs, one]), torch.cat([labels, label]))]
     yield from held
 
 
@@ -195,8 +196,8 @@ def _first(batches: Iterable[Batch], limit: int) -> Iterator[Batch]:
             return
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Inputs and labels on the device; the host does not wait for a copy."""
+def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Tensors, such as inputs and labels, on the device; the host does not wait for a copy."""
     if device.type == "cuda":
         batch = tuple(tensor if tensor.is_cuda else tensor.pin_memory() for tensor in batch)
     return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
@@ -215,4 +216,5 @@ def prepare(inputs: Tensor) -> Tensor:
 def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
     """ImageNet's mean and deviation, ``[3, 1, 1]`` each, put on the device once."""
     with torch.inference_mode(False):
-        return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std

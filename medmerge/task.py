@@ -129,15 +129,20 @@ class Task:
     progress: Progress | None = None
 
     def __post_init__(self):
-        self.train = checked(self.train, "training images", self.num_classes)
-        self.val = checked(self.val, "validation images", self.num_classes)
-        if self.train.multilabel != self.val.multilabel:
+        self.train = train = checked(self.train, "training images", self.num_classes)
+        self.val = val = checked(self.val, "validation images", self.num_classes)
+        if train.multilabel != val.multilabel:
             raise ValueError("training and validation labels must be of one kind: a class each, or any number each")
+
+    @property
+    def parts(self) -> tuple[Samples | Batches, Samples | Batches]:
+        """Training and validation images, as they were checked."""
+        return self.train, self.val  # type: ignore[return-value]
 
     @property
     def multilabel(self) -> bool:
         """Whether an image may have several of the classes, or none."""
-        return self.train.multilabel
+        return self.parts[0].multilabel
 
     def history_frame(self) -> pd.DataFrame:
         """The history with its columns, which are there although nothing was trained."""
@@ -161,7 +166,7 @@ class Task:
     def measured(self, limit: int = MEASURED) -> Iterator[Tensor]:
         """Training images to measure on, ``limit`` at most, the same at every call: prepared batches on the device."""
         with seeded(torch.device("cpu"), self.seed):
-            for batch in self.train.shuffled(self.protocol.batch_size, limit):
+            for batch in self.parts[0].shuffled(self.protocol.batch_size, limit):
                 yield prepare(to_device(batch, self.device)[0])
 
     @property

@@ -1,7 +1,8 @@
 """One training loop and the two phases that use it: linear probe and fine-tune (paper, sections 2 and 3).
 
-Nothing here can reach test data: a :class:`~medmerge.task.Task` holds the training and validation images only. Nothing is printed; to
-see a line an epoch: ``logging.basicConfig(level="INFO", format="%(message)s")``, or ``Task(..., on_epoch=print)``.
+Nothing here can reach test data: a :class:`~medmerge.task.Task` holds the training and validation images only. Nothing
+is printed; to see a line an epoch: ``logging.basicConfig(level="INFO", format="%(message)s")``, or
+``Task(..., on_epoch=print)``.
 """
 
 import copy
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from medmerge import batchnorm, checkpoints, devices
+from medmerge.backbones import Classifier
 from medmerge.devices import memory_kept, seeded
 from medmerge.merge import KernelMerge
 from medmerge.progress import Progress
@@ -49,7 +51,7 @@ __all__ = [
 PHASES = ("linear_probe", "fine_tune")
 
 
-def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
+def linear_probe(model: Classifier, task: Task, free: str | None = None) -> None:
     """Train a classifier's head on frozen kernels, in place (LP; Kumar et al. 2022).
 
     Of a :class:`~medmerge.merge.KernelMerge` the merging weights and normalisation layers learn too (paper, section
@@ -57,7 +59,7 @@ def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
     epoch, since augmentation may change them.
 
     Args:
-        model: a ``backbone`` and a ``head`` (:class:`~medmerge.backbones.Classifier`).
+        model: a ``backbone`` and a ``head``.
         task: images and protocol; gains history and cost.
         free: what of the batch norms changes, one of :data:`FREE`; by default the protocol's ``batchnorm_free`` for a
             merge, and for any other backbone nothing or, with ``lp_batchnorm`` ``"train"``, their statistics.
@@ -65,7 +67,7 @@ def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
     Raises:
         TrainingError: as :func:`fit`.
     """
-    protocol, backbone = task.protocol, model.backbone
+    protocol, backbone, (train, val) = task.protocol, model.backbone, task.parts
     if free is None:
         plain = {"eval": "none", "train": "statistics"}[protocol.lp_batchnorm]
         free = protocol.batchnorm_free if isinstance(backbone, KernelMerge) else plain
@@ -76,13 +78,13 @@ def linear_probe(model: nn.Module, task: Task, free: str | None = None) -> None:
     moves = free in ("both", "statistics") and bool(batchnorm.layers(backbone))
     if moves or any(parameter.requires_grad for parameter in backbone.parameters()):
         still = [] if moves else list(batchnorm.layers(backbone).values())
-        fit(model, task.train, task.val, "linear_probe", task, still)
-    elif isinstance(task.train, Batches) or isinstance(task.val, Batches):
-        fit(model, task.train, task.val, "linear_probe", task, [backbone])
+        fit(model, train, val, "linear_probe", task, still)
+    elif isinstance(train, Batches) or isinstance(val, Batches):
+        fit(model, train, val, "linear_probe", task, [backbone])
     else:
         model.to(task.device)
         started = time.perf_counter()
-        train, val = (features(backbone, samples, task) for samples in (task.train, task.val))
+        train, val = (features(backbone, samples, task) for samples in (train, val))
         task.cost["features"] = {"seconds": time.perf_counter() - started}
         fit(model.head, train, val, "linear_probe", replace(task, progress=None))
 
@@ -107,7 +109,7 @@ def fine_tune(model: nn.Module, task: Task) -> None:
     """
     model.requires_grad_(True)
     if task.protocol.ft_epochs:
-        fit(model, task.train, task.val, "fine_tune", task)
+        fit(model, *task.parts, "fine_tune", task)
 
 
 def fit(
@@ -244,9 +246,10 @@ def seconds_per_image(model: nn.Module, task: Task, steps: int = 3) -> float:
     model = copy.deepcopy(model).to(task.device).train()
     devices.channels_last(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, task.protocol), fused=True)
+    train, _ = task.parts
     taken, images = [], []
     with memory_kept(), seeded(task.device, task.seed):
-        for batch in itertools.islice(task.train.shuffled(task.protocol.batch_size), steps + 1):
+        for batch in itertools.islice(train.shuffled(task.protocol.batch_size), steps + 1):
             started = time.perf_counter()
             step(model, optimizer, batch, task).item()
             taken.append(time.perf_counter() - started)
@@ -271,10 +274,12 @@ def validate(model: nn.Module, val: Samples | Batches, task: Task) -> dict[str, 
     logits, labels = _outputs(model, val, task)
     if task.multilabel:
         scores = evaluation.metrics(labels.numpy(), logits.sigmoid().numpy(), [str(k) for k in range(task.num_classes)])
-        if scores["macro_auroc"] is None:
+        chosen = {
+            name: value for name in ("accuracy", "macro_f1", "macro_auroc") if (value := scores[name]) is not None
+        }
+        if "macro_auroc" not in chosen:
             raise TrainingError("no class is both present and absent in the validation images: make that part larger")
-        chosen = {f"val_{name}": scores[name] for name in ("accuracy", "macro_f1", "macro_auroc")}
-        return {"val_loss": loss(logits, labels).item(), **chosen}
+        return {"val_loss": loss(logits, labels).item(), **{f"val_{name}": value for name, value in chosen.items()}}
     predicted, truth = logits.argmax(1).numpy(), labels.numpy()
     classes = range(task.num_classes)
     return {
@@ -311,15 +316,15 @@ def _outputs(model: nn.Module, data: Samples | Batches, task: Task) -> Batch:
     Its mode is left as it was. Merged kernels are computed once. What is random in somebody's batches is the same in
     every pass.
     """
-    found, training = [], model.training
+    found: list[Batch] = []
+    training = model.training
     model.eval()
     with seeded(task.device, task.seed), parametrize.cached():
         for inputs, labels in data.ordered(4 * task.protocol.batch_size):
             with torch.inference_mode(), task.autocast:
                 found.append((model(prepare(*to_device((inputs,), task.device))).float(), labels))
     model.train(training)
-    outputs, labels = zip(*found, strict=True)
-    return torch.cat(outputs).cpu(), torch.cat(labels).cpu()
+    return torch.cat([one for one, _ in found]).cpu(), torch.cat([one for _, one in found]).cpu()
 
 
 def parameter_groups(model: nn.Module, protocol: Protocol) -> list[dict]:

@@ -30,7 +30,7 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Prefixes of the auxiliary heads of GoogLeNet and Inception."""
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_COPIES = {"ema", "swa", "avg", "average", "averaged", "shadow", "momentum", "target", "k"}
+_COPIES = {"ema", "swa", "avg", "average", "averaged", "averaging", "shadow", "momentum", "target", "k"}
 _OLD_NAMES = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
     (re.compile(r"(encoder_layer_\d+\.mlp\.)linear_1\."), r"\g<1>0."),
@@ -43,7 +43,7 @@ _EXPORT = "load it with what wrote it, and save the network's state_dict() with 
 _UNPACK = "unpack it and give the file inside"
 _KINDS = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull` where it came from"),
-    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", "a web page, not a download", _AGAIN),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", "a web page or XML, not weights", _AGAIN),
     (rb"\x89HDF\r\n", "an HDF5 file, such as Keras writes", _EXPORT),
     (rb"\x93NUMPY", "a NumPy array", _EXPORT),
     (rb"GGUF|.{4}TFL3", "a model of another library", _EXPORT),

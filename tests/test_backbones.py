@@ -435,7 +435,7 @@ def archive(**members: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\n <!DOCTYPE html><html></html>", "is a web page, not a download; fetch"),
+        (b"\n <!DOCTYPE html><html></html>", "is a web page or XML, not weights; fetch"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1",

@@ -138,7 +138,7 @@ def test_the_plans_files_are_here_and_ask_for_what_it_says():
 
 def test_a_seed_counts_when_all_rows_have_it(tmp_path, monkeypatch):
     path = ROOT / "params/open/chest.yaml"
-    p, there = pages.parameters(path, pages.notebook(path)), []
+    p, there = pages.parameters(path), []
     rows = definitions.rows(p)
     there += [(row.name, 1) for row in rows] + [(rows[0].name, 2)]
     made = {one: make(tmp_path, "ft-b", 1, one[1]) for one in there}
@@ -259,7 +259,7 @@ def test_the_files_share_a_pair_and_ask_for_every_rival_and_control():
     asked, five = set(), claims.pair("skin-seeds", "mobilenet_v2").p
     for name in claims.FURTHER:
         path = ROOT / f"params/open/{name}.yaml"
-        p = pages.parameters(path, pages.notebook(path))
+        p = pages.parameters(path)
         own = ("title", "note", "approaches", "vary", "seeds")
         assert {**p.model_dump(), **dict.fromkeys(own)} == {**five.model_dump(), **dict.fromkeys(own)}, name
         asked |= set(p.approaches)

@@ -15,7 +15,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from medmerge import backbone, save_backbone
 from medmerge.cli import main as cli
-from medmerge.study import run as study
+from medmerge.cli import runs
 
 ROOT = Path(__file__).parents[1]
 PAIR = {
@@ -58,11 +58,24 @@ def files(folder: Path) -> list:
     return sorted(p for p in folder.rglob("*") if p.is_file() and not ignored & set(p.parts))
 
 
-def test_help_of_the_module():
-    command = [sys.executable, "-m", "medmerge.cli.main", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and done.stderr == "" and "usage: medmerge" in done.stdout
-    assert "check" in done.stdout and "run" in done.stdout
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--help"], "usage: medmerge"), (["--version"], "medmerge 0."), (["chek"], "invalid choice: 'chek'")],
+)
+def test_help_version_and_typos_load_nothing_heavy(words, said):
+    code = (
+        "import sys\nfrom medmerge.cli import main\ntry:\n    main.main(sys.argv[1:])\nfinally:\n"
+        "    assert not {'torch', 'torchvision', 'pandas', 'matplotlib', 'numpy', 'pydantic'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=300)
+    assert said in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_every_command_is_there():
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([name, "--help"])
+        assert stopped.value.code == 0
 
 
 @pytest.mark.parametrize("arguments", [[], ["chek"], ["run", "n.ipynb"], ["check"], ["check", "a.yaml", "--fast"]])
@@ -101,9 +114,10 @@ def test_check_goes_on_after_a_file_that_is_refused(project, capsys):
     ("changes", "message"),
     [
         ({"ft_epoch": 3}, "ft_epoch: unknown parameter; did you mean ft_epochs?"),
-        ({"save_weights": "w/x.safetensors"}, "save_weights: unknown parameter"),
+        ({"save_weights": "w/x.safetensors"}, "save_weights: saves one network a seed"),
+        ({"notebook": "source"}, "bad.yaml is for the notebook source, not for pair"),
         ({"ft_lr": "1e-3"}, "ft_lr: '1e-3' is text, not a number; write 0.001"),
-        ({"base_weights": "w/none.pt"}, "base_weights: no file w/none.pt"),
+        ({"base_weights": "w/none.pt"}, "base_weights: no file w/none.pt: there is no "),
         ({"target_data": "synthetic:mole"}, "did you mean synthetic:moles"),
         ({"source_data": None, "source_weights": None}, "medmerge merges two sources"),
     ],
@@ -137,7 +151,7 @@ def test_a_notebooks_own_defaults_count(project, capsys, monkeypatch):
     """source.ipynb sets approaches: [ft], without which its parameters would not do."""
     given = {}
     monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-    monkeypatch.setattr(study, "check", lambda p: given.update(p.model_dump()))
+    monkeypatch.setattr(runs, "left", lambda p: given.update(p.model_dump()))
     empty = dict.fromkeys(("source_data", "source_weights", "lp_epochs", "pair"))
     write_parameters("source", **empty, save_weights="w/x.safetensors")
     assert cli.main(["run", str(ROOT / "notebooks/source.ipynb"), "source.yaml"]) == 130
@@ -153,13 +167,14 @@ def test_run_executes_the_pair_notebook(project, capsys):
     path = write_parameters("tiny", title='"A pair, tiny"')
     assert cli.main(["run", str(ROOT / "notebooks/pair.ipynb"), path]) == 0
     output = project / "results/demo/tiny.ipynb"
-    assert capsys.readouterr().out.splitlines()[-1] == str(output)
+    last = capsys.readouterr().out.splitlines()[-3:]
+    assert last[:2] == [str(output), "To look at it: jupyter lab results/demo/tiny.ipynb"] and "--html" in last[2]
     notebook = nbformat.read(output, 4)
     nbformat.validate(notebook)
     content = texts(notebook)
     assert str(project) not in content and str(ROOT) not in content and "/tmp/" not in content
     assert "papermill" not in notebook.metadata and set(notebook.metadata["medmerge"]) == {
-        *("parameters", "sha256", "inputs")
+        *("parameters", "study", "sha256", "inputs")
     }
     assert not [cell for cell in notebook.cells if {"papermill", "execution"} & set(cell.metadata)]
     assert notebook.cells[0].source.startswith("# A pair, tiny\n")
@@ -177,7 +192,7 @@ def test_a_failing_notebook_keeps_the_previous_output(project, capsys):
     good = write_notebook("study.ipynb", "print(pair, 6 * 7)")
     Path("p.yaml").write_text("pair: mine\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "check", lambda p: [])
+        patch.setattr(runs, "left", lambda p: [])
         assert cli.main(["run", good, "p.yaml"]) == 0
         output, failed = project / "results/demo/p.ipynb", project / "results/demo/p.failed.ipynb"
         assert "mine 42" in output.read_text() and nbformat.read(output, 4).cells[0].source.startswith("# A heading")
@@ -203,11 +218,47 @@ def test_a_title_never_replaces_code(project, monkeypatch):
     )
     nbformat.write(notebook, "n.ipynb")
     Path("p.yaml").write_text("title: Hello\n")
-    monkeypatch.setattr(study, "check", lambda p: [])
+    monkeypatch.setattr(runs, "left", lambda p: [])
     assert cli.main(["run", "n.ipynb", "p.yaml"]) == 0
     cells = nbformat.read("results/demo/p.ipynb", 4).cells
     firsts = [cell.source.splitlines()[0] for cell in cells]
     assert firsts == ["# Hello", "title = ''", "# Parameters", "## Run it again"]
+
+
+def test_a_page_in_one_html_file_and_never_anothers(project, monkeypatch, capsys):
+    write_notebook("study.ipynb", "print('secret code', pair)\nfrom IPython.display import HTML\nHTML('<b>shown</b>')")
+    monkeypatch.setattr(runs, "left", lambda p: [])
+    Path("p.yaml").write_text("pair: mine\n")
+    assert cli.main(["run", "study.ipynb", "p.yaml", "--html"]) == 0
+    page = Path("results/demo/p.html").read_text()
+    assert "<b>shown</b>" in page and "secret code', pair" not in page
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=.https?:", page), "it needs nothing from elsewhere"
+    before = Path("results/demo/p.ipynb").read_bytes()
+    Path("other").mkdir()
+    for file, study in (("other/p.yaml", "mine"), ("p.yaml", "yours")):
+        Path(file).write_text(f"pair: {study}\n")
+        assert cli.main(["run", "study.ipynb", file]) == 2
+        assert "p.ipynb is another's page" in capsys.readouterr().err
+        assert Path("results/demo/p.ipynb").read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", [".", "params", "..", "/"])
+@pytest.mark.parametrize("marker", ["_config.yml", ""])
+def test_paths_of_a_parameter_file_count_from_its_project_whatever_the_folder(
+    project, capsys, folder, marker, monkeypatch
+):
+    """The nearest folder above the file with a _config.yml, else the file's own."""
+    if not marker:
+        (project / "_config.yml").unlink()
+    file = project / ("params/tiny.yaml" if marker else "tiny.yaml")
+    file.parent.mkdir(exist_ok=True)
+    (project / "params").mkdir(exist_ok=True)
+    file.write_bytes((project / "tiny.yaml").read_bytes())
+    monkeypatch.chdir(folder)
+    assert cli.main(["check", str(file)]) == 0
+    file.write_text(file.read_text().replace("w/objects", "w/none"))
+    assert cli.main(["check", str(file)]) == 2
+    assert f"there is no {project / 'w/none.safetensors'}, and $MEDMERGE_DATA is not set" in capsys.readouterr().err
 
 
 def test_plain_papermill_refuses_an_unknown_parameter(project):

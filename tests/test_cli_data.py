@@ -2,11 +2,9 @@
 
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
 from data_fixtures import real, write_image, write_isic2019
-from PIL import Image
 from xray_fixtures import NORMAL, OPACITY, write_nih, write_rsna
 
 from medmerge.cli import main as cli
@@ -14,15 +12,10 @@ from medmerge.data import CATALOGUE, load_table, split, split_files
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
-    """The exit status, and what was printed and complained about; no line is too long to read."""
+    """The exit status, and what was printed and complained about."""
     status = cli.main(["data", *map(str, arguments)])
     printed = capsys.readouterr()
-    assert all(len(line) <= 100 or " " not in line.strip() for line in printed.out.splitlines())
     return status, printed.out, printed.err
-
-
-def plain(text: str) -> str:
-    return re.sub(r"\s+", " ", text)
 
 
 @pytest.fixture
@@ -43,20 +36,16 @@ def test_datasets_are_listed_with_licence_and_folder(capsys):
     assert status == 0 and run(capsys, "list")[1] == out
     for known in CATALOGUE:
         assert re.search(rf"^{re.escape(known.name)}( |$)", out, re.MULTILINE)
-        assert plain(known.title) in plain(out) and plain(known.licence) in plain(out)
-        assert all(line in out for line in known.tree.splitlines()) and known.url in plain(out)
+        assert all(text in out for text in (known.title, known.licence, known.url, *known.tree.splitlines()))
 
 
 def test_own_images_are_shown(capsys, own):
-    labels = own.parent / "labels.csv"
     before = sorted(own.rglob("*"))
-    status, out, err = run(capsys, "csv", own, "--labels", labels)
+    status, out, _ = run(capsys, "csv", own, "--labels", own.parent / "labels.csv")
     assert status == 0 and sorted(own.rglob("*")) == before
-    assert "60 in 2 classes, 30 groups" in out
-    assert re.search(r"images +36 +12 +12 +60\n +60\.0 % +20\.0 % +20\.0 %", out)
+    assert "60 in 2 classes, 30 groups" in out and re.search(r"images +36 +12 +12 +60\n", out)
     assert "Each of the 30 groups is in one part." in out
-    assert "1 set of byte-identical files, 2 images" in out and "00.png=59.png" in out
-    assert "(ill / well)" in out
+    assert "1 set of byte-identical files, 2 images" in out and "00.png=59.png" in out and "(ill / well)" in out
 
 
 def test_a_leak_is_the_first_thing_said_and_strict_fails(capsys, own):
@@ -65,10 +54,8 @@ def test_a_leak_is_the_first_thing_said_and_strict_fails(capsys, own):
     first = out.split("What the split hides\n")[1].splitlines()[0]
     assert status == 0 and re.match(r"  LEAK +\d+ groups are in more than one part", first)
     assert run(capsys, *arguments, "--strict")[0] == 1
-    clean = ("--labels", own.parent / "labels.csv", "--group-identical", "--strict")
-    status, out, _ = run(capsys, "csv", own, *clean)
-    assert status == 0 and "2 groups that share byte-identical files are joined into 1." not in out
-    assert "each is in one group" in plain(out) and "30 groups" in out
+    status, out, _ = run(capsys, *arguments[:-2], "--group-identical", "--strict")
+    assert status == 0 and "each is in one group" in out and "30 groups" in out
 
 
 def test_without_images_nothing_is_decoded(capsys, own):
@@ -84,38 +71,30 @@ def test_without_images_nothing_is_decoded(capsys, own):
 
 def test_a_split_is_written_read_and_cited(capsys, own, tmp_path):
     labels = ("--labels", own.parent / "labels.csv")
-    path = tmp_path / "splits" / "mine.csv"
+    path, again = tmp_path / "splits" / "mine.csv", tmp_path / "again.csv"
     chosen = ("--split", "random", "--seed", 4, "--fractions", 0.5, 0.25, 0.25)
     status, out, _ = run(capsys, "csv", own, *labels, *chosen, "--write-split", path)
     given = split_files.read(path)
     assert status == 0 and f"Split: random, 50/25/25, seed 4 (sha256 {given.fingerprint[:12]})" in out
     table = load_table("csv", own, labels=str(own.parent / "labels.csv"))
     assert list(given.parts.values()) == split(table, method="random", seed=4, fractions=(0.5, 0.25, 0.25)).tolist()
-    again = tmp_path / "again.csv"
     status, out, _ = run(capsys, "csv", own, *labels, "--split-file", path, "--write-split", again)
-    assert status == 0 and given.fingerprint[:12] in out
-    assert again.read_bytes() == path.read_bytes()
+    assert status == 0 and given.fingerprint[:12] in out and again.read_bytes() == path.read_bytes()
 
 
-def test_tables_are_written(capsys, own, tmp_path):
+def test_tables_are_written_and_never_into_the_dataset(capsys, own, tmp_path):
     out = tmp_path / "audit"
-    arguments = ("csv", own, "--labels", own.parent / "labels.csv", "--split", "random", "--out", out)
-    assert run(capsys, *arguments, "--against", "synthetic:moles")[0] == 0
+    arguments = ("csv", own, "--labels", own.parent / "labels.csv", "--split", "random")
+    assert run(capsys, *arguments, "--out", out, "--against", "synthetic:moles")[0] == 0
     tables = {path.stem: pd.read_csv(path) for path in out.iterdir()}
     assert set(tables) == {"summary", "counts", "straddling", "identical", "near", "shared"}
     assert tables["counts"]["class"].tolist() == ["ill", "well"]
     assert tables["identical"]["ids"].tolist() == ["00.png; 59.png"]
     assert len(tables["straddling"]) == tables["summary"].set_index("finding").loc["groups", "count"]
     assert tables["shared"].empty
-    assert run(capsys, *arguments[:-2], "--no-images", "--out", out)[0] == 0
-    assert pd.read_csv(out / "identical.csv").empty
-
-
-@pytest.mark.parametrize("option", ["--out", "--write-split"])
-def test_nothing_is_written_into_the_dataset(capsys, own, option):
-    target = own / "new" / "x.csv"
-    status, out, err = run(capsys, "csv", own, "--labels", own.parent / "labels.csv", option, target)
-    assert status == 2 and "only read" in err and not out and not target.parent.exists()
+    for option in ("--out", "--write-split"):
+        status, printed, err = run(capsys, *arguments, option, own / "new" / "x.csv")
+        assert status == 2 and "only read" in err and not printed and not (own / "new").exists()
 
 
 def write_target(root):
@@ -128,52 +107,40 @@ def test_a_source_of_the_same_archive_under_other_names_is_not_said_to_share_not
     patients = {f"p{number}": ((NORMAL, 0), (OPACITY, 1))[number % 2] for number in range(20)}
     target, source = write_rsna(tmp_path / "rsna", patients, monkeypatch), write_nih(tmp_path / "nih")
     status, out, _ = run(capsys, "rsna", target, "--against", "nih_pneumonia", source, "--strict")
-    assert status == 0 and "nih_pneumonia and rsna hold images of one archive, named anew." in plain(out)
+    assert status == 0 and "nih_pneumonia and rsna hold images of one archive, named anew." in out
 
 
 def test_a_source_inside_the_target_is_told(capsys, tmp_path):
-    target = write_target(tmp_path / "target")
+    target, source = write_target(tmp_path / "target"), tmp_path / "source"
     for number in range(30):
-        image = target / "ISIC_2019_Training_Input" / f"ISIC_{number:07d}.jpg"
-        copy = tmp_path / "source" / ("good", "bad")[number % 2] / f"mine{number}.jpg"
+        copy = source / ("good", "bad")[number % 2] / f"mine{number}.jpg"
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(image.read_bytes())
+        copy.write_bytes((target / "ISIC_2019_Training_Input" / f"ISIC_{number:07d}.jpg").read_bytes())
     status, out, _ = run(capsys, "isic2019", target, "--against", "isic2019", target, "--strict")
-    assert status == 1
-    assert "80 of 80 images (100.0 %) are in both: 80 the same image, 0 the same file, 0 another" in plain(out)
-    assert "Whoever has trained on isic2019 has met 16 of 16 test images (100.0 %)." in plain(out)
-    status, out, _ = run(capsys, "isic2019", target, "--against", "folder", tmp_path / "source", "--strict")
-    assert status == 1 and "30 of 80 images (37.5 %) are in both: 0 the same image, 30 the same file" in plain(out)
+    assert status == 1 and "80 of 80 images (100.0 %) are in both: 80 the same image, 0 the same file" in out
+    assert "Whoever has trained on isic2019 has met 16 of 16 test images (100.0 %)." in out
+    status, out, _ = run(capsys, "isic2019", target, "--against", "folder", source, "--strict")
+    assert status == 1 and "30 of 80 images (37.5 %) are in both: 0 the same image, 30 the same file" in out
     status, out, _ = run(capsys, "isic2019", target, "--against", "synthetic:moles", "--strict")
     assert status == 0 and "No image, no file and no group is in both." in out
-    inside = tmp_path / "source/tables"
-    status, _, err = run(capsys, "isic2019", target, "--against", "folder", tmp_path / "source", "--out", inside)
-    assert status == 2 and "only read" in err and not inside.exists()
-    status, _, err = run(capsys, "isic2019", target, "--against", "ham10k", target, "more")
-    assert status == 2 and "--against takes a dataset and its folder" in err
+    status, _, err = run(capsys, "isic2019", target, "--against", "folder", source, "--out", source / "tables")
+    assert status == 2 and "only read" in err and not (source / "tables").exists()
 
 
-def test_partial_downloads_are_counted(capsys, tmp_path):
-    root = write_target(tmp_path)
+def test_partial_downloads_are_counted_under_the_folder_of_data(capsys, tmp_path, monkeypatch):
+    root = write_target(tmp_path / "isic")
     for number in range(4):
         (root / "ISIC_2019_Training_Input" / f"ISIC_{number:07d}.jpg").unlink()
-    status, out, _ = run(capsys, "isic2019", root)
-    assert status == 0 and "76 of 80 images are here." in out and "76 in 8 classes" in out
-    assert "The paper counts 25,331 images, the official files 25,331; 76 are here." in plain(out)
+    monkeypatch.setenv("MEDMERGE_DATA", str(tmp_path))
+    monkeypatch.chdir(root)
+    status, out, _ = run(capsys, "isic2019", "isic")
+    assert status == 0 and "76 of 80 images are here." in out and "76 in 8 classes" in out and f"{root}\n" in out
+    assert "The paper counts 25,331 images, the official files 25,331; 76 are here." in out
     status, out, _ = run(capsys, "isic2019", root, "--missing", "keep")
-    assert status == 0 and "80 in 8 classes, 80 groups\n               76 of them are here" in out
-    assert "among the 76 whose digest is known" in plain(out)
-    assert "not checked  Near-duplicates" in out
+    assert status == 0 and "80 in 8 classes, 80 groups; 76 of them are here" in out
+    assert "among the 76 whose digest is known" in out and "not checked  Near-duplicates" in out
     status, _, err = run(capsys, "isic2019", root, "--missing", "error")
     assert status == 2 and "4 of 80 images are missing" in err
-
-
-def test_a_folder_is_looked_for_under_the_data(capsys, own, monkeypatch, tmp_path):
-    monkeypatch.setenv("MEDMERGE_DATA", str(own.parent))
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    status, out, _ = run(capsys, "csv", "photos", "--labels", own.parent / "labels.csv", "--no-images")
-    assert status == 0 and f"folder {own}" in plain(out)
 
 
 @pytest.mark.parametrize(
@@ -181,11 +148,12 @@ def test_a_folder_is_looked_for_under_the_data(capsys, own, monkeypatch, tmp_pat
     [
         (("ham10",), "nearest is 'ham10k'"),
         (("ham10k", "nowhere"), "there is no folder nowhere"),
-        (("ham10k",), "needs the folder"),
         (("synthetic:moles", "--fractions", 0.6, 0.2, 0.1), "the sum 0.9"),
         (("synthetic:moles", "--split", "official"), "no official split"),
         (("synthetic:moles", "--split-file", "none.csv"), "cannot be read"),
         (("synthetic:moles", "--digests", "none.csv"), "cannot be read"),
+        (("synthetic:moles", "--exclude", "none.csv"), "cannot be read"),
+        (("synthetic:moles", "--against", "ham10k", "x", "more"), "--against takes a dataset and its folder"),
     ],
 )
 def test_what_cannot_be_read_is_refused(capsys, arguments, message):
@@ -197,35 +165,15 @@ def test_real_isic2019_against_ham10000(capsys):
     """The paper's pair, from labels alone: two fifths of the test images are in the source."""
     arguments = ("isic2019", real("isic2019"), "--missing", "keep", "--no-images", "--split", "random")
     status, out, _ = run(capsys, *arguments, "--against", "ham10k", real("ham10000"))
-    assert status == 0
-    assert "10,015 of 25,331 images (39.5 %) are in both: 10,015 the same image" in plain(out)
-    assert "2,823 of 5,066 test images (55.7 %)" in plain(out)
+    assert status == 0 and "10,015 of 25,331 images (39.5 %) are in both: 10,015 the same image" in out
+    assert "2,823 of 5,066 test images (55.7 %)" in out
 
 
-def test_real_aptos_with_digests_from_elsewhere(capsys, tmp_path):
+def test_real_aptos_with_digests_from_elsewhere(capsys):
     digests = real("aptos2019", "image_sha256.csv")
     chosen = ("--split", "random", "--fractions", 0.8, 0.1, 0.1, "--digests", digests)
     status, out, _ = run(capsys, "aptos2019", real("aptos2019"), *chosen)
-    assert status == 0
-    assert "none of them is here: labels only" in out
+    assert status == 0 and "none of them is here: labels only" in out
     assert "123 sets of byte-identical files, 251 images" in out
     assert "30 sets of byte-identical files with different labels." in out
-    assert "The paper counts 3,962 images, the official files 3,662; 0 are here." in plain(out)
-
-
-def test_looks_alike_is_told_with_the_distance(capsys, tmp_path):
-    """A copy saved again in another format: other bytes, the same picture."""
-    y, x = np.mgrid[0:96, 0:96] / 96
-    rows = ["image,label"]
-    for number in range(12):
-        rng = np.random.default_rng(number)
-        blobs = sum(np.exp(-((y - a) ** 2 + (x - b) ** 2) / 0.01) * c for a, b, c in rng.random((9, 3)))
-        image = Image.fromarray((255 * blobs / blobs.max()).astype(np.uint8)).convert("RGB")
-        image.save(tmp_path / f"{number:02d}.png")
-        rows.append(f"{number:02d}.png,{number % 2}")
-    Image.open(tmp_path / "03.png").save(tmp_path / "copy.jpg", quality=70)
-    (tmp_path / "labels.csv").write_text("\n".join([*rows, "copy.jpg,1"]))
-    arguments = ("csv", tmp_path, "--labels", "labels.csv")
-    assert "1 pair of images look alike (within 32 of 256 bits" in plain(run(capsys, *arguments)[1])
-    assert "03.png=copy.jpg" in run(capsys, *arguments)[1]
-    assert "No two different files look alike (within 0 of" in plain(run(capsys, *arguments, "--distance", 0)[1])
+    assert "The paper counts 3,962 images, the official files 3,662; 0 are here." in out

@@ -13,8 +13,9 @@ from medmerge import KernelMerge, backbone, training
 from medmerge.backbones import Classifier
 from medmerge.data import Samples
 from medmerge.devices import seeded
+from medmerge.pages import cost as told
 from medmerge.pages.figures import cost as figures_cost
-from medmerge.study import cost, costsheets
+from medmerge.study import cost
 from medmerge.study.cost import CLASSES, VARIANTS, Step
 from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.records import RecordError
@@ -180,11 +181,13 @@ def measured() -> dict:
 def p(tmp_path, monkeypatch) -> Parameters:
     (tmp_path / "_config.yml").touch()
     monkeypatch.chdir(tmp_path)
-    return Parameters(track="own", backbone="densenet_small", image_size=32, batch_size=BATCH, cost_repeats=3)
+    return Parameters(
+        track="own", backbone="densenet_small", image_size=32, batch_size=BATCH, cost_repeats=3, notebook="cost"
+    )
 
 
 def test_a_measurement_holds_every_variant_and_round(measured):
-    sheet = costsheets.CostSheet(**json.loads(json.dumps(measured)))
+    sheet = cost.CostSheet(**json.loads(json.dumps(measured)))
     assert list(sheet.variants) == list(VARIANTS) and sheet.clock == "cpu" and sheet.threads == 1
     assert all(len(sheet.seconds(name)) == 3 for name in VARIANTS)
     assert {sheet.variants[name].flops for name in PROBES} == {sheet.variants["ft"].flops}
@@ -197,74 +200,68 @@ def test_a_measurement_holds_every_variant_and_round(measured):
 def test_a_record_comes_back_and_is_not_measured_again(measured, p, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(cost, "measure", lambda *args, **options: asked.append((args, options)) or measured)
-    assert costsheets.check(p) is False and costsheets.read(p) is None
-    sheet = costsheets.run(p)
-    assert sheet == costsheets.CostSheet(**measured) and costsheets.check(p)
-    assert (tmp_path / "results/own/cost/densenet_small-32px.json").is_file()
-    assert costsheets.run(p) == sheet and len(asked) == 1
+    assert cost.state(p) == {"densenet_small-32px": None}
+    sheet = cost.run(p)
+    assert sheet == cost.CostSheet(**measured)
+    assert cost.state(p) == {"densenet_small-32px": tmp_path / "results/own/cost/densenet_small-32px.json"}
+    assert cost.run(p) == sheet and len(asked) == 1
 
 
-def test_a_damaged_record_is_named_with_what_is_wrong(measured, p):
-    where = costsheets.path(p)
-    costsheets.write(where, costsheets.CostSheet(**measured))
-    text = where.read_text()
-
-    def refused(change):
-        content = json.loads(text)
-        change(content)
-        where.write_text(json.dumps(content))
-        with pytest.raises(RecordError, match="remove it to measure again") as raised:
-            costsheets.read(p)
-        return str(raised.value)
-
-    assert "variants lack kernel, lp" in refused(lambda c: (c["variants"].pop("lp"), c["variants"].pop("kernel")))
-    assert "ft has 2 rounds, not 3" in refused(lambda c: c["variants"]["ft"]["seconds"].pop())
-    assert "variants.ft.seconds.0: " in refused(lambda c: c["variants"]["ft"]["seconds"].__setitem__(0, 0.0))
-    assert "variants.lp.memory.saved: Field required" in refused(lambda c: c["variants"]["lp"]["memory"].pop("saved"))
-    assert "surprise: Extra inputs" in refused(lambda c: c.__setitem__("surprise", 1))
-    assert "batch_size 4, not 5" in str(_refusal(p.model_copy(update={"batch_size": 5}), where, text))
-    assert "repeats 3, not 4" in str(_refusal(p.model_copy(update={"cost_repeats": 4}), where, text))
-    assert "kind cpu, not cuda" in str(_refusal(p.model_copy(update={"device": "cuda"}), where, text))
-    assert "precision fp32, not bf16" in str(_refusal(p.model_copy(update={"precision": "bf16"}), where, text))
-    assert "Invalid JSON" in str(_refusal(p, where, text[:-20]))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: (c["variants"].pop("lp"), c["variants"].pop("kernel")), "variants lack kernel, lp"),
+        (lambda c: c["variants"]["ft"]["seconds"].pop(), "ft has 2 rounds, not 3"),
+        (lambda c: c["variants"]["ft"]["seconds"].__setitem__(0, 0.0), r"variants\.ft\.seconds\.0"),
+        (lambda c: c.__setitem__("batch_size", 5), "measured with batch_size 5, not 4"),
+        (lambda c: c.__setitem__("repeats", 4), "repeats"),
+    ],
+)
+def test_a_damaged_record_or_one_of_other_parameters_is_named(measured, p, change, message):
+    content = json.loads(json.dumps(measured))
+    change(content)
+    cost.path(p).parent.mkdir(parents=True)
+    cost.path(p).write_text(json.dumps(content))
+    with pytest.raises(RecordError, match=rf"(?s)densenet_small-32px\.json.*{message}.*remove it to measure again"):
+        cost.run(p)
 
 
-def _refusal(p: Parameters, where, text: str) -> RecordError:
-    where.write_text(text)
-    with pytest.raises(RecordError, match=where.name) as raised:
-        costsheets.read(p)
-    return raised.value
+def test_a_fresh_record_of_older_ones_reads_what_they_lack(measured, p):
+    content = {name: value for name, value in measured.items() if name != "profile"} | {"gone": 1}
+    cost.path(p).parent.mkdir(parents=True)
+    cost.path(p).write_text(json.dumps(content))
+    assert told.profile(cost.run(p)).empty and set(measured["profile"]) == set(cost.PROFILED)
 
 
 def test_a_page_needs_rounds_and_a_backbone(p):
     with pytest.raises(ParameterError, match="cost_repeats: 0"):
-        costsheets.check(p.model_copy(update={"cost_repeats": 0}))
+        cost.check(p.model_copy(update={"cost_repeats": 0}))
     with pytest.raises(ParameterError, match="backbone: unknown 'resnet5'"):
-        costsheets.check(p.model_copy(update={"backbone": "resnet5"}))
+        cost.check(p.model_copy(update={"backbone": "resnet5"}))
 
 
 # ---------------------------------------------------------------- tables and sentences, of made-up seconds
 
 
-def sheet(measured: dict, load: float = 0.2, **seconds: list[float]) -> costsheets.CostSheet:
+def sheet(measured: dict, load: float = 0.2, **seconds: list[float]) -> cost.CostSheet:
     content = json.loads(json.dumps(measured)) | {"load": [load, 1.0]}
     base = {"features": 0.2, "lp_cached": 0.001, "lp": 0.25, "ft": 1.0}
     for name in VARIANTS:
         content["variants"][name]["seconds"] = seconds.get(name, [base.get(name, 1.2)] * 3)
-    return costsheets.CostSheet(**content)
+    return cost.CostSheet(**content)
 
 
 def test_ratios_are_taken_within_a_round(measured):
     """A machine that slows down threefold in the second round changes no ratio."""
     made = sheet(measured, ft=[1.0, 3.0, 1.0], kernel=[1.5, 4.5, 1.5])
     assert made.ratio("kernel") == (1.5, 1.5, 1.5)
-    row = costsheets.steps(made).set_index("variant").loc["kernel"]
+    row = told.steps(made).set_index("variant").loc["kernel"]
     assert row["milliseconds"] == 1500 and row["images"] == pytest.approx(BATCH / 1.5)
-    assert row["flops"] == 1 and row["mib"] == costsheets.memory(made).sum(axis=1)[row["title"]]
+    assert row["flops"] == 1 and row["mib"] == told.memory(made).sum(axis=1)[row["title"]]
 
 
 def test_phases_are_epochs_times_steps(measured):
-    whole = costsheets.phases(sheet(measured), lp_epochs=10, ft_epochs=20, images=400).set_index("what")
+    whole = told.phases(sheet(measured), lp_epochs=10, ft_epochs=20, images=400).set_index("what")
     batches = 400 / BATCH
     seconds = whole["seconds"] / batches
     assert seconds["LP, features computed once"] == pytest.approx(0.2 + 10 * 0.001)
@@ -277,23 +274,23 @@ def test_phases_are_epochs_times_steps(measured):
 
 
 def test_the_answer_follows_the_numbers(measured):
-    no = costsheets.summary(sheet(measured), 50, 50)
+    no = told.summary(sheet(measured), 50, 50)
     assert no[0].startswith("**No**: a step of MedMerge's probe takes 4.80 times (quartiles 4.80 to 4.80)")
     assert no[-1].endswith("by FT with 110 epochs (derived).")
-    yes = costsheets.summary(sheet(measured, kernel=[0.25, 0.26, 0.27]), 50, 50)
+    yes = told.summary(sheet(measured, kernel=[0.25, 0.26, 0.27]), 50, 50)
     assert yes[0].startswith("**Yes**") and yes[-1].endswith("FT with 63 epochs (derived).")
-    torn = costsheets.summary(sheet(measured, kernel=[0.2, 0.3, 0.4]), 50, 50)
+    torn = told.summary(sheet(measured, kernel=[0.2, 0.3, 0.4]), 50, 50)
     assert torn[0].startswith("**These rounds cannot tell**")
 
 
 def test_the_circumstances_tell_of_a_busy_machine(measured):
-    assert "Others were computing" not in costsheets.circumstances(sheet(measured, load=0.2))
-    assert "Others were computing" in costsheets.circumstances(sheet(measured, load=2.0))
+    assert "Others were computing" not in told.circumstances(sheet(measured, load=0.2))
+    assert "Others were computing" in told.circumstances(sheet(measured, load=2.0))
 
 
 def test_the_figure_draws_the_tables(measured):
     made = sheet(measured, ft=[1.0, 1.0, 1.0], kernel=[1.1, 1.2, 1.4])
-    steps, memory = costsheets.steps(made), costsheets.memory(made)
+    steps, memory = told.steps(made), told.memory(made)
     (held,) = figures_cost.step_memory(memory).axes
     widths = np.array([bar.get_width() for bar in held.patches]).reshape(len(figures_cost.KINDS), len(memory))
     np.testing.assert_allclose(widths, memory[list(figures_cost.KINDS)].T)

@@ -16,7 +16,6 @@ from medmerge.data import (
     CATALOGUE,
     DATASETS,
     PAPER_NUMBERS,
-    DataError,
     Table,
     audit,
     join_identical,
@@ -166,14 +165,6 @@ def test_worst_findings_come_first():
         assert order == sorted(order)
 
 
-@pytest.mark.parametrize("name", ["digests", "pixels", "parts"])
-def test_misaligned_arguments_are_refused(name):
-    table = made_table([0, 1] * 3)
-    given = {"parts": PARTS, name: np.zeros((5, 64, 64, 3), dtype=np.uint8) if name == "pixels" else ["train"] * 5}
-    with pytest.raises(DataError, match=f"made has 6 images and 5 {name}"):
-        audit(table, given.pop("parts"), **given)
-
-
 @pytest.mark.parametrize(
     ("alter", "most"),
     [
@@ -236,14 +227,6 @@ def test_pairs_are_all_pairs(seed, count, distance, blocks):
         few = near.pairs(hashed, distance, limit=5)
     assert total == len(expected) == few[2]
     assert few[0].tolist() == pairs.tolist()[:5]
-
-
-def test_a_thousand_equal_images_do_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(near, "pairs", lambda hashed, distance: whole(hashed, distance, limit=100))
-    table = made_table([0, 1] * 500, [f"g{row // 2}" for row in range(1000)])
-    found = audit(table, np.array(["train"] * 1000), pixels=np.zeros((1000, 64, 64, 3), dtype=np.uint8))
-    assert len(found.near) == 100
-    assert "499,400 more are not listed" in found.summary.set_index("finding").loc["near-duplicates", "sentence"]
 
 
 def test_leakage_counts_images_that_train_has_met():

@@ -2,11 +2,8 @@
 
 import errno
 import fcntl
-import io
-import json
 import os
 import re
-import sys
 import threading
 import time
 import warnings
@@ -15,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_fixtures import ask, load_at_once, write_csv, write_ham10k, write_image
+from data_fixtures import load_at_once, write_ham10k, write_image
 
-from medmerge.data import DataError, Table, load_images, load_table
+from medmerge.data import DataError, load_images, load_table
 from medmerge.data import images as images_module
 
 
@@ -59,12 +56,6 @@ def test_second_load_decodes_nothing(table, cache, decoded):
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
 
 
-def test_other_labels_use_the_same_pixels(table, cache, decoded):
-    load_images(table, 8, cache=cache)
-    load_images(Table(table.name, table.frame.assign(label=0), table.classes), 8, cache=cache)
-    assert len(decoded) == 14
-
-
 def test_changed_file_is_decoded_again(table, cache):
     images = load_images(table, 8, cache=cache)
     before, fingerprint = images.pixels, images.fingerprint
@@ -75,17 +66,6 @@ def test_changed_file_is_decoded_again(table, cache):
     assert [row for row in range(14) if (before[row] != after[row]).any()] == [2]
     os.utime(path, ns=(1, 1))  # the same content at another time
     assert load_images(table, 8, cache=cache).fingerprint == other
-
-
-def test_another_file_of_the_same_name_size_and_time_is_decoded(cache, tmp_path):
-    """As where two datasets number their images alike, in a format of fixed size."""
-    seen = set()
-    for folder in ("first", "second"):
-        for name in ("a.bmp", "b.bmp"):
-            os.utime(write_image(tmp_path / folder / name, seed=len(folder)), ns=(1, 1))
-        labels = write_csv(tmp_path / folder, "image,label\na.bmp,a\nb.bmp,b\n")
-        seen.add(load_images(load_table("csv", tmp_path / folder, labels=labels), 8, cache=cache).fingerprint)
-    assert len(seen) == 2
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
@@ -109,15 +89,6 @@ def test_damaged_entry_is_built_again(table, cache, decoded, suffix, damage):
     assert entry(cache, suffix).read_bytes() == content
 
 
-def test_sidecar_of_other_length_is_not_believed(table, cache, decoded):
-    fingerprint = load_images(table, 8, cache=cache).fingerprint
-    path = entry(cache, ".json")
-    sidecar = json.loads(path.read_text())
-    path.write_text(json.dumps({**sidecar, "sha256": sidecar["sha256"][:-1]}))
-    assert load_images(table, 8, cache=cache).fingerprint == fingerprint
-    assert len(decoded) == 28
-
-
 def test_writing_to_the_pixels_leaves_the_cache(table, cache):
     pixels = load_images(table, 8, cache=cache).pixels
     content = entry(cache, ".npy").read_bytes()
@@ -126,16 +97,6 @@ def test_writing_to_the_pixels_leaves_the_cache(table, cache):
         torch.from_numpy(pixels).zero_()
     assert entry(cache, ".npy").read_bytes() == content
     assert load_images(table, 8, cache=cache).pixels.any()
-
-
-def test_undecodable_files_are_counted_and_leave_nothing(table, cache):
-    truncated, empty = table.frame["path"][5], table.frame["path"][9]
-    with open(truncated, "r+b") as file:
-        file.truncate(300)
-    open(empty, "wb").close()
-    with pytest.raises(DataError, match=r"2 of 14 images cannot be decoded, first .*ISIC_0000005\.jpg"):
-        load_images(table, 8, cache=cache)
-    assert list(cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -231,16 +192,6 @@ def test_second_process_takes_over_from_one_that_dies(table, cache, decoded, oth
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
 
 
-def test_error_frees_the_lock(table, cache):
-    content = Path(table.frame["path"][5]).read_bytes()
-    Path(table.frame["path"][5]).write_bytes(b"")
-    with pytest.raises(DataError, match="1 of 14"):
-        load_images(table, 8, cache=cache)
-    assert list(cache.iterdir()) == []
-    Path(table.frame["path"][5]).write_bytes(content)
-    load_images(table, 8, cache=cache)
-
-
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_file_systems_without_locks(table, cache, monkeypatch, code):
     def refuse(*_):
@@ -253,16 +204,6 @@ def test_file_systems_without_locks(table, cache, monkeypatch, code):
     part.touch()
     assert (load_images(table, 8, cache=cache).pixels == expected).all()
     assert part.exists()  # nobody knows that its process has ended
-
-
-def test_lock_file_that_was_left_behind(table, cache, decoded):
-    load_images(table, 8, cache=cache)
-    name = entry(cache, ".npy").stem
-    entry(cache, ".json").unlink()
-    (cache / f".{name}.lock").touch()
-    load_images(table, 8, cache=cache)
-    assert len(decoded) == 28
-    assert len(list(cache.iterdir())) == 2
 
 
 # Speed and memory.
@@ -279,71 +220,7 @@ def test_images_are_decoded_side_by_side(table, cache, monkeypatch):
     assert load_images(table, 8, cache=cache, workers=2).pixels.any()
 
 
-def anonymous() -> float:
-    """MiB of memory that this process has for itself."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
-    return int(line.split()[1]) / 1024
-
-
-def watched(folder: Path, kind: str, size: int) -> tuple[float, float]:
-    """In a process of its own: by how many MiB it grew at most while it loaded images, and how many these take."""
-    table = load_table("csv", folder, labels="labels.csv", missing="keep")
-    if kind == "rows":
-        paths = [f"{folder}/set.npz#train/{row}" for row in range(len(table.frame))]
-        table = Table("rows", table.frame.assign(path=paths), table.classes)
-    load_images(Table("first", table.frame[:32], table.classes), size, cache=folder / "cache")
-    done, seen, before = threading.Event(), [], anonymous()
-
-    def watch():
-        while not done.wait(0.01):
-            seen.append(anonymous())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    images = load_images(table, size, cache=folder / "cache")
-    done.set()
-    thread.join()
-    return max(seen) - before, images.pixels.nbytes / 2**20
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")
-@pytest.mark.parametrize("kind", ["files", "rows"])
-def test_memory_does_not_grow_with_the_images(tmp_path, kind, processes):
-    count = 1500
-    write_csv(tmp_path, "image,label\n" + "".join(f"{row:04d}.png,{'ab'[row % 2]}\n" for row in range(count)))
-    if kind == "files":
-        write_image(tmp_path / "one.png", size=(64, 64))
-        for row in range(count):
-            os.symlink(tmp_path / "one.png", tmp_path / f"{row:04d}.png")
-    else:
-        np.savez_compressed(tmp_path / "set.npz", train_images=np.full((count, 224, 224), 7, np.uint8))
-    grown, pixels = ask(processes, watched, tmp_path, kind, 224)
-    assert pixels > 200 and grown < 40  # MiB
-
-
-def test_progress_is_shown_on_a_terminal_only(table, cache, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    shown = []
-    for kind in (io.StringIO, Terminal):
-        monkeypatch.setattr(sys, "stderr", kind())
-        load_images(table, 8, cache=cache / kind.__name__)
-        shown.append(sys.stderr.getvalue())
-    assert shown[0] == ""
-    assert "decoding ham10k" in shown[1] and "14/14" in shown[1]
-
-
 # The folder.
-
-
-def test_entry_replaced_while_it_is_in_use(table, cache):
-    pixels = load_images(table, 8, cache=cache).pixels
-    expected = np.array(pixels)
-    entry(cache, ".json").unlink()
-    load_images(table, 8, cache=cache)
-    assert (pixels == expected).all()
 
 
 def test_where_the_cache_is(table, tmp_path, monkeypatch):

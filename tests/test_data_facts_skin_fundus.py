@@ -10,34 +10,8 @@ from data_fixtures import real
 from PIL import Image
 
 from medmerge.data import DATASETS, load_table, split
-from medmerge.data.loaders import skin
 
 # Skin.
-
-
-def test_ham10k_is_two_fifths_of_isic2019():
-    source = DATASETS["ham10k"](real("ham10000"), None).frame.set_index("id")["group"]
-    target = DATASETS["isic2019"](real("isic2019"), None).frame.set_index("id")["group"]
-    assert source.index.isin(target.index).sum() == len(source) == 10_015
-    assert (target[source.index] == source).all()
-    assert round(100 * len(source) / len(target), 1) == 39.5
-
-
-def test_isic2018_has_the_papers_11720_images():
-    parts = [skin.ROWS[f"ISIC2018_Task3_{part}_GroundTruth"] for part in ("Training", "Validation", "Test")]
-    assert parts == [10_015, 193, 1_512] and sum(parts) == 11_720
-
-
-def test_isic2018_test_images_are_in_the_test_of_isic2019_and_in_no_training_set():
-    test = skin.isic2018_truth(real("ham10000"), "Test")
-    assert len(test) == test["id"].nunique() == 1_512
-    assert test["label"].value_counts().to_dict() == {
-        "nv": 909, "bkl": 217, "mel": 171, "bcc": 93, "df": 44, "akiec": 43, "vasc": 35,
-    }  # fmt: skip
-    assert not test["id"].isin(DATASETS["ham10k"](real("ham10000"), None).frame["id"]).any()
-    assert not test["id"].isin(DATASETS["isic2019"](real("isic2019"), None).frame["id"]).any()
-    later = pd.read_csv(real("isic2019", "ISIC_2019_Test_Metadata.csv"))["image"].str.removesuffix("_downsampled")
-    assert test["id"].isin(later).all()
 
 
 def test_isic2019_tells_what_is_odd_about_it():

@@ -6,8 +6,6 @@ each time. How many were tried, and refused, is printed at the end.
 
 import copy
 import io
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +22,6 @@ from torch import nn
 from medmerge import Parameters, backbone, checkpoints, save_backbone
 from medmerge.cli import main as cli
 from medmerge.data import load_images, load_table, split_files
-from medmerge.pages import report
-from medmerge.study import records
 from medmerge.study.params import load_yaml
 from medmerge.weightfiles import read_state
 
@@ -73,50 +69,6 @@ def test_settings_on_the_command_line(place, setting):
     words = ["learn", "--source=imagenet", "--source=b=imagenet", f"--images={place / 'none'}", f"--out={place / 'o'}"]
     assert cli.main([*words, f"--set={setting}"]) == 2
     TRIED["settings", "refused"] += 1
-
-
-# ---------------------------------------------------------------- records
-
-
-def everything(folder: Path) -> records.Record:
-    """A record, after all that is read of it was read, and what pages make of one."""
-    record = records.read(folder)
-    tables = (record.history, record.predictions, record.batchnorm, record.controls, record.images, record.ends)
-    assert all(table is not None for table in tables)
-    assert record.probabilities.shape[0] == record.labels.shape[0] == len(record.predictions)
-    assert all(np.isfinite(w).all() for w in (*record.kernel_weights.values(), *record.kernel_history[1].values()))
-    records.table([record])
-    for show in (report.costs, report.sources, report.circumstances, report.histories, report.choice_table):
-        show([record])
-    if after := record.after_probe():
-        assert after.probabilities.shape == record.probabilities.shape
-    return record
-
-
-@pytest.fixture
-def record(place):
-    folder = place / "open/skin/densenet121/medmerge-tinyimagenet-ham10k/seed0"
-    if not folder.exists():
-        shutil.copytree(RECORD, folder)
-    yield folder
-    shutil.rmtree(folder)
-
-
-@examples(250)
-@given(content=changed(json.loads((RECORD / "run.json").read_bytes())))
-def test_records_with_another_content(record, content):
-    (record / "run.json").write_text(json.dumps(content))
-    attempt("records", everything, record)
-
-
-@pytest.mark.parametrize("name", FILES)
-@examples(60)
-@given(data=st.data())
-def test_damaged_records(record, name, data):
-    content = (RECORD / name).read_bytes()
-    (record / name).write_bytes(data.draw(damaged(content)))
-    attempt("records", everything, record)
-    (record / name).write_bytes(content)
 
 
 # ---------------------------------------------------------------- label files, splits, images

@@ -224,13 +224,17 @@ def test_the_network_is_what_the_checkpoints_hold_and_labels_are_among_the_image
     )
 
 
-def test_listed_images_are_left_out(project):
-    (project / "leave.txt").write_text("0.png\n7.png, blurred\n")
+def test_broken_images_are_named_at_once_and_can_be_left_out(project, capsys):
+    for name in ("0.png", "7.png"):
+        (project / "images" / name).write_bytes(b"\x89PNG")
+    assert command() == 2
+    said = capsys.readouterr().err
+    assert all(f"{name}: " in said for name in ("0.png", "7.png")) and "--exclude FILE" in said
+    (project / "leave.txt").write_text("0.png\n7.png, cut off\n")
     assert command("--exclude", "leave.txt") == 0
     (record,) = records.gather(project / "out/records")
-    assert (
-        sum(record.images.values()) == 58 and "2 of 60 images are left out" in (project / "out/README.md").read_text()
-    )
+    assert sum(record.images.values()) == 58
+    assert "2 of 60 images are left out" in (project / "out/README.md").read_text()
 
 
 def test_results_of_other_images_or_sources_are_not_shown_as_those_of_these(project, capsys):

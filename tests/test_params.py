@@ -1,5 +1,6 @@
 """Parameters: what a file or a notebook may say, and a clear refusal of everything else."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,29 +11,10 @@ from papermill.inspection import inspect_notebook
 
 from medmerge.study import notebooks as pages
 from medmerge.study import params
-from medmerge.study.params import ParameterError, Parameters, assigned_names, assigned_values, load_yaml
+from medmerge.study.params import ParameterError, Parameters, assigned_values, load_yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}
-OVERRIDES = {
-    "pair": {},
-    "source": {"pair": "source", "approaches": ["ft"]},
-    "data": {"seeds": list(range(10)), "image_size": 64},
-    "weights": {"studies": ["demo"]},
-    "features": {"studies": ["demo"]},
-    "ablation_batchnorm": {"approaches": ["medmerge"], "vary": {"batchnorm_free": ["both", "none"]}},
-    "ablation_granularity": {
-        "approaches": ["medmerge"],
-        "vary": {"granularity": ["parameter", "kernel", "layer", "model"]},
-    },
-    "ablation_zeros": {"approaches": ["medmerge_zeros"]},
-    "controls": {
-        "approaches": ["medmerge", "fixed_w", "lp_ft", "lp_norms_ft"],
-        "vary": {"w_lr": [None, 1e-3, 1e-2, 5e-2]},
-    },
-    "cost": {"cost_repeats": 20},
-    "premise": {"premise": True, "approaches": ["medmerge"], "vary": {"align": ["none", "weights"]}},
-}
 FILES = sorted((ROOT / "params").rglob("*.yaml"))
 
 
@@ -62,8 +44,10 @@ def test_every_parameter_has_a_reason():
 
 def test_unknown_names_give_the_nearest():
     assert refused({"ft_epoch": 3}) == ["ft_epoch: unknown parameter; did you mean ft_epochs?"]
-    assert refused({"zzz": 3})[0].startswith("zzz: unknown parameter; known: track, title, ")
+    assert refused({"zzz": 3})[0].startswith("zzz: unknown parameter; known: notebook, track, title, ")
     assert refused({1: 2, None: 3})[0].startswith("1: unknown parameter")
+    for spelt_out, short in {"lp_learning_rate": "lp_lr", "fine_tuning_lr": "ft_lr", "img_size": "image_size"}.items():
+        assert refused({spelt_out: 1}) == [f"{spelt_out}: unknown parameter; did you mean {short}?"]
     assert refused({"lp_lr": 1.0}, allowed=["ft_lr", "pair"]) == ["lp_lr: unknown parameter; did you mean ft_lr?"]
 
 
@@ -127,6 +111,8 @@ def test_a_whole_number_is_a_number(name):
         ({"target_labels": "l.csv"}, "target_labels: synthetic:moles has its own labels"),
         ({"save_weights": "w.safetensors"}, r"save_weights: saves one network a seed; give approaches: \[ft\]"),
         ({"save_weights": "w.safetensors", "approaches": ["ft"], "seeds": [0, 1]}, r"2 seeds need \{seed\} in"),
+        ({"datasets": ["ham10k=ham"]}, "datasets: is for a page of its own; say notebook: data"),
+        ({"studies": ["skin"], "notebook": "pair"}, "studies: .* say notebook: weights or features"),
         ({"save_weights": "w.pt", "approaches": ["ft"]}, "save_weights: 'w.pt' must end in .safetensors"),
     ],
 )
@@ -207,7 +193,6 @@ def test_from_notebook_in_a_live_kernel():
 
 def test_assignments():
     source = "# note\na = 1\nb: int = 2\nc: int\nd = e = [1, 'x']\nf.g = 3\nh, i = 1, 2\nif True:\n    j = 1\n"
-    assert assigned_names(source) == ["a", "b", "d", "e"]
     assert assigned_values(source) == {"a": 1, "b": 2, "d": [1, "x"], "e": [1, "x"]}
     with pytest.raises(ValueError):
         assigned_values("a = print(1)")
@@ -215,10 +200,10 @@ def test_assignments():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_parameter_files_parse_and_fit_their_notebook(path):
-    values, kind = load_yaml(path), pages.notebook(path).stem
-    p = Parameters.parse(values, str(path), allowed=assigned_names(parameters_cell(kind)))
-    assert re.search(rf"{kind}\.ipynb +params/{path.parent.name}/{re.escape(path.name)}", path.read_text())
-    assert p.track == path.parent.name
+    values = load_yaml(path)
+    p = pages.parameters(path)
+    assert p.notebook in NOTEBOOKS and p.track == path.parent.name
+    assert f"{p.notebook}.ipynb params/{path.parent.name}/{path.name}" in re.sub(" +", " ", path.read_text())
     assert not [name for name, value in values.items() if isinstance(value, str) and value.startswith(("/", "~"))]
 
 
@@ -232,28 +217,20 @@ def parameters_cell(name: str) -> str:
     return cell.source
 
 
-@pytest.mark.parametrize("name", OVERRIDES)
-def test_notebooks_state_the_schemas_defaults_and_reasons(name):
-    source = parameters_cell(name)
-    names = assigned_names(source)
-    assert source == params.cell(names, **OVERRIDES[name])
-    defaults = {n: OVERRIDES[name].get(n, Parameters.model_fields[n].default) for n in names}
-    assert assigned_values(source) == defaults
-    if name == "pair":
-        others = {"save_weights", "datasets", "digests", "studies", "cost_repeats", "premise"}
-        assert set(names) == set(Parameters.model_fields) - others
-
-
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_papermill_can_read_every_parameter(name):
-    """It warns of those that it cannot, and an equals sign in a comment is enough."""
-    found = inspect_notebook(str(NOTEBOOKS[name]))
-    assert list(found) == assigned_names(parameters_cell(name))
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_no_later_cell_of_a_notebook_sets_a_parameter(name):
-    """A rerun in a live kernel would take it for one."""
+def test_a_notebooks_cell_of_parameters_sets_its_own_and_no_later_cell_does(name):
+    """A rerun in a live kernel would take it for one. Papermill warns of what it cannot read in the cell."""
+    own = assigned_values(parameters_cell(name))
+    assert own["notebook"] == name and own["track"] == "demo" and len(own) <= 5
+    assert Parameters.parse(own, allowed=pages.KINDS.get(name, pages.Kind()).takes).notebook == name
+    assert list(inspect_notebook(str(NOTEBOOKS[name]))) == list(own)
     code = [cell for cell in nbformat.read(NOTEBOOKS[name], 4).cells if cell.cell_type == "code"]
-    later = [n for c in code if "parameters" not in c.metadata.get("tags", []) for n in assigned_names(c.source)]
-    assert later and not set(later) & set(Parameters.model_fields)
+    body = [
+        line
+        for cell in code
+        if "parameters" not in cell.metadata.get("tags", [])
+        for line in ast.parse(cell.source).body
+    ]
+    targets = [target for line in body if isinstance(line, ast.Assign) for target in line.targets]
+    later = {target.id for target in targets if isinstance(target, ast.Name)}
+    assert later and not later & set(Parameters.model_fields)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import nbformat
@@ -27,11 +26,10 @@ CIRCUMSTANCES = ("cost", "provenance")
 
 
 def write(name: str, notebook: str = "pair", **values) -> Path:
-    """A parameter file of the project, with the comment that names its notebook."""
+    """A parameter file of the project."""
     path = Path("params/own") / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    comment = f"#   medmerge run {ROOT}/notebooks/{notebook}.ipynb {path}\n" if notebook else ""
-    path.write_text(comment + json.dumps(values))
+    path.write_text(json.dumps({"notebook": notebook, **values}))
     return path
 
 
@@ -41,6 +39,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MEDMERGE_DATA", raising=False)
     (tmp_path / "_config.yml").touch()
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     scratch = {"base_data": "scratch", "base_weights": "random", "target_data": "synthetic:objects"}
     write("base", "source", **SOURCE | scratch, pair="base", save_weights=SAVES["base"])
     write("source", "source", **SOURCE, pair="source", target_data="synthetic:lesions", save_weights=SAVES["source"])
@@ -110,13 +109,6 @@ def test_a_page_of_studies_needs_all_of_their_runs(project):
     )
 
 
-def test_the_part_that_a_file_asks_for(project):
-    write("other", **SMALL, pair="q", approaches=["medmerge"])
-    found = plan.load().of([Path("params/own/source.yaml")])
-    assert set(before(found)) == {"base:ft-scratch/0", "source:ft-objects/0"}
-    assert [path.name for path in found.pages] == ["source.ipynb"] and len(found.files) == 2
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -160,19 +152,18 @@ def test_a_misspelt_file(project):
             lambda: write("other", **SMALL | {"ft_lr": 0.5}, pair="p", approaches=["medmerge"]),
             r"other\.yaml and params/own/pair\.yaml ask for different runs in .*: ft_lr is 0\.5 and 0\.002",
         ),
+        (
+            lambda: (
+                Path("params/mine").mkdir() or Path("params/mine/pair.yaml").write_text("notebook: pair\ntrack: own")
+            ),
+            r"pair\.yaml and params/.*/pair\.yaml are both drawn as .*own/pair\.ipynb; rename one",
+        ),
     ],
 )
 def test_files_that_do_not_go_together(project, change, message):
     change()
     with pytest.raises(ParameterError, match=message):
         plan.load()
-
-
-def test_a_file_for_two_notebooks(project):
-    path = write("pair", **SMALL)
-    path.write_text(f"#  medmerge run notebooks/other.ipynb {path}\n{path.read_text()}")
-    with pytest.raises(ParameterError, match=r"names .*notebooks/other\.ipynb and|and notebooks/other\.ipynb"):
-        pages.notebook(path)
 
 
 def test_what_is_missing_and_will_not_be_made(project):
@@ -183,35 +174,13 @@ def test_what_is_missing_and_will_not_be_made(project):
     assert len(lines) == 2 and "no file w/none.safetensors" in lines[0] and "target_root: no nowhere" in lines[1]
 
 
-def commands(capsys) -> list[list[str]]:
-    """The words of what `medmerge plan --ready` prints for the page's file, without the program."""
-    assert cli.main(["plan", "--ready", "params/own/pair.yaml"]) == 0
-    return [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
-
-
-def test_runs_one_by_one_as_the_plan_lists_them(project, capsys):
-    """The loop of the book's chapter: what can start is started until nothing is left; its records are a study's."""
-    assert cli.main(["plan", "params/own/pair.yaml"]) == 0
-    shown = capsys.readouterr().out
-    assert "params/own/pair.yaml, after params/own/base.yaml, params/own/source.yaml" in shown
-    assert "to run    MedMerge objects + lesions, seed 0" in shown and shown.endswith(
-        "7 runs, 0 finished; 1 pages, 0 current\n"
-    )
+def test_runs_one_by_one_in_the_order_of_the_plan(project, capsys):
+    """What Snakemake does: what can start is started until nothing is left; the records are a study's in one go."""
     assert drawable() == []
-    rounds = []
-    while ready := commands(capsys):
-        rounds.append([words[1].split("/")[-1] + " " + words[3] for words in ready])
-        for words in ready:
-            assert cli.main(words) == 0
-        capsys.readouterr()
-    assert [len(each) for each in rounds] == [1, 3, 3] and rounds[0] == ["base.yaml ft-scratch"]
-    assert cli.main(["plan", "--json", "params/own/pair.yaml"]) == 0
-    content = json.loads(capsys.readouterr().out)
-    assert len(content["runs"]) == 7 and all(run["finished"] for run in content["runs"].values())
-    (page,) = content["pages"].values()
-    assert page["current"] is False and page["needs"][0] in content["runs"] and content["missing"] == {}
+    for run in list(plan.load().runs.values()):
+        assert cli.main(plan.command(run)[1:]) == 0
     assert drawable() == ["base", "pair", "source", "weights"]
-    p = pages.parameters(Path("params/own/pair.yaml"), pages.notebook(Path("params/own/pair.yaml")))
+    p = pages.parameters(Path("params/own/pair.yaml"))
     alone = {record.folder: record_files(record) for record in study.run(p)}
     again = study.run(p.model_copy(update={"results": "again"}))
     assert [record_files(record) for record in again] == list(alone.values()), "the same as in one go"
@@ -265,7 +234,7 @@ def test_train_runs_what_it_is_asked_for_alone(project, capsys):
         (["pair", "--row", "ft-lesion"], "--row ft-lesion: did you mean ft-lesions?"),
         (["pair", "--row", "x"], "--row x: rows: ft-objects, ft-lesions, lp_ft-objects"),
         (["pair", "--seed", "4"], "--seed 4: the file's seeds are 0; add it there"),
-        (["weights"], "params/own/weights.yaml asks for a page, not for runs: medmerge run"),
+        (["weights"], "params/own/weights.yaml asks for a page, not for runs: medmerge run params/own/weights.yaml"),
         (["pair"], "base_weights: no file w/objects.safetensors"),
         (["piar"], "no parameter file at params/own/piar.yaml; is it params/own/pair.yaml?"),
     ],
@@ -335,10 +304,14 @@ def test_every_file_of_the_repository_is_in_the_graph(repository):
 )
 def test_the_repositorys_sources_come_before_its_pairs(repository, track, pair, sources):
     path = Path(f"params/{track}/{pair}.yaml")
-    assert set(repository.of([path]).files) == {path, *(Path(f"params/{track}/{one}.yaml") for one in sources)}
+    runs = repository.runs
+    todo = [folder for folder, run in runs.items() if run.file == path]
+    for folder in todo:
+        todo += [one for one in runs[folder].needs if one not in todo]
+    assert {runs[folder].file for folder in todo} == {path, *(Path(f"params/{track}/{one}.yaml") for one in sources)}
 
 
 def test_make_names_the_notebooks_that_the_files_do():
     calls = re.findall(r"\$\(call run,(\S+),(\S+)\)", (ROOT / "Makefile").read_text())
     assert len(calls) > 10
-    assert not [file for notebook, file in calls if pages.notebook(ROOT / file).name != Path(notebook).name]
+    assert not [file for notebook, file in calls if pages.parameters(ROOT / file).notebook != Path(notebook).stem]

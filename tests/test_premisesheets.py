@@ -15,9 +15,9 @@ from medmerge.approaches import matching
 from medmerge.backbones import state_sha256
 from medmerge.data import Samples
 from medmerge.pages import premise_report
-from medmerge.study import premise, premisesheets
+from medmerge.study import premise
 from medmerge.study.params import ParameterError, Parameters
-from medmerge.study.premisesheets import ORDERS, STATISTICS, PremiseSheet
+from medmerge.study.premise import ORDERS, STATISTICS, PremiseSheet
 from medmerge.study.records import RecordError
 from medmerge.training import Protocol, Task
 
@@ -47,13 +47,19 @@ def task() -> Task:
 
 def parameters(**changes) -> Parameters:
     values = {"track": "own", "pair": "mine", "backbone": "densenet_small", "image_size": 32, "precision": "fp32"}
-    values |= {"base_data": "objects", "base_weights": "b.safetensors", "batch_size": 8, "premise": True}
+    values |= {
+        "base_data": "objects",
+        "base_weights": "b.safetensors",
+        "batch_size": 8,
+        "premise": True,
+        "notebook": "premise",
+    }
     values |= {"source_data": "lesions", "source_weights": "c.safetensors", "lp_epochs": 4, "lp_lr": 0.03}
     return Parameters(**values | changes)
 
 
 def measured(task: Task, b: torch.nn.Module, c: torch.nn.Module) -> PremiseSheet:
-    return premisesheets.measure(b, c, task, premisesheets.definition(parameters()), "the images")
+    return premise.measure(b, c, task, premise.definition(parameters()), "the images")
 
 
 @pytest.fixture(scope="module")
@@ -129,87 +135,67 @@ def test_what_knowing_nothing_costs(task):
 # ---------------------------------------------------------------- the record
 
 
-def test_a_record_comes_back(permuted, project):
-    p = parameters()
-    assert premisesheets.read(p) is None
-    premisesheets.write(premisesheets.path(p), permuted)
-    found = premisesheets.read(p)
-    assert premisesheets.path(p) == project / "results/own/mine/premise" and found.content == permuted.content
+def keep(sheet: PremiseSheet):
+    """Write a record where these parameters look for it; the folder."""
+    where = premise.SHEET.where(parameters())
+    premise.SHEET.save(where, sheet)
+    return where.parent
+
+
+def test_a_record_is_measured_once_and_comes_back(permuted, project, monkeypatch):
+    asked, p = [], parameters()
+    monkeypatch.setattr(premise, "check", lambda p: None)
+    monkeypatch.setattr(
+        premise, "SHEET", dataclasses.replace(premise.SHEET, measure=lambda p: asked.append(p) or permuted)
+    )
+    assert list(premise.state(p).values()) == [None]
+    premise.run(p)
+    found, folder = premise.run(p), project / "results/own/mine/premise"
+    assert asked == [p] and found.content == permuted.content
+    assert list(premise.state(p).values()) == [folder / "premise.json"]
     for one, other in ((found.distances, permuted.distances), (found.line, permuted.line)):
         pd.testing.assert_frame_equal(one, other.reset_index(drop=True), rtol=1e-7)
-    files = {file: file.read_bytes() for file in premisesheets.path(p).iterdir()}
-    premisesheets.write(premisesheets.path(p), found)
-    assert {file: file.read_bytes() for file in files} == files
-    assert sum(map(len, files.values())) < 50_000 and premisesheets.check(p)
-
-
-def test_it_is_measured_once(permuted, project, monkeypatch):
-    monkeypatch.setattr(premisesheets, "check", lambda p: premisesheets.path(p).is_dir())
-    monkeypatch.setattr(premisesheets.inputs, "check_sources", lambda *args: None)
-    monkeypatch.setattr(premisesheets, "_prepared", lambda *args: asked.append(args) or permuted, raising=True)
-    asked = []
-    assert premisesheets.run(parameters()).content == permuted.content
-    assert premisesheets.run(parameters()).content == permuted.content and len(asked) == 1
+    files = {file: file.read_bytes() for file in folder.iterdir()}
+    keep(found)
+    assert {file: file.read_bytes() for file in files} == files and sum(map(len, files.values())) < 50_000
 
 
 def test_a_damaged_record_is_named_with_what_is_wrong(permuted, project):
-    p = parameters()
-    where = premisesheets.path(p)
-    premisesheets.write(where, permuted)
-    texts = {name: (where / name).read_text() for name in ("premise.json", "distances.csv", "line.csv")}
-
-    def refused(name, text) -> str:
-        (where / name).write_text(text)
-        with pytest.raises(RecordError, match=f"{name} is damaged .*remove its folder to measure again") as raised:
-            premisesheets.read(p)
-        (where / name).write_text(texts[name])
-        return str(raised.value)
-
-    def changed(**values) -> str:
-        return json.dumps(json.loads(texts["premise.json"]) | values)
-
-    assert "Invalid JSON" in refused("premise.json", texts["premise.json"][:-20])
-    assert "aligned: String should match" in refused("premise.json", changed(aligned="abc"))
-    assert "surprise: Extra inputs" in refused("premise.json", changed(surprise=1))
-    assert "sources: Dictionary should have at least 2" in refused("premise.json", changed(sources={"b": "0" * 64}))
-    for name in ("distances.csv", "line.csv"):
-        lines = texts[name].splitlines(keepends=True)
-        refused(name, "".join(lines[:-1]))
-        refused(name, "".join([*lines, lines[-1]]))
-        refused(name, texts[name].replace("aligned", "tilted"))
-        refused(name, "")
-    assert "no column cosine" in refused("distances.csv", texts["distances.csv"].replace(",cosine,", ",sine,"))
-    first = texts["line.csv"].splitlines()[1]
-    loss = first.split(",")[3]
-    assert "a loss is no number" in refused("line.csv", texts["line.csv"].replace(loss, "", 1))
-    assert "val_loss holds what is no number" in refused("line.csv", texts["line.csv"].replace(loss, "low", 1))
-    (where / "line.csv").unlink()
-    with pytest.raises(RecordError, match="line.csv is damaged .*No such file"):
-        premisesheets.read(p)
+    folder = keep(permuted)
+    content = (folder / "premise.json").read_text()
+    changed = json.dumps(json.loads(content) | {"aligned": "abc"})
+    for text, words in ((content[:-20], "Invalid JSON"), (changed, "String should match")):
+        (folder / "premise.json").write_text(text)
+        with pytest.raises(RecordError, match=f"(?s)premise.json is damaged .*{words}.*remove it to measure again"):
+            premise.run(parameters())
+    (folder / "premise.json").write_text(content)
+    (folder / "line.csv").unlink()
+    with pytest.raises(RecordError, match="is damaged .*No such file.*line.csv"):
+        premise.run(parameters())
 
 
 def test_a_record_of_other_parameters_is_refused(permuted, project):
-    premisesheets.write(premisesheets.path(parameters()), permuted)
+    keep(permuted)
     for change, words in (
         ({"lp_epochs": 5}, "with lp_epochs 4, not 5"),
         ({"seeds": [3]}, "with seed 0, not 3"),
         ({"base_data": "things"}, "with sources ['objects', 'lesions'], not ['things', 'lesions']"),
-        ({"precision": "bf16"}, "with precision fp32, not bf16"),
+        ({"resize": "pad"}, "with resize stretch, not pad"),
     ):
         with pytest.raises(RecordError) as raised:
-            premisesheets.read(parameters(**change))
+            premise.run(parameters(**change))
         assert words in str(raised.value)
     for other in ({"ft_epochs": 3}, {"device": "cpu"}, {"w_lr": 0.1}, {"base_weights": "moved.safetensors"}):
-        assert premisesheets.read(parameters(**other)), f"no number depends on {other}"
+        assert premise.run(parameters(**other)), f"no number depends on {other}"
 
 
 def test_what_cannot_be_measured_is_refused(project):
     with pytest.raises(ParameterError, match="premise: is about two sources"):
-        premisesheets.check(parameters(source_data="", source_weights=""))
+        premise.check(parameters(source_data="", source_weights=""))
     with pytest.raises(ParameterError, match="base_weights: no file b.safetensors"):
-        premisesheets.check(parameters())
+        premise.check(parameters())
     with pytest.raises(ParameterError, match="backbone: unknown 'resnet5'"):
-        premisesheets.check(parameters(backbone="resnet5"))
+        premise.check(parameters(backbone="resnet5"))
 
 
 # ---------------------------------------------------------------- sentences, of made-up numbers

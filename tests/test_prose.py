@@ -79,6 +79,6 @@ def test_a_result_by_hand_is_seen():
 def test_pages_show_the_records_that_are_here(path):
     """A record, parameter file or notebook that changes without its page fails here; `make report` draws it again."""
     params = ROOT / "params" / path.parent.name / f"{path.stem}.yaml"
-    notebook = pages.notebook(params)
+    p = pages.parameters(params)
     noted = json.loads(path.read_text(encoding="utf-8"))["metadata"]["medmerge"]
-    assert noted == pages.origin(params, notebook, pages.parameters(params, notebook))
+    assert noted == pages.origin(params, pages.notebook(p), p)

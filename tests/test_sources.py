@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import pickle
+import threading
 import warnings
 import weakref
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from test_training import task
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from medmerge import Classifier, KernelMerge, zeros_like
+from medmerge import merge as merging
+from medmerge.training import features
 
 GRANULARITIES = ["kernel", "parameter", "layer", "model"]
 
@@ -79,8 +83,12 @@ class BoundMethod(Net):
 
 class Hooked(Net):
     def build(self):
+        self.norm.register_forward_hook(self.noted)
         self.a.register_forward_hook(lambda module, inputs, output: output * 2)
         self.b.register_forward_pre_hook(lambda module, inputs: (inputs[0] + module.weight.mean(),))
+
+    def noted(self, module, inputs, output):
+        return output + self.b.weight.mean()
 
 
 class Asks(Net):
@@ -315,6 +323,14 @@ def with_tied_bias(net):
     net.b.bias = net.a.bias
 
 
+def with_cached_function(net):
+    net.gain = functools.lru_cache(lambda: net.norm.weight.mean())
+
+
+def with_a_copy_of_its_own(net):
+    net.b.__class__ = type("Single", (nn.Conv2d,), {"__deepcopy__": lambda self, memo: self})
+
+
 def with_shared_memory(net):
     net.b.weight = nn.Parameter(net.a.weight.detach())
 
@@ -331,12 +347,12 @@ def quantised(net):
 
 
 REFUSED = {
-    "a lambda over self": (with_lambda, r"run is a function that holds on to the network.*make it a method"),
-    "functions in a dictionary": (with_nested_function, r"tools\['run'\]\[0\].* holds on to a .*make it a method"),
-    "a hook over another layer": (with_hook_over_another_layer, r"b\._forward_hooks\[0\] is a function .*the network"),
-    "a weak reference": (with_weak_reference, r"a\.parent is a weak reference"),
-    "a kernel outside its layer": (with_alias, r"regularised\[0\] is a kernel, a\.weight"),
-    "a graph": (with_graph, r"norm \(BatchNorm2d\): its scale is part of a graph.*detach"),
+    "a lambda over self": (with_lambda, r"run holds a function that keeps the network.*make it a method"),
+    "functions in a dictionary": (with_nested_function, r"tools holds a function that keeps a of .*make it a method"),
+    "a hook over another layer": (with_hook_over_another_layer, r"a hook of b holds a function .*the network"),
+    "a weak reference": (with_weak_reference, r"a\.parent holds a weak reference"),
+    "a kernel outside its layer": (with_alias, r"regularised holds a kernel, a\.weight"),
+    "a graph": (with_graph, r"norm \(BatchNorm2d\) holds scale, which is part of a graph.*detach"),
     "pruned": (
         lambda net: prune.l1_unstructured(net.a, "weight", 0.3),
         r"a \(Conv2d\).*prune\.remove\(layer, 'weight'\)",
@@ -352,18 +368,27 @@ REFUSED = {
     "weight norm as it was": (with_weight_norm, r"b \(Conv2d\).*remove_weight_norm\(layer, 'weight'\)"),
     "spectral norm": (lambda net: parametrizations.spectral_norm(net.b), r"b \(Param.*remove_parametrizations"),
     "spectral norm as it was": (lambda net: nn.utils.spectral_norm(net.b), r"b \(Conv2d\).*remove_spectral_norm"),
-    "lazy": (lambda net: net.add_module("last", nn.LazyLinear(2)), r"last \(LazyLinear\): its weight has no shape yet"),
+    "lazy": (
+        lambda net: net.add_module("last", nn.LazyLinear(2)),
+        r"last \(LazyLinear\) holds weight, which has no shape yet",
+    ),
     "quantised": (quantised, r"linear.*packed or quantised.*before it is converted"),
     "scripted": (scripted, r"b .*compiled; merge the network"),
     "compiled": (lambda net: net.add_module("b", torch.compile(conv())), r"b .*compiled; merge the network"),
-    "kernels as buffers": (with_untrainable_kernels, r"weight of a is no dense parameter.*nn\.Parameter"),
-    "tied to a norm": (with_tied_norm, r"norm\.bias of a BatchNorm2d is tied to kernels, a\.bias; untie"),
-    "tied along two axes": (with_tied_transpose, r"up\.weight and a\.weight are one parameter with different kernels"),
-    "a tied bias": (with_tied_bias, r"b\.bias and a\.bias are one parameter with different kernels"),
-    "memory in common": (with_shared_memory, r"b\.weight shares its memory"),
+    "kernels as buffers": (
+        with_untrainable_kernels,
+        r"a \(Conv2d\) has a weight that is no dense parameter.*nn\.Parameter",
+    ),
+    "tied to a norm": (with_tied_norm, r"norm\.bias .* of a BatchNorm2d is tied to kernels, a\.bias; untie"),
+    "tied along two axes": (with_tied_transpose, r"up\.weight and a\.weight share .*not one kernel; untie"),
+    "a tied bias": (with_tied_bias, r"b\.bias and a\.bias share .*not one kernel; untie"),
+    "memory in common": (with_shared_memory, r"b\.weight and a\.weight share their memory.*tie them"),
+    "a cached function": (with_cached_function, r"gain holds a function that keeps the network"),
+    "a lock": (lambda net: setattr(net, "lock", threading.Lock()), r"source 0 cannot be copied .*lock"),
+    "what does not copy": (with_a_copy_of_its_own, r"its Single gives itself for its copy"),
     "a merge": (
         lambda net: net.add_module("inner", KernelMerge(trained(Net))),
-        r"inner, is a KernelMerge; fold\(\) it",
+        r"inner \(KernelMerge\) is a merge; fold\(\) it",
     ),
 }
 
@@ -381,7 +406,7 @@ def test_what_cannot_be_merged_is_named_with_the_way_out(what):
 def test_sources_made_in_inference_mode_are_refused_and_a_merge_made_there_learns(x):
     with torch.inference_mode():
         sources = trained(Net)
-        with pytest.raises(TypeError, match=r"a \(Conv2d\): its weight was made in torch\.inference_mode"):
+        with pytest.raises(TypeError, match=r"a \(Conv2d\) holds weight, which was made in torch\.inference_mode"):
             KernelMerge(sources)
     sources = trained(Net)
     with torch.inference_mode():
@@ -394,8 +419,27 @@ def test_sources_made_in_inference_mode_are_refused_and_a_merge_made_there_learn
 
 def test_a_merge_as_a_source_is_refused():
     sources = trained(Net)
-    with pytest.raises(TypeError, match=r"source 1 is a KernelMerge; fold\(\) it, or merge its own sources"):
+    with pytest.raises(
+        TypeError, match=r"source 1: the network \(KernelMerge\) is a merge; fold\(\) it, or merge its own"
+    ):
         KernelMerge([sources[0], KernelMerge(sources)])
+
+
+def test_a_single_network_is_no_list_of_sources():
+    with pytest.raises(TypeError, match="sources is a single Sequential"):
+        KernelMerge(nn.Sequential(conv(), conv()))
+
+
+def test_kernels_are_computed_once_a_pass_over_the_data(monkeypatch):
+    computed, mean = [], merging.Mean.forward
+    monkeypatch.setattr(merging.Mean, "forward", lambda self, first: computed.append(1) or mean(self, first))
+    merge = KernelMerge(trained(lambda: nn.Sequential(Net(), nn.Flatten()))).eval()
+    one = task(batch_size=3)
+    assert len(one.val) == 2 * 4 * one.protocol.batch_size, "two batches"
+    first = features(merge, one.val, one).inputs
+    assert len(computed) == 3, "two weights and a bias, not once a batch"
+    merge.set_kernel_weights(0.9)
+    assert not torch.equal(features(merge, one.val, one).inputs, first) and len(computed) == 6
 
 
 def hidden_layer(seed):
@@ -407,12 +451,12 @@ DIFFERENT = {
     "a number": ("scale", lambda i: i + 1.5, r"Net\(scale=1\.5\) in source 0 is Net\(scale=2\.5\) in source 1"),
     "a text": ("mode", lambda i: ("bilinear", "nearest")[i], r"mode='bilinear'.*mode='nearest'"),
     "a tensor": ("mean", lambda i: torch.tensor([0.25, i]), r"mean=tensor.*mean=tensor"),
-    "a dictionary": ("options", lambda i: {"blocks": [1, {"rate": i / 2}]}, r"options=.*0\.5.*parameters and buffers"),
-    "a dataclass": ("stage", lambda i: Stage(None, float(i)), r"stage\.gain=0\.0.*stage\.gain=1\.0"),
+    "a dictionary": ("options", lambda i: {"blocks": [1, {"rate": i / 2}]}, r"options=.*0\.0.*0\.5.*make them alike"),
+    "a dataclass": ("stage", lambda i: Stage(None, float(i)), r"stage=.*gain=0\.0.*gain=1\.0"),
     "a function": ("act", lambda i: (F.relu, F.gelu)[i], r"act.*in source 0 is .*act"),
     "what a function keeps": ("act", lambda i: functools.partial(F.leaky_relu, negative_slope=i), r"negative_slope"),
-    "a layer that is none of the network's": ("tools", hidden_layer, r"tools\[0\]\.(weight|bias)=.*register"),
-    "what is there": ("extra", lambda i: [None] * i, r"extra.*in source 0 is .*extra"),
+    "a layer that is none of the network's": ("tools", hidden_layer, r"Net\(tools=.*make them alike"),
+    "what is there": ("extra", lambda i: [None] * i, r"extra=\[\].*extra=\[None\]"),
 }
 
 

@@ -103,13 +103,14 @@ def test_a_page_whose_record_is_missing_is_named_with_the_record(project):
 
 
 def test_a_file_about_datasets_asks_for_their_sheets(project):
-    (project / "params/open/data.yaml").write_text("track: open\ndatasets: [ham10k=ham, rsna=rsna]\n")
+    (project / "params/open/data.yaml").write_text("notebook: data\ntrack: open\ndatasets: [ham10k=ham, rsna=rsna]\n")
     table = status.parameter_files(project / "params").set_index("file")
     assert table.loc["open/data.yaml", ["asked", "recorded"]].tolist() == [3, 0]  # two sheets, and what they share
 
 
 def test_a_page_on_costs_asks_for_its_measurement(project):
-    (project / "params/open/cost.yaml").write_text("track: open\nbackbone: densenet_small\ncost_repeats: 3\n")
+    text = "notebook: cost\ntrack: open\nbackbone: densenet_small\ncost_repeats: 3\n"
+    (project / "params/open/cost.yaml").write_text(text)
     row = status.parameter_files(project / "params").set_index("file").loc["open/cost.yaml"]
     assert (row.asked, row.recorded, row.page) == (1, 0, None)
     (project / "results/open/cost.ipynb").write_text("{}")
@@ -118,17 +119,17 @@ def test_a_page_on_costs_asks_for_its_measurement(project):
 
 
 def test_a_page_on_the_premise_asks_for_its_measurement_and_its_runs(project):
-    text = (project / "params/open/skin.yaml").read_text().replace("precision: bf16", "precision: bf16\npremise: true")
+    text = (project / "params/open/skin.yaml").read_text().replace("notebook: pair", "notebook: premise\npremise: true")
     (project / "params/open/premise.yaml").write_text(f"{text}\napproaches: [medmerge]\n")
     row = status.parameter_files(project / "params").set_index("file").loc["open/premise.yaml"]
     assert (row.asked, row.recorded, row.page) == (2, 1, None), "the merge is recorded, the measurement is not"
     (project / "results/open/premise.ipynb").write_text("{}")
-    with pytest.raises(RecordError, match="premise.ipynb shows runs whose records are missing: premise"):
+    with pytest.raises(RecordError, match="premise.ipynb shows runs whose records are missing: what lies between"):
         status.parameter_files(project / "params")
 
 
 def test_a_page_of_weights_asks_for_the_merged_runs_that_it_shows(project):
-    (project / "params/open/weights.yaml").write_text("track: open\nstudies: [skin]\n")
+    (project / "params/open/weights.yaml").write_text("notebook: weights\ntrack: open\nstudies: [skin]\n")
     page = project / "results/open/weights.ipynb"
     page.write_text("{}")
     row = status.parameter_files(project / "params").set_index("file").loc["open/weights.yaml"]
@@ -137,7 +138,7 @@ def test_a_page_of_weights_asks_for_the_merged_runs_that_it_shows(project):
     shutil.rmtree(row.folders[0])
     shutil.rmtree(project / "params/open")
     (project / "params/open").mkdir()
-    (project / "params/open/weights.yaml").write_text("track: open\nstudies: [skin]\n")
+    (project / "params/open/weights.yaml").write_text("notebook: weights\ntrack: open\nstudies: [skin]\n")
     with pytest.raises(RecordError, match="weights.ipynb shows runs whose records are missing: skin"):
         status.parameter_files(project / "params")
 

@@ -239,7 +239,8 @@ def test_all_rows_are_tested_on_the_same_images_and_trained(finished):
 
 
 def test_heads_start_alike_for_a_seed():
-    task = Task(None, None, 4, 3, Protocol())
+    batches = [(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))]
+    task = Task(batches, batches, 4, 3, Protocol())
     heads = [classifier(backbone("densenet_small", weights), task).head for weights in ("random", "zeros")]
     assert torch.equal(heads[0].weight, heads[1].weight) and torch.equal(heads[0].bias, heads[1].bias)
     task.seed = 4

@@ -10,7 +10,7 @@ from medmerge.stats import evaluation
 from medmerge.study import definitions, revisits
 from medmerge.study import run as study
 from medmerge.study.records import RecordError
-from medmerge.study.trials import Trial
+from medmerge.study.revisits import Trial
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_layer_is_replaced_and_put_back(merged, trial, monkeypatch):
         assert len(samples) == merged[1].images["val"] != merged[1].images["test"]
         return training.predict(model, samples, task)
 
-    monkeypatch.setattr("medmerge.study.trials.predict", scored)
+    monkeypatch.setattr("medmerge.study.revisits.predict", scored)
     score = trial(layer, 1.0)
     assert trial(layer, 1.0) == score and len(seen) == 1, "computed once"
     (during,) = seen

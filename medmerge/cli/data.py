@@ -31,11 +31,9 @@ and look for what the split hides. Nothing is written into ROOT. The exit status
 listed, with their licences and folders."""
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to those of the command line."""
-    parser = commands.add_parser(
-        "data", help="look into a dataset, its split and what that hides", description=_DESCRIPTION
-    )
+def add(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add the command's options to its parser."""
+    parser.description = _DESCRIPTION
     add_one = parser.add_argument
     add_one("name", nargs="?", metavar="NAME", help="a dataset; without one, or with `list`, all are listed")
     add_one("root", nargs="?", metavar="ROOT", help="its folder, from here or from $MEDMERGE_DATA")
@@ -85,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     found = audit(table, parts, digests=digests, pixels=pixels, distance=options.distance)
     counts = found.counts.assign(all=found.counts.sum(axis=1))
     counts.loc["images"] = [*splits.sizes(parts), len(parts)]
-    print(counts.to_string(formatters=["{:,}".format] * 4), "\n\nWhat the split hides")
+    print(f"{counts.to_string(formatters=['{:,}'.format] * 4)}\n\nWhat the split hides")
     for finding in found.summary.itertuples():
         examples = f" Such as {finding.examples}." if finding.examples else ""
         print(f"  {finding.severity.replace('leak', 'LEAK'):13}{finding.sentence}{examples}")

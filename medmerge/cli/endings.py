@@ -7,15 +7,15 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from medmerge.data import DataError
-from medmerge.files import DiskError
-from medmerge.study.params import ParameterError
-from medmerge.study.records import RecordError
-from medmerge.training import TrainingError
-from medmerge.weightfiles import CheckpointError
-
-EXPECTED = (ParameterError, DataError, CheckpointError, RecordError, TrainingError, DiskError, ConnectionError)
-"""Errors that a user can mend: shown as a message, without a traceback."""
+_EXPECTED = {
+    "builtins": "ConnectionError",
+    "medmerge.backbones": "CheckpointError",
+    "medmerge.data": "DataError",
+    "medmerge.files": "DiskError",
+    "medmerge.study.params": "ParameterError",
+    "medmerge.study.records": "RecordError",
+    "medmerge.training": "TrainingError",
+}
 
 STOPPED = "stopped. What is finished is kept; the same command goes on from the last checkpoint"
 
@@ -24,26 +24,28 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM), as schedulers do."""
 
 
-def status(call: Callable[[], int], name: str = "medmerge", stopped: str = STOPPED) -> int:
+def expected() -> tuple[type[Exception], ...]:
+    """Errors that a user can mend: shown as a message, without a traceback. Nothing is imported to know them."""
+    return tuple(getattr(sys.modules[module], name) for module, name in _EXPECTED.items() if module in sys.modules)
+
+
+def status(call: Callable[[], int]) -> int:
     """What a call returns; where it cannot go on, a line on standard error and the exit status that goes with it.
 
-    Args:
-        name: what the line begins with.
-        stopped: the line's text after an interrupt; nothing is printed where it is empty.
-
     Returns:
-        The call's own; 2 after one of :data:`EXPECTED`; 130 after Ctrl-C and 143 after SIGTERM.
+        The call's own; 2 after one of :func:`expected`; 130 after Ctrl-C and 143 after SIGTERM.
     """
     try:
         with _terminable():
             return call()
-    except EXPECTED as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt as error:
-        if stopped:
-            print(f"\n{name}: {stopped}", file=sys.stderr)
+        print(f"\nmedmerge: {STOPPED}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
+    except Exception as error:
+        if not isinstance(error, expected()):
+            raise
+        print(f"medmerge: {error}", file=sys.stderr)
+        return 2
 
 
 def about(path: Path, error: Exception) -> str:

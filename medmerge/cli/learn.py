@@ -16,9 +16,8 @@ from medmerge.study.params import ParameterError
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    """Add the command to the parser."""
-    own = commands.add_parser("learn", help="merge two checkpoints for your own images")
+def add(own: argparse.ArgumentParser, name: str) -> None:
+    """Add the command's options to its parser."""
     own.add_argument(
         "--source", action="append", default=[], metavar="[NAME=]WEIGHTS", help="twice: a file or imagenet"
     )
@@ -55,7 +54,7 @@ def _learn(options: argparse.Namespace) -> int:
         settings=dict(map(_setting, options.set)),
     )
     plan, warnings = learn.check(p, options.out)
-    print(plan)  # an estimate of the time goes here
+    print(plan)
     for warning in warnings:
         print(f"medmerge: WARNING: {warning}", file=sys.stderr)
     shown = logging.StreamHandler(sys.stdout)

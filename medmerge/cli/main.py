@@ -1,20 +1,27 @@
-"""The command line: ``medmerge check``, ``run``, ``report``, ``plan``, ``train``, ``rerun``, ``data`` and ``learn``."""
+"""The command line: ``medmerge check``, ``run``, ``report``, ``train``, ``rerun``, ``data`` and ``learn``.
+
+A command's module is imported when it is asked for: ``--help`` and a typo need neither PyTorch nor pandas.
+"""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from medmerge.cli import data as cli_data
+from medmerge import __version__
 from medmerge.cli import endings
-from medmerge.cli import learn as cli_learn
-from medmerge.cli import many as cli_plan
-from medmerge.cli import run as cli_run
-from medmerge.cli.endings import EXPECTED
-from medmerge.study import costsheets, datasheets, definitions, premisesheets
-from medmerge.study import notebooks as pages
-from medmerge.study.params import Parameters
+
+COMMANDS = {
+    "check": ("runs", "check parameter files, and say what they would run"),
+    "run": ("pages", "check a parameter file, then run its notebook with it"),
+    "report": ("pages", "draw again each page whose records are all here: the same files"),
+    "train": ("runs", "run rows and seeds of a parameter file, without a notebook"),
+    "rerun": ("runs", "compute finished runs again, and hold them against their records"),
+    "data": ("data", "look into a dataset, its split and what that hides"),
+    "learn": ("learn", "merge two checkpoints for your own images, without a notebook"),
+}
+"""By name, the module of :mod:`medmerge.cli` that adds the command, and what it does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0; 1 where a notebook failed; 2 where the input was refused or training cannot go on; 130 after Ctrl-C and 143 after
     SIGTERM. Whatever it was, what is finished is kept.
     """
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
         return endings.status(lambda: options.command(options))
     except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
@@ -31,52 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str) -> argparse.ArgumentParser:
+    """The parser, with the options of the command that is asked for."""
     parser = argparse.ArgumentParser(prog="medmerge", description="Rerun the study, or parts of it.")
+    parser.add_argument("--version", action="version", version=f"medmerge {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    check = commands.add_parser("check", help="check parameter files, and say what they would run")
-    check.add_argument("params", type=Path, nargs="+", metavar="PARAMS.yaml")
-    check.set_defaults(command=_check)
-    cli_run.add(commands)
-    cli_plan.add(commands)
-    cli_data.add(commands)
-    cli_learn.add(commands)
+    for name, (module, does) in COMMANDS.items():
+        command = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+        if name == asked:
+            importlib.import_module(f"medmerge.cli.{module}").add(command, name)
     return parser
-
-
-def _check(options: argparse.Namespace) -> int:
-    status = 0
-    for path in options.params:
-        try:
-            p = pages.parameters(path)
-            if p.datasets:
-                _print_datasets(path, p)
-                continue
-            if p.studies:
-                print(f"{path}: {len(p.studies)} studies, {len(cli_run.merged(p))} merged runs to show")
-                continue
-            if p.cost_repeats:
-                print(f"{path}: {p.backbone} at {p.image_size} px, {'' if costsheets.check(p) else 'not yet '}measured")
-                continue
-            unmeasured = p.premise and not premisesheets.check(p)
-            todo, all_rows = cli_run.to_run(p), [(row, seed) for row in definitions.rows(p) for seed in p.seeds]
-        except EXPECTED as error:
-            print(f"medmerge: {endings.about(path, error)}", file=sys.stderr)
-            status = 2
-            continue
-        print(f"{path}: {len(all_rows)} runs, {len(all_rows) - len(todo)} finished")
-        for row, seed in todo:
-            print(f"  to run: {row.label}, seed {seed}")
-        if unmeasured:
-            print("  to measure: what lies between the sources")
-    return status
-
-
-def _print_datasets(path: Path, p: Parameters) -> None:
-    todo = datasheets.check(p)
-    print(f"{path}: {len(p.datasets)} datasets, {len(p.datasets) - len(todo)} measured")
-    for name in todo:
-        print(f"  to measure: {name}")
 
 
 if __name__ == "__main__":

@@ -9,21 +9,16 @@ networks of other rows comes after those. A page comes after the runs that it sh
 import functools
 import graphlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medmerge import backbones
-from medmerge.cli import endings
-from medmerge.study import costsheets, datasheets, definitions, featuresheets, inputs, premisesheets, records
-from medmerge.study import notebooks as pages
+from medmerge.cli.endings import about
+from medmerge.study import definitions, inputs, notebooks
 from medmerge.study import run as study
 from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError, Parameters, of_seed
-from medmerge.study.records import RecordError
-
-_PAGES_ALONE = ("datasets", "studies", "cost_repeats")
-"""Parameters of pages without runs of their own."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +69,12 @@ class Page:
     @functools.cached_property
     def current(self) -> bool:
         """Whether it is there and shows what it should, as far as it did when first asked."""
-        return pages.current(self.file, self.notebook, self.p) and not self.measures
+        return notebooks.current(self.file, self.notebook, self.p) and not self.measures
 
     @functools.cached_property
     def measures(self) -> bool:
         """Whether its notebook has more to do than to draw, such as to time steps or to measure datasets."""
-        p = self.p
-        if p.datasets:
-            return any(datasheets.read(p, one.partition("=")[0]) is None for one in p.datasets)
-        if self.notebook.stem == "features":
-            return not _merged(p) or not featuresheets.path(featuresheets.choose(p)).is_file()
-        return bool(p.cost_repeats and not costsheets.read(p) or p.premise and not premisesheets.read(p))
+        return None in notebooks.kind(self.p).measured(self.p).values()
 
 
 @dataclass(frozen=True)
@@ -103,38 +93,13 @@ class Plan:
     pages: Mapping[Path, Page]
     unread: Mapping[Path, str] = field(default_factory=dict)
 
-    def of(self, asked: Iterable[Path]) -> "Plan":
-        """The part that some files ask for: their pages, their runs, and all runs that these need."""
-        asked = {path.resolve() for path in asked}
-        chosen = {path: page for path, page in self.pages.items() if page.file.resolve() in asked}
-        todo = [folder for page in chosen.values() for folder in page.needs]
-        todo += [run.folder for file in self.files if file.resolve() in asked for run in self._own(file)]
-        kept = set()
-        while todo:
-            if (folder := todo.pop()) not in kept:
-                kept.add(folder)
-                todo += self.runs[folder].needs
-        runs = {folder: run for folder, run in self.runs.items() if folder in kept}
-        files = {run.file for run in runs.values()} | {page.file for page in chosen.values()}
-        files |= {file for file in self.files if file.resolve() in asked}
-        return Plan({file: p for file, p in self.files.items() if file in files}, runs, chosen)
-
-    def _own(self, file: Path) -> list[Run]:
-        """The runs that a file asks for, whichever file they are counted with."""
-        return [self.runs[folder] for folder in _folders(self.files[file])]
-
-    def ready(self) -> list[Run]:
-        """The runs that are not finished and need nothing that is not: they can start now, side by side."""
-        waiting = [run for run in self.runs.values() if not run.finished]
-        return [run for run in waiting if all(self.runs[folder].finished for folder in run.needs)]
-
     def drawable(self) -> list[Page]:
         """The pages that can be drawn from the records that are here, whether they were drawn before or not."""
         finished = {folder for folder, run in self.runs.items() if run.finished}
         return [
             page
             for page in self.pages.values()
-            if (_merged(page.p) if page.p.studies else finished.issuperset(page.needs)) and not page.measures
+            if (page.p.studies or finished.issuperset(page.needs)) and not page.measures
         ]
 
     def missing(self, file: Path) -> list[str]:
@@ -155,10 +120,15 @@ class Plan:
                 study.check(p, todo, coming=made)
             for page in self.pages.values():
                 if page.file == file and page.measures and not coming and not p.studies:
-                    (datasheets if p.datasets else costsheets if p.cost_repeats else premisesheets).check(p)
+                    notebooks.kind(p).check(p)
         except ParameterError as error:
             problems += str(error).split("\n")
         return problems
+
+
+def command(run: Run) -> list[str]:
+    """The words of the command that computes a run."""
+    return ["medmerge", "train", str(run.file), "--row", run.row.name, "--seed", str(run.seed)]
 
 
 def load(more: Sequence[Path] = ()) -> Plan:
@@ -176,23 +146,23 @@ def load(more: Sequence[Path] = ()) -> Plan:
     given, read, unread = {path.resolve() for path in more}, {}, {}
     for path in [*paths, *asked.values()]:
         try:
-            notebook = pages.notebook(path)
-            p = pages.parameters(path, notebook)
-            if has_runs(p) and (problems := study.impossible(p)):
+            p = notebooks.parameters(path)
+            if notebooks.kind(p).runs and (problems := study.impossible(p)):
                 raise ParameterError(f"{path}: " + "\n".join(problems))
-            read[path] = p, notebook
+            read[path] = p
         except ParameterError as error:
-            unread[path] = endings.about(path, error)
+            unread[path] = about(path, error)
     if problems := [problem for path, problem in unread.items() if path.resolve() in given]:
         raise ParameterError("\n".join(problems))
-    files = _sorted({path: p for path, (p, _) in read.items()})
+    files = _sorted(read)
     runs = _runs(files)
-    found = [
-        Page(path, p, read[path][1], pages.output(p, path), _shown(path, files, runs))
-        for path, p in files.items()
-        if read[path][1]
-    ]
-    return Plan(files, runs, {page.path: page for page in found}, unread)
+    pages: dict[Path, Page] = {}
+    for path, p in files.items():
+        if p.notebook:
+            page = Page(path, p, notebooks.notebook(p), notebooks.output(p, path), _shown(path, files, runs))
+            if (other := pages.setdefault(page.path, page)) is not page:
+                raise ParameterError(f"{other.file} and {path} are both drawn as {page.path}; rename one of them")
+    return Plan(files, runs, pages, unread)
 
 
 def _short(path: Path) -> Path:
@@ -200,22 +170,13 @@ def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def has_runs(p: Parameters) -> bool:
-    """Whether a parameter file asks for runs; others ask for a page alone, on datasets, studies or costs."""
-    return not any(getattr(p, name) for name in _PAGES_ALONE)
-
-
 def _folders(p: Parameters) -> list[Path]:
     """Where the runs of a file lie."""
-    return [definitions.folder(p, row, seed) for row in definitions.rows(p) for seed in p.seeds] if has_runs(p) else []
-
-
-def _merged(p: Parameters) -> bool:
-    """Whether a page of ``studies``, which shows the runs that there are, has a merged one of each."""
-    try:
-        return bool(records.merged(home() / p.results / p.track, p.studies))
-    except RecordError:
-        return False
+    return (
+        [definitions.folder(p, row, seed) for row in definitions.rows(p) for seed in p.seeds]
+        if notebooks.kind(p).runs
+        else []
+    )
 
 
 def _place(weights: str) -> Path | None:
@@ -229,7 +190,7 @@ def _makers(files: Mapping[Path, Parameters]) -> dict[Path, Run]:
     """The run that saves each weights."""
     makers: dict[Path, Run] = {}
     for path, p in files.items():
-        for seed in p.seeds if p.save_weights and has_runs(p) else ():
+        for seed in p.seeds if p.save_weights and notebooks.kind(p).runs else ():
             run, place = Run(path, p, definitions.rows(p)[0], seed), _place(of_seed(p.save_weights, seed))
             if (other := makers.setdefault(place, run).file) != path:
                 raise ParameterError(f"save_weights: {other} and {path} both save {p.save_weights}; name another")
@@ -262,7 +223,7 @@ def _sorted(files: Mapping[Path, Parameters]) -> dict[Path, Parameters]:
 def _studied(p: Parameters, files: Mapping[Path, Parameters]) -> list[Path]:
     """The files whose runs belong to the studies that a page shows."""
     wanted = [(p.results, p.track, *one.split("/")) for one in p.studies]
-    ids = {path: (q.results, q.track, q.pair, q.backbone) for path, q in files.items() if has_runs(q)}
+    ids = {path: (q.results, q.track, q.pair, q.backbone) for path, q in files.items() if notebooks.kind(q).runs}
     return [path for path, one in ids.items() if any(one[: len(study)] == study for study in wanted)]
 
 
@@ -270,7 +231,9 @@ def _runs(files: Mapping[Path, Parameters]) -> dict[Path, Run]:
     """Every run once, each after those that it needs."""
     makers, runs = _makers(files), {}
     for path, p in files.items():
-        for row, seed in ((row, seed) for row in definitions.rows(p) for seed in p.seeds) if has_runs(p) else ():
+        for row, seed in (
+            ((row, seed) for row in definitions.rows(p) for seed in p.seeds) if notebooks.kind(p).runs else ()
+        ):
             first = runs.setdefault(definitions.folder(p, row, seed), Run(path, p, row, seed))
             _same(first, Run(path, p, row, seed))
     ordered: dict[Path, Run] = {}

@@ -18,7 +18,7 @@ from medmerge.explorer.payload import Run
 from medmerge.merge import KernelMerge
 from medmerge.pages.figures import depth as figures_depth
 from medmerge.study.records import Record
-from medmerge.study.trials import Later, Trial
+from medmerge.study.revisits import Later, Trial
 
 log = logging.getLogger(__name__)
 

@@ -157,8 +157,7 @@ def recorded(name: str) -> list[Record]:
 
 
 def _parameters(name: str) -> Parameters:
-    path = home() / FILES / f"{name}.yaml"
-    return notebooks.parameters(path, notebooks.notebook(path))
+    return notebooks.parameters(home() / FILES / f"{name}.yaml")
 
 
 def verdict(found: Sequence[Pair]) -> str:

@@ -1,4 +1,4 @@
-"""Tables and sentences on what datasets and splits hide, computed from their datasheets and from nothing else."""
+"""Tables and sentences on what datasets and splits hide, computed from their datasheet and from nothing else."""
 
 from collections.abc import Mapping, Sequence
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 from medmerge.pages.template import fill
 from medmerge.study import premise
-from medmerge.study.premisesheets import ORDERS, STATISTICS, PremiseSheet
+from medmerge.study.premise import ORDERS, STATISTICS, PremiseSheet
 
 RELATED, UNRELATED = 0.5, 0.1
 """Sources share a start where the median layer's cosine is above the first, and have none in common below the second.

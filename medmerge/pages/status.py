@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medmerge.study import costsheets, datasheets, definitions, premisesheets, records
+from medmerge.study import definitions, notebooks, records
 from medmerge.study import run as study
 from medmerge.study.inputs import home
 from medmerge.study.params import Parameters, load_yaml
@@ -81,30 +81,13 @@ def unasked(found: Sequence[Record], files: pd.DataFrame) -> list[Record]:
 
 def _state(p: Parameters) -> Mapping[str, Path | None]:
     """What a file asks for by name, each with its record's folder or file, or None where there is no record."""
-    if p.datasets:
-        names = [entry.partition("=")[0] for entry in p.datasets]
-        where = home() / p.results / p.track / "data"
-        return {name: where if datasheets.read(p, name) else None for name in [*names, "overlaps"]}
-    if p.cost_repeats:
-        where = costsheets.path(p)
-        return {where.stem: where.parent if costsheets.read(p) else None}
-    if p.studies:
-        return {name: folder for study in p.studies for name, folder in _merged(p, study).items()}
-    state = {"premise": premisesheets.path(p) if premisesheets.read(p) else None} if p.premise else {}
-    for row in definitions.rows(p):
+    kind = notebooks.kind(p)
+    state = dict(kind.measured(p))
+    for row in definitions.rows(p) if kind.runs else ():
         for seed in p.seeds:
             record = study.finished(p, row, seed)
             state[f"{row.name}, seed {seed}"] = record.folder if record else None
     return state
-
-
-def _merged(p: Parameters, study: str) -> dict[str, Path | None]:
-    """The merged runs of one study that a page shows, by name, or the study without a folder where there is none."""
-    try:
-        found = records.merged(home() / p.results / p.track, [study])
-    except RecordError:
-        return {study: None}
-    return {"/".join(record.folder.parts[-4:]): record.folder for record in found}
 
 
 def _dates(folders: set[Path]) -> dict[Path, str]:

@@ -1,10 +1,10 @@
-"""What a step of each phase costs: seconds, numbers that learn, arithmetic and memory, measured here and now.
+"""What a step of each phase costs: seconds, numbers that learn, arithmetic and memory, measured once and kept.
 
 A step is that of `medmerge.training`, on one batch of random images: what is measured does not depend on their
 values. Nothing is scored, so no data and no trained weights are needed.
+``results/<track>/cost/<backbone>-<size>px.json`` is what :func:`measure` returned, checked when it is read.
 """
 
-import contextlib
 import copy
 import functools
 import gc
@@ -12,9 +12,12 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,10 +26,16 @@ from medmerge.approaches.paper import classifier
 from medmerge.data import Samples
 from medmerge.merge import KernelMerge
 from medmerge.study import records
+from medmerge.study.inputs import home
+from medmerge.study.measured import Measured, Sheet, save_json
+from medmerge.study.params import ParameterError, Parameters
 from medmerge.training import Protocol, Task
 
 CLASSES = 7
 """Width of the head, as for HAM10000's classes."""
+
+PROFILED = ("ft", "kernel")
+"""The variants whose operations are timed one by one."""
 
 WARM_UP = 2
 """Rounds before those that are kept."""
@@ -66,6 +75,75 @@ VARIANTS = {
 """All that is measured. Fine-tuning after a merge is FT: what was merged is folded by then."""
 
 
+_Whole = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(gt=0)]
+
+
+class Memory(Sheet):
+    """Bytes by what they are for, as :func:`memory` gives them."""
+
+    parameters: _Whole
+    frozen: _Whole
+    gradients: _Whole
+    optimizer: _Whole
+    saved: _Whole
+
+
+class Timed(Sheet):
+    """One variant: seconds of each round, numbers that learn, FLOPs and bytes of a step, and a GPU's peak in MiB."""
+
+    seconds: list[_Seconds]
+    trainable: _Whole
+    flops: _Count
+    memory: Memory
+    peak_memory_mib: float | None
+
+
+class CostSheet(Sheet):
+    """A record of costs: the fields that :func:`measure` returns."""
+
+    format: Literal[1] = 1
+    backbone: str
+    image_size: _Count
+    batch_size: _Count
+    classes: _Count
+    repeats: _Count
+    kind: Literal["cpu", "cuda"]
+    device: str
+    precision: Literal["fp32", "bf16"]
+    threads: _Count
+    cores: int | None
+    clock: Literal["cpu", "wall"]
+    load: Annotated[list[float], Field(min_length=2, max_length=2)]
+    variants: dict[str, Timed]
+    provenance: dict
+    profile: dict[str, dict[str, float]] = {}
+
+    @model_validator(mode="after")
+    def _complete(self) -> "CostSheet":
+        if missing := VARIANTS.keys() - self.variants.keys():
+            raise ValueError(f"variants lack {', '.join(sorted(missing))}")
+        for name, measured in self.variants.items():
+            if len(measured.seconds) != self.repeats:
+                raise ValueError(f"{name} has {len(measured.seconds)} rounds, not {self.repeats}")
+        return self
+
+    def seconds(self, name: str) -> np.ndarray:
+        """Seconds of a step of a variant in every round, float64 ``[repeats]``."""
+        return np.array(self.variants[name].seconds)
+
+    def ratio(self, name: str, to: str = "ft") -> tuple[float, float, float]:
+        """Lower quartile, median and upper quartile over the rounds of one variant's seconds over another's."""
+        return quartiles(self.seconds(name) / self.seconds(to))
+
+
+def quartiles(values: np.ndarray) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return low, median, high
+
+
 class Step:
     """A variant ready to run: each call is one step on one and the same batch, of which it returns the loss.
 
@@ -95,24 +173,15 @@ class Step:
         if self.optimizer is None:
             training.features(self.model.backbone, self.samples, self.task)
             return None
-        with self.region("optimizer"):
-            self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         value = self.loss()
         value.backward()
-        with self.region("optimizer"):
-            self.optimizer.step()
+        self.optimizer.step()
         return value.detach()
-
-    def region(self, name: str):
-        """A context for a part of the step, ``"prepare"`` or ``"optimizer"``; `medmerge.study.steps` puts its own
-        here.
-        """
-        return contextlib.nullcontext()
 
     def loss(self) -> Tensor:
         """The forward half of a step: the batch's mean loss, with its graph."""
-        with self.region("prepare"):
-            inputs = training.prepare(self.inputs)
+        inputs = training.prepare(self.inputs)
         with self.task.autocast:
             logits = self.model(inputs)
         return training.loss(logits.float(), self.labels)
@@ -226,7 +295,7 @@ def measure(
         minute before and over the last minute, this one among them at the end); ``clock``, ``"cpu"`` for the
         processor's time, which other processes hardly change, where one thread of a CPU computes, else ``"wall"``;
         ``variants``, each with ``seconds`` a round, ``trainable``, ``flops`` and ``memory`` as the functions above give
-        them, and ``peak_memory_mib``, which is None on the CPU; and ``provenance``.
+        them, and ``peak_memory_mib``, which is None on the CPU; ``profile``, of :data:`PROFILED`; and ``provenance``.
     """
     task = noise(image_size, batch_size, device, precision)
     names, load = list(variants), os.getloadavg()[0]
@@ -243,7 +312,21 @@ def measure(
         **circumstances(backbone, task, repeats, load),
         "clock": clock(task.device),
         "variants": {name: {"seconds": seconds[name][WARM_UP:], **measured[name]} for name in names},
+        "profile": {name: profile(steps[name]) for name in PROFILED if name in names},
     }
+
+
+def profile(step: Step, count: int = 8) -> dict[str, float]:
+    """Seconds of one step by PyTorch's operators, the ``count`` that take longest and ``"others"``, by its profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    on_gpu = step.task.device.type == "cuda"
+    with torch.profiler.profile(activities=activities + [torch.profiler.ProfilerActivity.CUDA] * on_gpu) as found:
+        step()
+    taken = {
+        e.key: 1e-6 * (e.self_device_time_total if on_gpu else e.self_cpu_time_total) for e in found.key_averages()
+    }
+    longest = sorted(taken, key=taken.get, reverse=True)[:count]
+    return {name: taken[name] for name in longest} | {"others": sum(taken.values()) - sum(map(taken.get, longest))}
 
 
 def circumstances(backbone: str, task: Task, repeats: int, load: float) -> dict:
@@ -301,3 +384,60 @@ def _seconds(one: Step) -> float:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
+
+
+def path(p: Parameters) -> Path:
+    """Where the record that the parameters ask for lies."""
+    return home() / p.results / p.track / "cost" / f"{p.backbone}-{p.image_size}px.json"
+
+
+def _asked(p: Parameters) -> dict:
+    asked = {"backbone": p.backbone, "image_size": p.image_size, "batch_size": p.batch_size, "repeats": p.cost_repeats}
+    return asked | {name: value for name, value in (("kind", p.device), ("precision", p.precision)) if value != "auto"}
+
+
+def _measure(p: Parameters) -> CostSheet:
+    options = {"repeats": p.cost_repeats, "device": p.device, "precision": p.precision}
+    return CostSheet(**measure(p.backbone, p.image_size, p.batch_size, **options))
+
+
+SHEET = Measured(
+    where=path,
+    asked=_asked,
+    measure=_measure,
+    definition=vars,
+    load=lambda path: CostSheet.model_validate_json(path.read_bytes()),
+    save=save_json,
+)
+"""The record of costs that the parameters ask for."""
+
+
+def state(p: Parameters) -> dict[str, Path | None]:
+    """The record by name, and where it is, or None where it is not there.
+
+    Raises:
+        RecordError: it is damaged, or was measured with other parameters.
+    """
+    return {path(p).stem: SHEET.state(p)}
+
+
+def check(p: Parameters) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        ParameterError: no such backbone, or no number of rounds.
+    """
+    if p.backbone not in backbones.names():
+        raise ParameterError(f"backbone: unknown {p.backbone!r} (medmerge.backbones.names())")
+    if not p.cost_repeats:
+        raise ParameterError("cost_repeats: 0; a page on costs needs one round at least, and twenty for its quartiles")
+
+
+def run(p: Parameters) -> CostSheet:
+    """The record that the parameters ask for; measured and written where it is not there.
+
+    Raises:
+        ParameterError, RecordError: as :func:`check` and :func:`state`.
+    """
+    check(p)
+    return SHEET.ensure(p)

@@ -2,19 +2,34 @@
 
 Networks come in the order first source, merged, further sources, so that the merged one stands between two. Channel j
 of a convolution's output is what its kernel j made, so that a feature map and a merging weight w belong together.
+
+``results/<track>/<pair>/features/<backbone>-<row>-seed<k>.safetensors`` rebuilds the page without networks or images.
+The sample is the first test image of the split: nothing is chosen by how it looks. Of real images only maps are kept,
+never the image.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+import safetensors.numpy
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from medmerge.study import revisits
+from medmerge import files
+from medmerge.study import merges, records, revisits
+from medmerge.study import run as study
+from medmerge.study.measured import Measured
+from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.records import Record, RecordError
+from medmerge.training import prepare
 
 MERGED = "merged"
 """Name of the merged network."""
@@ -214,3 +229,230 @@ def _on_one_scale(weights: Mapping[str, NDArray]) -> dict[str, NDArray[np.float6
     """Divided by the largest magnitude of all."""
     largest = max(np.abs(weight).max(initial=0) for weight in weights.values()) or 1.0
     return {name: weight / largest for name, weight in weights.items()}
+
+
+CHANNELS, KERNELS, SLICES = 6, 4, 8
+"""Feature maps of a level, kernels of the deeper layer, and input channels of each of these, that are shown."""
+
+IMAGES, BATCH, SIDE = 64, 16, 64
+"""Test images whose maps are compared, images at a time, and pixels that a kept map measures at most."""
+
+_Name = Annotated[str, Field(min_length=1)]
+_Count = Annotated[int, Field(ge=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Layer(_Part):
+    """A layer, the kernels of it that are shown from the highest w to the lowest, and the size of what is shown.
+
+    Attributes:
+        kernels: number of kernels.
+        shown: indices below it.
+        size: of the kernels (height, width), or of a feature map before it is made smaller to be kept.
+    """
+
+    layer: _Name
+    kernels: _Count
+    shown: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    size: tuple[_Count, _Count]
+
+
+class About(_Part):
+    """What a record is about: the run, the image, the networks in order, the layers.
+
+    Attributes:
+        run, network: the run's hash and that of its trained network (empty where its record has none).
+        image: id of the sample; images: test images that maps are compared on, the sample first.
+    """
+
+    format: Literal[1] = 1
+    run: _Name
+    network: str
+    label: _Name
+    seed: int
+    backbone: _Name
+    image_size: _Count
+    dataset: _Name
+    image: _Name
+    images: _Count
+    networks: Annotated[list[_Name], Field(min_length=3)]
+    first: Layer
+    deeper: Layer
+    low: Layer
+    high: Layer
+    provenance: dict
+
+
+@dataclass(frozen=True)
+class Found:
+    """A record of features.
+
+    Attributes:
+        about: what it is about.
+        arrays: ``maps/<level>`` float16 ``[networks, shown, h, w]`` within -1 and 1, over ``scale/<level>`` float32
+            ``[shown]``; ``correlation/<level>`` float32 ``[images, pairs of networks]``
+            (:func:`correlation`); ``filters`` float16 ``[networks, shown, h, w, 3]``
+            (:func:`filters`); ``slices`` float16 ``[networks, shown, s, h, w]``
+            (:func:`slices`); ``kernels/first`` and the like float32 ``[kernels, columns]``; of
+            drawn images ``image``, uint8 ``[S, S, 3]``.
+    """
+
+    about: About
+    arrays: Mapping[str, np.ndarray]
+
+    def kernels(self, part: str) -> pd.DataFrame:
+        """:func:`kernels` of the layer of a part: ``first``, ``deeper``, ``low`` or
+        ``high``.
+        """
+        names = self.about.networks
+        columns = ["kernel", "w", *(f"norm {name}" for name in names), *(f"cosine {a} {b}" for a, b in self.pairs)]
+        return pd.DataFrame(self.arrays[f"kernels/{part}"], columns=columns).astype({"kernel": int})
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every two of the networks, in order."""
+        return list(itertools.combinations(self.about.networks, 2))
+
+
+def choose(p: Parameters) -> Record:
+    """The run that a page shows: the first merged one of its study by row and seed, one without settings before others.
+
+    Raises:
+        ParameterError: the parameters do not name one study.
+        RecordError: it has no merged run.
+    """
+    if len(p.studies) != 1:
+        raise ParameterError(f"studies: a page on features shows one study, pair or pair/backbone, not {p.studies}")
+    return merges.check(p)[0]
+
+
+def path(record: Record) -> Path:
+    """Where the features of a run are kept: ``<pair>/features/<backbone>-<row>-seed<k>.safetensors``."""
+    backbone, row, seed = record.folder.parts[-3:]
+    return record.folder.parents[2] / "features" / f"{backbone}-{row}-{seed}.safetensors"
+
+
+def sheet(record: Record) -> Measured[Found]:
+    """The record of a run's features."""
+    return Measured(
+        where=lambda p: path(record),
+        asked=lambda p: {"run": record.run["hash"], "network": record.run.get("network", "")},
+        measure=lambda p: measure(record),
+        definition=lambda found: vars(found.about),
+        load=_load,
+        save=_save,
+    )
+
+
+def state(p: Parameters) -> dict[str, Path | None]:
+    """The record by name, and where it is, or None where it or its run is not there.
+
+    Raises:
+        RecordError: it is damaged, or was measured on another run.
+    """
+    try:
+        record = choose(p)
+    except RecordError:
+        return {f"features of {p.studies[0]}": None}
+    return {f"features of {record.label}": sheet(record).state(p)}
+
+
+def check(p: Parameters) -> None:
+    """Refuse a page whose study has no merged run.
+
+    Raises:
+        ParameterError, RecordError: as :func:`choose`.
+    """
+    choose(p)
+
+
+def run(p: Parameters) -> Found:
+    """The features of the run that a page shows: read where they are kept, else measured and written.
+
+    Raises:
+        RecordError, ParameterError, DataError, CheckpointError: as :func:`choose` and :func:`measure`.
+    """
+    return sheet(choose(p)).ensure(p)
+
+
+def measure(record: Record) -> Found:
+    """Compute what a record keeps, from the networks and test images of a run.
+
+    Raises:
+        RecordError, ParameterError, DataError, CheckpointError: the networks or the images are not here.
+    """
+    merged_with, p = networks(record), revisits.parameters(record)
+    names, merged = list(merged_with), merged_with[MERGED]
+    both = levels(merged)
+    layers = {"first": both["low"], "deeper": deeper_layer(merged), **both}
+    counts = {
+        "first": len(record.kernel_weights[layers["first"]]),
+        "deeper": KERNELS,
+        "low": CHANNELS,
+        "high": CHANNELS,
+    }
+    shown = {part: extremes(record.kernel_weights[layer], counts[part]) for part, layer in layers.items()}
+
+    colours = filters(merged_with, layers["first"])
+    inner = slices(merged_with, layers["deeper"], shown["deeper"], SLICES)
+    arrays = {
+        "filters": np.stack([colours[name][shown["first"]] for name in names]).astype(np.float16),
+        "slices": np.stack([inner[name] for name in names]).astype(np.float16),
+    }
+    tables = {part: kernels(merged_with, record.kernel_weights, layer) for part, layer in layers.items()}
+    arrays |= {f"kernels/{part}": table.to_numpy(np.float32) for part, table in tables.items()}
+    test = study.load_data(p).test
+    pixels, _ = test.batch(torch.arange(min(IMAGES, len(test))))
+    sizes = {part: merged.get_submodule(layers[part]).kernel_size for part in ("first", "deeper")}
+    for level, (each, correlations) in _maps(merged_with, both, pixels).items():
+        sizes[level] = each.shape[-2:]
+        arrays |= _kept(level, each[:, shown[level]]) | {f"correlation/{level}": correlations}
+    if p.target_data.startswith("synthetic:"):
+        arrays["image"] = pixels[0].permute(1, 2, 0).numpy().copy()
+    parts = {
+        part: Layer(layer=layers[part], kernels=len(tables[part]), shown=shown[part].tolist(), size=sizes[part])
+        for part in layers
+    }
+    about = About(
+        **{"run": record.run["hash"], "network": record.run.get("network", ""), "label": record.label},
+        **{"seed": record.run["seed"], "backbone": p.backbone, "image_size": p.image_size, "dataset": p.target_data},
+        **{"image": test.ids[0], "images": len(pixels), "networks": names, "provenance": records.provenance()},
+        **parts,
+    )
+    return Found(about, arrays)
+
+
+def _maps(networks: Networks, levels: Mapping[str, str], pixels: torch.Tensor) -> dict[str, tuple]:
+    """By level: the first image's maps, float32 ``[networks, C, h, w]``, and correlations ``[images, pairs]``."""
+    first, correlations = {}, {level: [] for level in levels}
+    for batch in pixels.split(BATCH):
+        found = maps(networks, prepare(batch), list(levels.values()))
+        for level, layer in levels.items():
+            each = [found[name][layer].numpy() for name in networks]
+            first.setdefault(level, np.stack([one[0] for one in each]))
+            pairs = [correlation(one, other) for one, other in itertools.combinations(each, 2)]
+            correlations[level].append(np.stack(pairs, axis=1))
+    return {level: (first[level], np.concatenate(correlations[level]).astype(np.float32)) for level in levels}
+
+
+def _kept(level: str, maps: np.ndarray) -> dict[str, np.ndarray]:
+    """Maps ``[networks, C, h, w]`` made small by averaging, each channel on one scale over the networks."""
+    step = -(-max(maps.shape[-2:]) // SIDE)
+    small = F.avg_pool2d(torch.from_numpy(maps), step, ceil_mode=True).numpy() if step > 1 else maps
+    scale = np.abs(small).max((0, 2, 3))
+    scaled = small / np.where(scale, scale, 1)[:, None, None]
+    return {f"maps/{level}": scaled.astype(np.float16), f"scale/{level}": scale.astype(np.float32)}
+
+
+def _save(path: Path, found: Found) -> None:
+    arrays = {name: np.ascontiguousarray(array) for name, array in found.arrays.items()}
+    files.write(path, safetensors.numpy.save(arrays, {"about": found.about.model_dump_json()}))
+
+
+def _load(path: Path) -> Found:
+    with safetensors.safe_open(path, framework="numpy") as file:
+        about = About.model_validate_json((file.metadata() or {}).get("about", ""))
+        return Found(about, {name: file.get_tensor(name) for name in file.keys()})

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
     """A line for each thing that the parameters name and that is not there: device, weights, folders, files."""
-    problems, places = [], f"here or under $MEDMERGE_DATA ({os.environ.get('MEDMERGE_DATA', 'not set')})"
+    problems = []
     try:
         devices.choose_device(p.device)
     except ValueError as error:
@@ -36,8 +36,7 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
     for name, given in asked:
         parameter = {p.base_data: "base_weights", p.source_data: "source_weights"}.get(name, "more_weights")
         if backbones.is_path(given) and not resolve(given).is_file():
-            step = "give a path, or imagenet to download" if name == p.base_data else "run the source notebook first"
-            problems.append(f"{parameter}: no file {given} {places}; {step}")
+            problems.append(f"{parameter}: {nothing_at(given, 'file')}; {_maker(given)}")
         elif not backbones.is_path(given) and given not in ("random", "zeros"):
             try:
                 backbones.check_weights(p.backbone, given)
@@ -51,8 +50,16 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
         path = getattr(p, name)
         if path and not resolve(path).exists():
             dataset = {"target_root": p.target_data, "exclude_root": p.exclude_data}.get(name)
-            problems.append(f"{name}: no {path} {places}" + (f". {_wanted(dataset)}" if dataset else ""))
+            problems.append(f"{name}: {nothing_at(path)}" + (f". {_wanted(dataset)}" if dataset else ""))
     return problems + _inside(p)
+
+
+def _maker(weights: str) -> str:
+    """How to come by weights that are not here: the parameter file of the project that saves them, if one does."""
+    for path in sorted(home().glob("params/*/*.yaml")):
+        if f"save_weights: {weights}" in path.read_text(encoding="utf-8", errors="replace"):
+            return f"`medmerge run {path.relative_to(home())}` makes it"
+    return "give the path of a file that is there, or imagenet to download torchvision's"
 
 
 def _wanted(dataset: str) -> str:
@@ -101,6 +108,11 @@ def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) 
     met = [overlap_sentence(name, found) for name, found in overlap(p, images, sources).items() if _meets(found)]
     own = table.notes if p.target_data in ("csv", "folder") else ()
     return [*(f"{p.target_data}: {note}" for note in (*own, *data.glance(table))), *met]
+
+
+def training_images(p: Parameters) -> int:
+    """About how many images training will see in an epoch; nothing is split or decoded."""
+    return round(len(data.load_table(p.target_data, **_where(p)).frame) * p.fractions[0] / sum(p.fractions))
 
 
 def load_data(p: Parameters, done: Iterable[Record] = ()) -> data.Dataset:
@@ -322,16 +334,34 @@ def weights(p: Parameters, seed: int | None = None) -> dict[str, str]:
     return found if seed is None else {name: of_seed(given, seed) for name, given in found.items()}
 
 
-def home() -> Path:
-    """The project's folder: the nearest one from here upwards that holds ``_config.yml``, else the working folder."""
-    here = Path.cwd()
+def home(start: Path | None = None) -> Path:
+    """The project's folder: the nearest one upwards that holds ``_config.yml``, else the one to start from.
+
+    Relative paths of a parameter file count from its project, whatever the working folder: commands start from the
+    file's folder, and work in its project; notebooks run there.
+
+    Args:
+        start: a folder; the working folder by default.
+    """
+    here = Path.cwd() if start is None else start
     return next((path for path in (here, *here.parents) if (path / "_config.yml").is_file()), here)
 
 
 def resolve(path: str) -> Path:
     """A path of the parameters: absolute, or from the project's folder, or from ``$MEDMERGE_DATA``."""
-    given = Path(os.path.expandvars(path)).expanduser()
-    places = [home() / given]
-    if "MEDMERGE_DATA" in os.environ:
-        places.append(Path(os.environ["MEDMERGE_DATA"]) / given)
+    places = _places(path)
     return next((place for place in places if place.exists()), places[-1])
+
+
+def _places(path: str) -> list[Path]:
+    """Where a path of the parameters is looked for, in this order."""
+    given = Path(os.path.expandvars(path)).expanduser()
+    data_folder = os.environ.get("MEDMERGE_DATA")
+    return [home() / given, *([Path(data_folder) / given] if data_folder else [])]
+
+
+def nothing_at(path: str, what: str = "") -> str:
+    """That a path of the parameters leads nowhere, with the places that were looked at."""
+    looked = " or ".join(map(str, dict.fromkeys(_places(path))))
+    hint = "" if os.environ.get("MEDMERGE_DATA") else ", and $MEDMERGE_DATA is not set"
+    return f"no {f'{what} ' if what else ''}{path}: there is no {looked}{hint}"

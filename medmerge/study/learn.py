@@ -6,12 +6,19 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from medmerge import backbones, devices
-from medmerge.backbones import state_sha256
+from medmerge.backbones import Classifier, state_sha256
+from medmerge.merge import KernelMerge
+from medmerge.progress import duration
+from medmerge.samples import Samples
 from medmerge.study import definitions, inputs, records
 from medmerge.study import run as study
 from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.records import Record, RecordError
+from medmerge.training import Task, seconds_per_image
 
 BASELINES = ["ft", "lp_ft", "medmerge"]
 
@@ -91,18 +98,35 @@ def check(p: Parameters, out: Path) -> tuple[str, list[str]]:
     with own_words(out):
         todo = study.check(p)
         warnings = study.check_inputs(p, todo) if todo else []
-        if todo and p.base_weights != p.source_weights:
-            prints = {state_sha256(inputs.load_source(p, name, p.seeds[0])) for name in inputs.weights(p)}
-            if len(prints) == 1:
-                raise ParameterError(f"--source: {p.base_weights} and {p.source_weights} hold the same weights")
     if not todo:
         return f"{out}: all runs are finished; the results are written again", []
-    of = "FT, LP-FT and MedMerge, " if len(p.approaches) > 1 else ""
-    return (
-        f"{p.backbone}, {p.image_size} px, {p.target_labels or 'a folder for each class'}: {of}{p.lp_epochs} epochs of "
-        f"linear probe and {p.ft_epochs} of fine-tuning, {len(todo)} run{'s' * (len(todo) > 1)}, on "
-        f"{devices.describe(devices.choose_device(p.device))}"
-    ), [in_own_words(warning) for warning in warnings]
+    sources = [inputs.load_source(p, name, p.seeds[0]) for name in inputs.weights(p)]
+    if len({state_sha256(source) for source in sources}) == 1:
+        raise ParameterError(f"--source: {p.base_weights} and {p.source_weights} hold the same weights")
+    each = f"{p.lp_epochs} epochs of linear probe and {p.ft_epochs} of fine-tuning"
+    place = devices.describe(devices.choose_device(p.device))
+    plan = (
+        f"{p.backbone}, {p.image_size} px, {p.target_labels or 'a folder for each class'}: "
+        f"{'FT, LP-FT and MedMerge, ' if len(p.approaches) > 1 else ''}{each}, {len(todo)} run{'s' * (len(todo) > 1)}, "
+        f"on {place}{_estimate(p, sources, len(todo))}"
+    )
+    return plan, [in_own_words(warning) for warning in warnings]
+
+
+def _estimate(p: Parameters, sources: Sequence[nn.Module], runs: int) -> str:
+    """How long training will take, by a few steps on noise; empty where memory does not allow them."""
+    count, size = 4 * p.batch_size, p.image_size
+    rows = torch.arange(count)
+    noise = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    samples = Samples(noise, rows, rows % 2, tuple(map(str, range(count))))
+    task = Task(samples, samples, num_classes=2, protocol=study.protocol(p))
+    try:
+        each = seconds_per_image(Classifier(KernelMerge(sources), 2), task)
+    except (MemoryError, RuntimeError) as error:
+        if devices.out_of_memory(error):
+            return ""
+        raise
+    return f"; about {duration(each * inputs.training_images(p) * (p.lp_epochs + p.ft_epochs) * runs)}"
 
 
 def learn(p: Parameters, out: Path) -> tuple[list[Record], Record]:

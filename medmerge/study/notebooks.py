@@ -1,36 +1,98 @@
-"""The page of a parameter file: which notebook makes it, with which parameters, where it goes, whether it is current.
+"""The page of a parameter file: which notebook makes it, what it shows, where it goes, whether it is current.
 
-A parameter file names its notebook in the comment above its parameters, as the command that runs it::
-
-    #   medmerge run notebooks/pair.ipynb params/demo/pair.yaml
+A parameter file names its notebook: ``notebook: pair`` is ``notebooks/pair.ipynb`` of its project. What sets a kind of
+page apart stands in :data:`KINDS` alone.
 """
 
 import hashlib
+import importlib
 import json
-import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from medmerge.study import costsheets, definitions, premisesheets
+from medmerge.study import definitions
 from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError, Parameters, assigned_values, load_yaml
 
-_COMMAND = re.compile(r"^#\s+medmerge run (\S+\.ipynb)\s+(\S+\.yaml)", re.M)
+State = Mapping[str, Path | None]
+"""What a page asks for by name, each with where its record lies, or None where there is none."""
 
 
-def notebook(params: Path) -> Path | None:
-    """The notebook that the comment in a parameter file names for it; None where it names none.
+@dataclass(frozen=True)
+class Kind:
+    """A kind of page.
 
-    Raises:
-        ParameterError: it names two.
+    Attributes:
+        module: of :mod:`medmerge.study`, which measures what the page shows beside runs: ``state(p)`` gives its
+            :data:`State`, ``check(p)`` raises where something is missing that it needs; empty where there are runs
+            alone.
+        shown: from parameters to further files that the page is drawn from.
+        runs: whether it asks for the runs of its rows and seeds.
+        takes: names of the parameters that mean something to it; None for all.
     """
-    try:
-        commands = _COMMAND.findall(params.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):  # whoever reads its parameters says what is wrong
-        return None
-    named = sorted({given for given, file in commands if Path(file).name == params.name})
-    if len(named) > 1:
-        raise ParameterError(f"{params}: its comment names {' and '.join(named)}; a file is for one notebook")
-    return home() / named[0] if named else None
+
+    module: str = ""
+    shown: Callable[[Parameters], list[Path]] = lambda p: []
+    runs: bool = True
+    takes: tuple[str, ...] | None = None
+
+    def measured(self, p: Parameters) -> State:
+        """What the page shows beside runs.
+
+        Raises:
+            RecordError: a record is damaged, or was measured with other parameters.
+        """
+        return self._module().state(p) if self.module else {}
+
+    def check(self, p: Parameters) -> None:
+        """Refuse what cannot be measured here.
+
+        Raises:
+            ParameterError, RecordError: with what is missing or in the way.
+        """
+        if self.module:
+            self._module().check(p)
+
+    def _module(self):
+        return importlib.import_module(f"medmerge.study.{self.module}")  # when asked: most of them load PyTorch
+
+
+def _sheets(p: Parameters) -> list[Path]:
+    return sorted((home() / p.results / p.track / "data").glob("*.json"))
+
+
+def _of_studies(p: Parameters) -> list[Path]:
+    """The files of every run of the page's studies."""
+    track = home() / p.results / p.track
+    depth = {one: "*/seed*" if "/" in one else "*/*/seed*" for one in p.studies}
+    return [file for one in p.studies for run in sorted((track / one).glob(depth[one])) for file in _files(run)]
+
+
+_ALL = ("notebook", "track", "title", "note", "results")
+_NETWORK = ("backbone", "image_size", "device", "precision")
+KINDS = {
+    "data": Kind(
+        "datasheet", _sheets, False, (*_ALL, *_NETWORK, "datasets", "digests", "seeds", "base_data", "base_weights")
+    ),
+    "weights": Kind("merges", _of_studies, False, (*_ALL, "studies")),
+    "features": Kind("features", _of_studies, False, (*_ALL, "studies")),
+    "findings": Kind("merges", _of_studies, False, (*_ALL, "studies")),
+    "paper_tables": Kind("merges", _of_studies, False, (*_ALL, "studies")),
+    "cost": Kind("cost", runs=False, takes=(*_ALL, *_NETWORK, "cost_repeats", "batch_size", "lp_epochs", "ft_epochs")),
+    "premise": Kind("premise"),
+}
+"""By notebook those that differ from a page of runs, which all others are."""
+
+
+def kind(p: Parameters) -> Kind:
+    """What the page of a parameter file asks for."""
+    return KINDS.get(p.notebook, Kind())
+
+
+def notebook(p: Parameters) -> Path | None:
+    """The notebook of a parameter file; None where it names none."""
+    return home() / "notebooks" / f"{p.notebook}.ipynb" if p.notebook else None
 
 
 def defaults(notebook: Path) -> dict[str, object]:
@@ -40,8 +102,8 @@ def defaults(notebook: Path) -> dict[str, object]:
         ParameterError: no such notebook, or none that takes parameters.
     """
     if not notebook.is_file():
-        there = ", ".join(map(str, Path().glob("notebooks/*.ipynb")))
-        raise ParameterError(f"no notebook at {notebook}; there are {there}")
+        there = ", ".join(sorted(path.name for path in (home() / "notebooks").glob("*.ipynb")))
+        raise ParameterError(f"no notebook at {notebook}; in {home() / 'notebooks'} there are {there or 'none'}")
     tagged = [cell for cell in _cells(notebook) if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise ParameterError(f"{notebook} has {len(tagged)} cells tagged `parameters`; papermill needs exactly one")
@@ -56,11 +118,21 @@ def defaults(notebook: Path) -> dict[str, object]:
 def parameters(params: Path, notebook: Path | None = None) -> Parameters:
     """The parameters in a file, over the defaults of the notebook that takes them.
 
+    Args:
+        notebook: any; the one that the file names by default.
+
     Raises:
-        ParameterError: with a line for each problem.
+        ParameterError: with a line for each problem, or the file is for another notebook.
     """
-    known = defaults(notebook) if notebook else None
-    return Parameters.parse({**(known or {}), **load_yaml(params)}, str(params), known)
+    given = load_yaml(params)
+    named = given.get("notebook")
+    if named and notebook and named != notebook.stem:
+        raise ParameterError(f"{params} is for the notebook {named}, not for {notebook.stem}")
+    if isinstance(named, str) and not notebook:
+        notebook = home() / "notebooks" / f"{named}.ipynb"
+    own = {"notebook": notebook.stem, **defaults(notebook)} if notebook else {}
+    takes = KINDS.get(notebook.stem, Kind()).takes if notebook else None
+    return Parameters.parse({**own, **given}, str(params), takes)
 
 
 def output(p: Parameters, params: Path) -> Path:
@@ -70,19 +142,13 @@ def output(p: Parameters, params: Path) -> Path:
 
 def shown(p: Parameters) -> list[Path]:
     """The files of records that a page is drawn from, as far as they are there."""
-    track = home() / p.results / p.track
-    if p.datasets:
-        return sorted((track / "data").glob("*.json"))
-    if p.cost_repeats:
-        found = [costsheets.path(p)]
-    elif p.studies:
-        depth = {one: "*/seed*" if "/" in one else "*/*/seed*" for one in p.studies}
-        found = [file for one in p.studies for run in sorted((track / one).glob(depth[one])) for file in _files(run)]
-    else:
+    one = kind(p)
+    found = one.shown(p)
+    if one.runs:
         runs = [definitions.folder(p, row, seed) for row in definitions.rows(p) for seed in p.seeds]
         found = [file for run in runs for file in _files(run)]
-        found += [premisesheets.path(p) / "premise.json"] if p.premise else []
-    return [path for path in found if path.is_file()]
+    measured = [] if one.shown(p) else [path for path in one.measured(p).values() if path]
+    return [path for path in [*found, *measured] if path.is_file()]
 
 
 def _files(run: Path) -> list[Path]:
@@ -92,24 +158,35 @@ def _files(run: Path) -> list[Path]:
 
 
 def origin(params: Path, notebook: Path, p: Parameters) -> dict[str, str]:
-    """What a page notes of where it comes from: parameter file, its SHA-256, SHA-256 of all that it shows.
+    """What a page notes of where it comes from: parameter file, its study, its SHA-256, SHA-256 of all that it shows.
 
     Nothing of when and where it was drawn: drawn again from the same records, it is the same file.
     """
     return {
-        "parameters": params.name,
+        **whose(params, p),
         "sha256": hashlib.sha256(params.read_bytes()).hexdigest(),
         "inputs": _digest(notebook, p),
     }
 
 
+def whose(params: Path, p: Parameters) -> dict[str, str]:
+    """Which parameter file and study a page belongs to: no other may write it."""
+    whole, project = params.resolve(), home().resolve()
+    file = whole.relative_to(project).as_posix() if whole.is_relative_to(project) else whole.name
+    return {"parameters": file} | ({"study": p.pair} if kind(p).runs else {})
+
+
+def noted(page: Path) -> dict[str, str]:
+    """What a page notes of its origin; nothing where there is no page, or another's notebook."""
+    try:
+        return json.loads(page.read_bytes())["metadata"]["medmerge"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def current(params: Path, notebook: Path, p: Parameters) -> bool:
     """Whether the page is there and was drawn from this very file, notebook and records."""
-    try:
-        noted = json.loads(output(p, params).read_bytes())["metadata"]["medmerge"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return noted == origin(params, notebook, p)
+    return noted(output(p, params)) == origin(params, notebook, p)
 
 
 def _cells(notebook: Path) -> list[dict]:

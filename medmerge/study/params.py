@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -38,6 +37,10 @@ def _field(default: object, role: Role, description: str, **limits: object) -> A
     return Field(default, description=description, json_schema_extra={"role": role}, **limits)
 
 
+_PAGES = {"datasets": ("data",), "studies": ("weights", "features"), "cost_repeats": ("cost",), "premise": ("premise",)}
+"""Parameters that one kind of page asks something with, and its notebooks."""
+
+
 class ParameterError(ValueError):
     """Parameters that no run can start from; the message has a line for each thing that is wrong."""
 
@@ -51,6 +54,9 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    notebook: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")] = _field(
+        "", "page", "the notebook of notebooks/ that draws this file's page; empty for runs without a page"
+    )
     track: Literal["demo", "open", "paper", "own"] = _field(
         "demo", "place", "folder below results/: demo, open, paper or own"
     )
@@ -179,6 +185,9 @@ class Parameters(BaseModel):
         if self.source_data and self.source_data == self.base_data:
             problems.append(f"source_data: {self.source_data!r} is base_data too; two sources need two names")
         problems += self._more_sources()
+        for name, notebooks in _PAGES.items():
+            if getattr(self, name) and self.notebook not in notebooks:
+                problems.append(f"{name}: is for a page of its own; say notebook: {' or '.join(notebooks)}")
         if self.target_data == "csv" and not self.target_labels:
             problems.append("target_labels: the dataset csv needs the path of its labels file")
         if self.target_labels and self.target_data != "csv":
@@ -259,14 +268,9 @@ class Parameters(BaseModel):
                 live kernel, where the cell may have been mended and run again, the last one counts.
         """
         injected = [cell for cell in namespace.get("In", []) if cell.lstrip().startswith("# Parameters")]
-        names = {name for cell in injected[-1:] for name in assigned_names(cell)}
+        names = {name for cell in injected[-1:] for name, _ in _assignments(cell)}
         names |= {name for name in cls.model_fields if name in namespace}
         return cls.parse({name: namespace[name] for name in sorted(names)}, "the notebook's parameters")
-
-
-def assigned_names(source: str) -> list[str]:
-    """Names that the top-level assignments of a cell set, in their order."""
-    return [name for name, _ in _assignments(source)]
 
 
 def assigned_values(source: str) -> dict[str, object]:
@@ -332,8 +336,16 @@ def _listing(origin: str, problems: list[str]) -> str:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    """What to say of a name that is none: the nearest that is, also where the given one is spelt out in full."""
+    short = sorted((one for one in known if _shortens(one, name)), key=len, reverse=True)
+    near = difflib.get_close_matches(name, known, 1, 0.6) or short or difflib.get_close_matches(name, known, 1, 0.5)
     return "unknown parameter; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
+
+
+def _shortens(short: str, name: str) -> bool:
+    """Whether ``short`` begins as ``name`` and its letters come in it in order: ``lp_lr`` in ``lp_learning_rate``."""
+    letters = iter(name)
+    return len(short) > 3 and short[0] == name[:1] and all(letter in letters for letter in short)
 
 
 def _explain(item: Mapping) -> list[str]:
@@ -359,19 +371,6 @@ def _is_number(text: str) -> bool:
 def of_role(*roles: Role) -> tuple[str, ...]:
     """Names of the parameters that are one of these."""
     return tuple(n for n, field in Parameters.model_fields.items() if field.json_schema_extra["role"] in roles)
-
-
-def cell(names: Iterable[str], **defaults: object) -> str:
-    """Source of a notebook's parameters cell: each name with its default and, as a comment, its reason.
-
-    Args:
-        defaults: the notebook's own defaults, where they differ from the schema's.
-    """
-    fields = {name: Parameters.model_fields[name] for name in names}
-    values = {name: defaults.get(name, field.default) for name, field in fields.items()}
-    written = {n: repr(v) if isinstance(v, bool | dict | None) else json.dumps(v) for n, v in values.items()}
-    lines = [(f"{name} = {text}", fields[name].description) for name, text in written.items()]
-    return "\n".join(f"{code}  # {reason}" for code, reason in lines)
 
 
 def markdown() -> str:

@@ -1,15 +1,22 @@
-"""The finished network of a run, for another run of its study that combines networks."""
+"""What lies beside the record of a run where it was computed: its network, and what its linear probe learnt."""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import safetensors.torch
+
+from medmerge import files
 from medmerge.backbones import CheckpointError, Classifier, state_sha256
 from medmerge.saving import load
 from medmerge.study import records
 from medmerge.study.records import RecordError
 
 log = logging.getLogger(__name__)
+
+_OF_A_SOURCE = re.compile(r"\.(?:source_\d+|original)$")
+_WEIGHTS = re.compile(r"\.parametrizations\.(?:(in_proj)_)?(weight|bias)\.0\.w$")
 
 
 def network(
@@ -46,3 +53,31 @@ def network(
         return None
     log.info("recalled the network of %s, seed %s", records.Record(folder, run).label, run["seed"])
     return classifier, run["cost"]
+
+
+def save_merge(merging: Classifier, path: Path) -> None:
+    """Write what a merge learnt: merging weights, normalisation and head, without the sources' kernels."""
+    learnt = _learnt(merging)
+    state = {learnt[name]: t.cpu().contiguous() for name, t in merging.state_dict().items() if name in learnt}
+    files.write(path, safetensors.torch.save(state))
+
+
+def load_merge(merging: Classifier, path: Path) -> None:
+    """Put what :func:`save_merge` wrote into a classifier with a merge of the same sources.
+
+    Raises:
+        ValueError: the file is of another network.
+    """
+    state, learnt, own = safetensors.torch.load_file(path), _learnt(merging), merging.state_dict()
+    if {kept: own[name].shape for name, kept in learnt.items()} != {kept: t.shape for kept, t in state.items()}:
+        raise ValueError(f"{path} is of another network")
+    merging.load_state_dict({name: state[kept] for name, kept in learnt.items()}, strict=False)
+
+
+def _learnt(merging: Classifier) -> dict[str, str]:
+    """Names in the state dict of what a merge learns, and in files: ``<layer>.w``, ``<layer>.w_bias``, others as is."""
+
+    def kept(found: re.Match) -> str:
+        return (".in_proj" if found[1] else "") + (".w" if found[2] == "weight" else ".w_bias")
+
+    return {name: _WEIGHTS.sub(kept, name) for name in merging.state_dict() if not _OF_A_SOURCE.search(name)}

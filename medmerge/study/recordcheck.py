@@ -1,12 +1,11 @@
-"""Whether what is read as a record is one: types and ranges that its readers rely on, and nothing beyond them.
+"""Whether a ``run.json`` is one: the fields that its readers rely on, and nothing beyond them.
 
-Fields that are not known here are let through, so that older readers read newer records. A message names the file, the
-field or row, what it holds, and the next step.
+Fields that are not known here are let through, so that older readers read newer records. The tables beside it are
+files of ours; one that cannot be read at all is named.
 """
 
 import json
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 _AGAIN = "restore it, or remove its folder and run again"
-_TOLERANCE = 1e-3
-"""By how much the probabilities of an image may miss a sum of one: they are rounded, and bf16's are coarse."""
 
 
 class RecordError(ValueError):
@@ -134,8 +131,6 @@ def run(path: Path) -> dict:
         raise RecordError(f"{path} is damaged: {where}: {first['msg'].lower()}; {_AGAIN}") from None
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is damaged ({error}); {_AGAIN}") from error
-    if len(set(content["data"]["classes"])) < len(content["data"]["classes"]):
-        raise RecordError(f"{path} is damaged: data.classes: a class is listed twice; {_AGAIN}")
     return content
 
 
@@ -143,98 +138,25 @@ def _refused(constant: str) -> float:
     raise ValueError(f"{constant} is no number")
 
 
-def history(path: Path) -> pd.DataFrame:
-    """The table of a ``history.csv``: columns phase and epoch (from 1), others numbers.
+def table(path: Path, **options: Any) -> pd.DataFrame:
+    """A table of a record.
 
     Raises:
-        RecordError: it is none.
+        RecordError: it cannot be read.
     """
-    frame = _table(path)
-    _has(path, frame, ("phase", "epoch"))
-    _numbers(path, frame.drop(columns="phase"))
-    if not (frame["epoch"] >= 1).all():
-        raise RecordError(f"{path} is damaged: epoch {frame['epoch'].min()}, where the first is 1; {_AGAIN}")
-    return frame
-
-
-def predictions(path: Path, classes: Sequence[str], multilabel: bool) -> pd.DataFrame:
-    """The table of a ``predictions.csv``, as :func:`medmerge.study.records.prediction_frame` makes it.
-
-    Raises:
-        RecordError: an id twice, a label that is none of the classes, or what is no probability.
-    """
-    unknown = {f"y_{name}": [""] for name in classes} if multilabel else None
-    frame = _table(path, dtype={"id": str, "label": str}, na_values=unknown, keep_default_na=False)
-    labels = [f"y_{name}" for name in classes] if multilabel else ["label"]
-    columns = [f"p_{name}" for name in classes]
-    _has(path, frame, ("id", *labels, *columns))
-    if frame["id"].duplicated().any():
-        twice = frame.loc[frame["id"].duplicated(), "id"].iloc[0]
-        raise RecordError(f"{path} is damaged: the image {twice!r} is listed twice; {_AGAIN}")
-    _numbers(path, frame[columns])
-    values = frame[columns].to_numpy(float)
-    if values.size and not (values.min() >= 0 and values.max() <= 1):
-        raise RecordError(f"{path} is damaged: probabilities from {values.min()} to {values.max()}; {_AGAIN}")
-    if multilabel:
-        _numbers(path, frame[labels].dropna())
-        wrong = ~(frame[labels].isin([0, 1]) | frame[labels].isna()).all(axis=1)
-    else:
-        wrong = ~frame["label"].isin(classes)
-        off = np.abs(values.sum(axis=1) - 1) > max(_TOLERANCE, 1e-4 * len(classes))
-        if off.any():
-            image = frame["id"][off].iloc[0]
-            raise RecordError(f"{path} is damaged: the probabilities of {image!r} do not add up to one; {_AGAIN}")
-    if wrong.any():
-        raise RecordError(f"{path} is damaged: the label of {frame['id'][wrong].iloc[0]!r} is unknown; {_AGAIN}")
-    return frame
-
-
-def weights(path: Path, names: Sequence[str], dims: int) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, finite, each with ``dims`` dimensions.
-
-    Args:
-        names: those that must be there; others may be.
-
-    Raises:
-        RecordError: it is no such file.
-    """
-    try:
-        found = safetensors.numpy.load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{path} is damaged ({error}); {_AGAIN}") from error
-    for name in names:
-        if name not in found:
-            raise RecordError(f"{path} is damaged: it lacks {name}; {_AGAIN}")
-        tensor = found[name]
-        if tensor.ndim != dims or tensor.dtype.kind not in "fiu" or not np.isfinite(tensor).all():
-            what = f"{tensor.dtype} {list(tensor.shape)}"
-            raise RecordError(f"{path} is damaged: {name}, {what}, is not {dims}-dimensional and finite; {_AGAIN}")
-    return found
-
-
-def table(path: Path) -> pd.DataFrame:
-    """Any other table of a record.
-
-    Raises:
-        RecordError: it is not one.
-    """
-    return _table(path)
-
-
-def _table(path: Path, **options: Any) -> pd.DataFrame:
     try:
         return pd.read_csv(path, **options)
     except (ValueError, OSError, OverflowError, EOFError, zlib.error) as error:  # pandas' own are ValueErrors
         raise RecordError(f"{path} is damaged ({str(error).strip()}); {_AGAIN}") from error
 
 
-def _has(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    if absent := [name for name in columns if name not in frame]:
-        raise RecordError(f"{path} is damaged: it lacks the column {absent[0]}; {_AGAIN}")
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a record's safetensors file.
 
-
-def _numbers(path: Path, frame: pd.DataFrame) -> None:
-    for name, column in frame.items():
-        if column.dtype.kind not in "fiu" or not np.isfinite(column).all():
-            if len(column):
-                raise RecordError(f"{path} is damaged: the column {name} has what is no finite number; {_AGAIN}")
+    Raises:
+        RecordError: it is no such file.
+    """
+    try:
+        return safetensors.numpy.load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RecordError(f"{path} is damaged ({error}); {_AGAIN}") from error

@@ -72,13 +72,14 @@ class Record:
 
         Multi-label runs have ``val_macro_auroc`` too; see :func:`score_column`.
         """
-        return recordcheck.history(self.folder / "history.csv")
+        return recordcheck.table(self.folder / "history.csv")
 
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
         """A row a test image, as :func:`prediction_frame` makes them."""
         path = files.stored(self.folder / self.file)
-        return recordcheck.predictions(path, self.run["data"]["classes"], self.multilabel)
+        empty = {f"y_{name}": [""] for name in self.run["data"]["classes"]} if self.multilabel else None
+        return recordcheck.table(path, dtype={"id": str, "label": str}, na_values=empty, keep_default_na=False)
 
     @property
     def multilabel(self) -> bool:
@@ -126,7 +127,7 @@ class Record:
         if not path.exists():
             return {}
         two = self.num_merged == 2
-        weights = recordcheck.weights(path, self.run["layers"], 1 if two else 2)
+        weights = recordcheck.tensors(path)
         return {n: np.stack([weights[n], 1 - weights[n]]) if two else weights[n] for n in self.run["layers"]}
 
     @property
@@ -168,12 +169,10 @@ class Record:
         path = self.folder / KERNEL_HISTORY
         if not path.exists():
             return np.empty(0, np.int64), {}
-        names, dims = [f"w/{name}" for name in self.run["layers"]], 2 if self.num_merged == 2 else 3
-        stored = recordcheck.weights(path, names, dims)
-        epochs = recordcheck.weights(path, ["epochs"], 1)["epochs"]
+        stored = recordcheck.tensors(path)
         moved = {name: stored[f"w/{name}"].astype(np.float32) for name in self.run["layers"]}
         first = {name: w if w.ndim == 2 else w[:, 0] for name, w in moved.items()}
-        return epochs, {name: w + np.float32(self.neutral) for name, w in first.items()}
+        return stored["epochs"], {name: w + np.float32(self.neutral) for name, w in first.items()}
 
 
 def prediction_frame(

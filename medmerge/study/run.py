@@ -20,7 +20,7 @@ from medmerge.data import split_files
 from medmerge.data.table import SPLITS
 from medmerge.saving import save
 from medmerge.stats import evaluation
-from medmerge.study import inputs, recall, records, trials
+from medmerge.study import inputs, recall, records
 from medmerge.study.definitions import (
     MERGE,
     MODEL,
@@ -259,7 +259,7 @@ def run_row(
         _save(outcome.model, where / MODEL, _left(p, [(row, seed)]), row, dataset)
     epochs = {name: w.numpy() for name, w in task.kernel_history.items()}
     if outcome.merge is not None:
-        trials.save(outcome.merge, where / MERGE)
+        recall.save_merge(outcome.merge, where / MERGE)
     tables = {
         f"predictions_{name}": records.prediction_frame(dataset.test.ids, labels, found, dataset.classes)
         for name, found in stages.items()

@@ -69,6 +69,8 @@ def ham10k(root: Path | None, labels: str | None = None) -> Listing:
     if metadata is None and not _truth_file(folder, "Training"):
         first_file("ham10k", folder, _HAM10K_METADATA, _HAM10K_EXPECTED)
     frame, rows, notes = _metadata(metadata) if metadata else _isic2018_truth(folder, "Training")
+    if metadata and metadata.name != _HAM10K_METADATA[0]:
+        notes = (*notes, f"Labels are from {metadata.name}.")
     found = index_images(folder / name for name in _HAM10K_FOLDERS)
     parts = [frame.assign(path=frame["id"].map(found.get), split="train")]
     for part, split in (("Validation", "val"), ("Test", "test")):

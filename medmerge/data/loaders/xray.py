@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -78,89 +79,76 @@ def rsna(root: Path | None, labels: str | None = None) -> Listing:
     paths = [first_file("rsna", folder, (name,), _RSNA_EXPECTED) for name in ROWS]
     boxes, notes = read_rows(paths[0], ("patientId", "x", "y", "width", "height", "Target"))
     info, info_notes = read_rows(paths[1], ("patientId", "class"))
-    targets = _rsna_targets(paths[0], boxes)
-    classes, class_notes = _rsna_classes(paths[1], info, targets, ROWS[paths[0].name] - len(boxes))
-    kept = {patient: name for patient, name in classes.items() if name != RSNA_LEFT_OUT}
-    left_out = f"{len(classes) - len(kept):,} of {len(classes):,} patients are {RSNA_LEFT_OUT!r} and left out."
+    twice = boxes.duplicated()
+    if twice.any():
+        raise DataError(
+            f"{paths[0]}: {twice.sum():,} rows are there twice, the first of patient "
+            f"{boxes['patientId'][twice].iloc[0]}; get the file again"
+        )
+    patients = pd.DataFrame(
+        {
+            "Target": _by_patient(paths[0], boxes, "Target", ("0", "1")),
+            "class": _by_patient(paths[1], info, "class", (*RSNA_CLASSES, RSNA_LEFT_OUT)),
+        }
+    )
+    short = [ROWS[path.name] - len(rows) for path, rows in zip(paths, (boxes, info), strict=True)]
+    patients, class_notes = _rsna_classes(paths[1], patients, short)
+    kept = patients[patients["class"] != RSNA_LEFT_OUT]
+    left_out = f"{len(patients) - len(kept):,} of {len(patients):,} patients are {RSNA_LEFT_OUT!r} and left out."
     images = folder / "stage_2_train_images"
     names = set(os.listdir(images)) if images.is_dir() else set()
+    found = [str(images / f"{patient}.dcm") if f"{patient}.dcm" in names else None for patient in kept.index]
     rows = {paths[0].name: (len(boxes), ROWS[paths[0].name])}
-    if len(info) > ROWS[paths[1].name]:
+    if short[1] < 0:
         rows[paths[1].name] = (len(info), ROWS[paths[1].name])
-    return Listing(
-        frame=listing_frame(
-            kept, [str(images / f"{id}.dcm") if f"{id}.dcm" in names else None for id in kept], kept.values(), kept
-        ),
-        classes=RSNA_CLASSES,
-        notes=(*notes, *info_notes, *class_notes, left_out),
-        expected=_RSNA_EXPECTED,
-        rows=rows,
-    )
+    frame = listing_frame(kept.index, found, kept["class"], kept.index)
+    return Listing(frame, RSNA_CLASSES, (*notes, *info_notes, *class_notes, left_out), _RSNA_EXPECTED, rows)
 
 
-def _rsna_targets(path: Path, boxes: pd.DataFrame) -> dict[str, str]:
-    """Returns each patient's Target, "0" or "1"."""
-    if boxes.duplicated().any():
-        row = boxes[boxes.duplicated()].iloc[0]
-        raise DataError(
-            f"{path}: {boxes.duplicated().sum():,} rows are there twice, the first of patient {row['patientId']}; "
-            "get the file again"
-        )
-    wrong = ~boxes["Target"].isin(("0", "1"))
+def _by_patient(path: Path, rows: pd.DataFrame, column: str, allowed: Sequence[str]) -> pd.Series:
+    """Returns the one value that a column has for each patient."""
+    wrong = ~rows[column].isin(allowed)
     if wrong.any():
-        row = boxes[wrong].iloc[0]
-        raise DataError(f"{path}: patient {row['patientId']} has the Target {row['Target']!r}; it is 0 or 1")
-    targets: dict[str, str] = {}
-    for patient, target in zip(boxes["patientId"], boxes["Target"], strict=True):
-        if targets.setdefault(patient, target) != target:
-            raise DataError(f"{path}: patient {patient} has both Target 0 and Target 1; get the file again")
-    return targets
+        row = rows[wrong].iloc[0]
+        listed = ", ".join(allowed)
+        raise DataError(f"{path}: patient {row['patientId']} has the {column} {row[column]!r}; it is one of {listed}")
+    pairs = rows[["patientId", column]].drop_duplicates()
+    both = pairs[pairs["patientId"].duplicated(keep=False)]
+    if len(both):
+        values = " and ".join(repr(value) for value in both[column][both["patientId"] == both["patientId"].iloc[0]])
+        raise DataError(f"{path}: patient {both['patientId'].iloc[0]} has the {column} {values}; get the file again")
+    return pairs.set_index("patientId")[column]
 
 
-def _rsna_classes(
-    path: Path, info: pd.DataFrame, targets: dict[str, str], boxes_short: int
-) -> tuple[dict[str, str], list[str]]:
-    """Returns the class of each patient that has a Target, and a note if the file is short.
+def _rsna_classes(path: Path, patients: pd.DataFrame, short: list[int]) -> tuple[pd.DataFrame, list[str]]:
+    """Returns Target and class of each patient that has a Target, and a note if the file of classes is short.
 
-    A file lacks no more patients than it is short of rows; `boxes_short` is that number for the labels.
+    A file lacks no more patients than it is short of rows, in the order Target, class.
     """
-    known: dict[str, str] = {}
-    allowed = (*RSNA_CLASSES, RSNA_LEFT_OUT)
-    for patient, name in zip(info["patientId"], info["class"], strict=True):
-        if name not in allowed:
-            raise DataError(f"{path}: patient {patient} is {name!r}, which is none of {', '.join(allowed)}")
-        if known.setdefault(patient, name) != name:
-            raise DataError(f"{path}: patient {patient} is both {known[patient]!r} and {name!r}; get the file again")
-    absent = [patient for patient in targets if patient not in known]
-    strange = [patient for patient in known if patient not in targets]
-    short = ROWS[path.name] - len(info)
-    unknown = [patient for patient in absent if targets[patient] == "0"]
-    if unknown:
+    for column, room in zip(("Target", "class"), short, strict=True):
+        absent = patients.index[patients[column].isna()]
+        if len(absent) > max(0, room):
+            raise DataError(
+                f"{path} and stage_2_train_labels.csv are not about the same patients: {len(absent):,} are in one "
+                f"alone, first {absent[0]}. Were they renamed? Get both files again"
+            )
+    patients, notes = patients[patients["Target"].notna()], []
+    unknown = patients.index[patients["class"].isna()]
+    boxed = patients["Target"] == "1"
+    wrong = patients.index[boxed != (patients["class"].fillna("Lung Opacity") == "Lung Opacity")]
+    if len(wrong):
+        target, given = patients.fillna("unknown").loc[wrong[0]]
         raise DataError(
-            f"{path}: the class is unknown of {len(unknown):,} without a box, first {unknown[0]}; get the file again"
+            f"{path}: patient {wrong[0]} has the class {given!r} and the Target {target} in stage_2_train_labels.csv; "
+            "a Lung Opacity has Target 1, the other classes 0. Get both files again"
         )
-    for count, room, ids in ((len(absent), short, absent), (len(strange), boxes_short, strange)):
-        if count > max(0, room):
-            raise DataError(
-                f"{path} and stage_2_train_labels.csv are not about the same patients: {count:,} are in one alone, "
-                f"first {ids[0]}. Were they renamed? Get both files again"
-            )
-    classes = {patient: known.get(patient, "Lung Opacity") for patient in targets}
-    for patient, name in classes.items():
-        if (targets[patient] == "1") != (name == "Lung Opacity"):
-            raise DataError(
-                f"{path}: patient {patient} is {name!r} and has Target {targets[patient]} in stage_2_train_labels.csv; "
-                "a Lung Opacity has Target 1, the other classes 0. Get both files again"
-            )
-    if short <= 0:
-        return classes, []
-    note = f"{path.name} has {len(info):,} of the official {ROWS[path.name]:,} rows"
-    if not absent:
-        return classes, [f"{note}, which makes no difference: each patient has another one."]
-    return classes, [
-        f"{note}, which makes no difference: the class of {len(absent):,} (first {absent[0]}) follows from Target 1, "
-        "Lung Opacity."
-    ]
+    if short[1] > 0:
+        follows = "each patient has another one"
+        if len(unknown):
+            follows = f"the class of {len(unknown):,} (first {unknown[0]}) follows from Target 1, Lung Opacity"
+        rows = f"{ROWS[path.name] - short[1]:,} of the official {ROWS[path.name]:,} rows"
+        notes.append(f"{path.name} has {rows}, which makes no difference: {follows}.")
+    return patients.fillna({"class": "Lung Opacity"}), notes
 
 
 def kermany(root: Path | None, labels: str | None = None) -> Listing:

@@ -19,7 +19,7 @@ def step_memory(memory: pd.DataFrame) -> BookFigure:
     """Memory that a step holds, a bar a variant.
 
     Args:
-        memory: MiB, a row a title and a column each of :data:`KINDS`, as :func:`medmerge.study.costsheets.memory`
+        memory: MiB, a row a title and a column each of :data:`KINDS`, as :func:`medmerge.pages.cost.memory`
             gives it.
     """
     figure = BookFigure(figsize=(8, 1.2 + 0.3 * len(memory)), layout="constrained")

@@ -1,11 +1,12 @@
-"""Figures of kernels and feature maps (the paper's Fig. 3), drawn from :class:`medmerge.study.featuresheets.Found`."""
+"""Figures of kernels and feature maps (the paper's Fig. 3), drawn from :class:`medmerge.study.features.Found`."""
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from medmerge.pages.features import agreement
 from medmerge.pages.figures.style import BookFigure, book_style, half_range
-from medmerge.study.featuresheets import Found, agreement
+from medmerge.study.features import Found
 
 _TEXT = {"fontsize": 6.5, "linespacing": 1.25}
 

@@ -1,178 +1,15 @@
-"""What each phase costs, measured once and kept, and the tables and sentences that are computed from it.
-
-``results/<track>/cost/<backbone>-<size>px.json`` is what :func:`medmerge.study.cost.measure` returned, checked when it
-is
-read. Pages are drawn from it; a number on them is either measured or, where it says so, derived.
-"""
-
-import logging
-from pathlib import Path
-from typing import Annotated, Literal
+"""Tables and sentences of the page on costs, from a record of it alone: measured or, where it says so, derived."""
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from medmerge import backbones, files
-from medmerge.study import cost
-from medmerge.study.cost import VARIANTS
-from medmerge.study.inputs import home
-from medmerge.study.params import ParameterError, Parameters
-from medmerge.study.records import RecordError
-
-log = logging.getLogger(__name__)
+from medmerge.study.cost import VARIANTS, CostSheet, quartiles
 
 ALIKE = 0.1
 """Two costs count as alike where the quartiles of their ratio lie within this of 1."""
 
 MEMORY = ("parameters", "gradients", "optimizer", "frozen", "saved")
 """The kinds of bytes of :func:`medmerge.study.cost.memory`, in the order in which they are shown."""
-
-_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-_Whole = Annotated[int, Field(ge=0)]
-_Count = Annotated[int, Field(ge=1)]
-_Seconds = Annotated[float, Field(gt=0)]
-
-
-class Memory(BaseModel):
-    """Bytes by what they are for, as :func:`medmerge.study.cost.memory` gives them."""
-
-    model_config = _STRICT
-    parameters: _Whole
-    frozen: _Whole
-    gradients: _Whole
-    optimizer: _Whole
-    saved: _Whole
-
-
-class Measured(BaseModel):
-    """One variant: seconds of each round, numbers that learn, FLOPs and bytes of a step, and a GPU's peak in MiB."""
-
-    model_config = _STRICT
-    seconds: list[_Seconds]
-    trainable: _Whole
-    flops: _Count
-    memory: Memory
-    peak_memory_mib: float | None
-
-
-class CostSheet(BaseModel):
-    """A record of costs: the fields that :func:`medmerge.study.cost.measure` returns."""
-
-    model_config = _STRICT
-    format: Literal[1] = 1
-    backbone: str
-    image_size: _Count
-    batch_size: _Count
-    classes: _Count
-    repeats: _Count
-    kind: Literal["cpu", "cuda"]
-    device: str
-    precision: Literal["fp32", "bf16"]
-    threads: _Count
-    cores: int | None
-    clock: Literal["cpu", "wall"]
-    load: Annotated[list[float], Field(min_length=2, max_length=2)]
-    variants: dict[str, Measured]
-    provenance: dict
-
-    @model_validator(mode="after")
-    def _complete(self) -> "CostSheet":
-        if missing := VARIANTS.keys() - self.variants.keys():
-            raise ValueError(f"variants lack {', '.join(sorted(missing))}")
-        for name, measured in self.variants.items():
-            if len(measured.seconds) != self.repeats:
-                raise ValueError(f"{name} has {len(measured.seconds)} rounds, not {self.repeats}")
-        return self
-
-    def seconds(self, name: str) -> np.ndarray:
-        """Seconds of a step of a variant in every round, float64 ``[repeats]``."""
-        return np.array(self.variants[name].seconds)
-
-    def ratio(self, name: str, to: str = "ft") -> tuple[float, float, float]:
-        """Lower quartile, median and upper quartile over the rounds of one variant's seconds over another's."""
-        return quartiles(self.seconds(name) / self.seconds(to))
-
-
-def quartiles(values: np.ndarray) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile."""
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
-    return low, median, high
-
-
-def path(p: Parameters) -> Path:
-    """Where the record that the parameters ask for lies."""
-    return home() / p.results / p.track / "cost" / f"{p.backbone}-{p.image_size}px.json"
-
-
-def read(p: Parameters) -> CostSheet | None:
-    """The record that the parameters ask for, or None where nothing was measured yet.
-
-    Raises:
-        RecordError: it cannot be read, does not hold what it should, or was measured with other parameters.
-    """
-    return checked(path(p), CostSheet, {"repeats": p.cost_repeats}, p)
-
-
-def checked(where: Path, kind: type[BaseModel], asked: dict, p: Parameters) -> BaseModel | None:
-    """A record of what was measured, or None where it is not there.
-
-    Args:
-        kind: what it must hold.
-        asked: values that it must have been measured with, beside those that the parameters ask for.
-
-    Raises:
-        RecordError: as :func:`read`.
-    """
-    if not where.is_file():
-        return None
-    try:
-        sheet = kind.model_validate_json(where.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
-        problem = f"{place}: {first['msg']}" + (f", and {error.error_count() - 1} more" * (error.error_count() > 1))
-        raise RecordError(f"{where} is damaged ({problem}); restore it, or remove it to measure again") from error
-    asked = {"backbone": p.backbone, "image_size": p.image_size, "batch_size": p.batch_size, **asked}
-    asked |= {name: value for name, value in (("kind", p.device), ("precision", p.precision)) if value != "auto"}
-    for name, value in asked.items():
-        if getattr(sheet, name) != value:
-            raise RecordError(
-                f"{where} was measured with {name} {getattr(sheet, name)}, not {value}; remove it to measure again"
-            )
-    return sheet
-
-
-def check(p: Parameters) -> bool:
-    """Whether the record is there already.
-
-    Raises:
-        ParameterError: no such backbone, or no number of rounds.
-        RecordError: as :func:`read`.
-    """
-    if p.backbone not in backbones.names():
-        raise ParameterError(f"backbone: unknown {p.backbone!r} (medmerge.backbones.names())")
-    if not p.cost_repeats:
-        raise ParameterError("cost_repeats: 0; a page on costs needs one round at least, and twenty for its quartiles")
-    return read(p) is not None
-
-
-def run(p: Parameters) -> CostSheet:
-    """The record that the parameters ask for; measured and written where it is not there.
-
-    Raises:
-        ParameterError, RecordError: as :func:`check`.
-    """
-    if not check(p):
-        log.info("measuring %s at %d px, %d rounds", p.backbone, p.image_size, p.cost_repeats)
-        options = {"repeats": p.cost_repeats, "device": p.device, "precision": p.precision}
-        write(path(p), CostSheet(**cost.measure(p.backbone, p.image_size, p.batch_size, **options)))
-    return read(p)
-
-
-def write(where: Path, sheet: BaseModel) -> None:
-    """Write a record, in one atomic step."""
-    files.write(where, sheet.model_dump_json(indent=1, by_alias=True) + "\n")
 
 
 def steps(sheet: CostSheet) -> pd.DataFrame:
@@ -287,3 +124,8 @@ def circumstances(sheet: CostSheet) -> str:
 def _times(ratio: tuple[float, float, float]) -> str:
     low, median, high = ratio
     return f"{median:.2f} times (quartiles {low:.2f} to {high:.2f})"
+
+
+def profile(sheet: CostSheet) -> pd.DataFrame:
+    """Where the time of a step goes, a row an operation and a column a variant, milliseconds; empty where not kept."""
+    return 1e3 * pd.DataFrame(sheet.profile).rename(columns={name: v.title for name, v in VARIANTS.items()})

@@ -4,25 +4,33 @@
 are drawn from these records, without images or labels.
 """
 
+import functools
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from medmerge import backbones, data, files
+from medmerge import backbones, data, devices
 from medmerge.data import splits
 from medmerge.data.audit import audit, leakage, shared
 from medmerge.data.images import hash_row
 from medmerge.data.reading import read_rows
 from medmerge.data.table import Table
-from medmerge.study import probes, records
-from medmerge.study.inputs import home, resolve
+from medmerge.study import records
+from medmerge.study.inputs import home, nothing_at, resolve
+from medmerge.study.measured import Measured, save_json
 from medmerge.study.params import ParameterError, Parameters
-from medmerge.study.records import RecordError
+from medmerge.training import Protocol, Task, features
 
 log = logging.getLogger(__name__)
 
@@ -32,28 +40,44 @@ FORMAT = 1
 PAPER_FRACTIONS = {"isic2019": (0.6, 0.2, 0.2)}
 """Shares of the paper's random splits (section 3); 80/10/10 for all others."""
 
+METHODS = ("random", "grouped")
+PROBE_FRACTIONS = (0.8, 0.1, 0.1)
+CLASSIFIERS = {"nearest neighbour": KNeighborsClassifier(1), "linear probe": LogisticRegression(max_iter=2000)}
+"""The nearest neighbour finds a copy if there is one; a linear probe is what the paper's first phase trains."""
 
-def check(p: Parameters) -> list[str]:
-    """Names of the datasets that have no sheet yet.
+OVERLAPS = "overlaps"
+"""Name of the record that says which datasets share images."""
+
+
+def check(p: Parameters) -> None:
+    """Refuse datasets that cannot be measured here and are not yet.
 
     Raises:
         ParameterError: an unknown dataset, or a folder or file that is needed and not there.
         RecordError: a sheet was made with other parameters, or is damaged.
     """
-    problems, todo = [], [name for name in _listed(p.datasets) if read(p, name) is None]
+    problems, todo = [], [name for name in _listed(p.datasets) if _sheet(name).read(p) is None]
     for name, folder in _listed(p.datasets).items():
         if name not in data.DATASETS:
             problems.append(f"datasets: there is no dataset {name!r}; known are {data.known_names()}")
         elif name in todo and not resolve(folder).is_dir():
-            problems.append(f"datasets: no folder {folder} for {name}, here or under $MEDMERGE_DATA")
+            problems.append(f"datasets: {nothing_at(folder, f'{name} in')}")
     for name, file in _listed(p.digests).items():
         if name in todo and not resolve(file).is_file():
-            problems.append(f"digests: no file {file} for {name}, here or under $MEDMERGE_DATA")
+            problems.append(f"digests: {nothing_at(file, f'{name} in')}")
     if todo and backbones.is_path(p.base_weights) and not resolve(p.base_weights).is_file():
-        problems.append(f"base_weights: no file {p.base_weights}, here or under $MEDMERGE_DATA")
+        problems.append(f"base_weights: {nothing_at(p.base_weights, 'file')}")
     if problems:
         raise ParameterError("\n".join(problems))
-    return todo
+
+
+def state(p: Parameters) -> dict[str, Path | None]:
+    """Where each sheet is, by dataset, and with ``overlaps`` what they share; None where one is not there.
+
+    Raises:
+        RecordError: as :func:`check`.
+    """
+    return {name: _sheet(name).state(p) for name in [*_listed(p.datasets), OVERLAPS]}
 
 
 def run(p: Parameters) -> tuple[dict[str, dict], list[dict]]:
@@ -64,39 +88,30 @@ def run(p: Parameters) -> tuple[dict[str, dict], list[dict]]:
     Raises:
         ParameterError, RecordError, DataError: as :func:`check`, or labels or images that cannot be read.
     """
-    todo, tables = check(p), {}
-    overlaps = read(p, "overlaps")
-    if todo or overlaps is None:
-        tables = {name: _load(p, name) for name in _listed(p.datasets)}
-    for name in todo:
-        log.info("%s: %d images listed, %d here", name, len(tables[name].table.frame), len(tables[name].pixels))
-        _write(p, name, _sheet(p, tables[name]))
-    if tables:
-        _write(p, "overlaps", {"pairs": _overlaps(p, tables)})
-    return {name: read(p, name) for name in _listed(p.datasets)}, read(p, "overlaps")["pairs"]
+    check(p)
+    load = functools.cache(functools.partial(_load, p))
+    sheets = {name: _sheet(name, load).ensure(p) for name in _listed(p.datasets)}
+    return sheets, _sheet(OVERLAPS, load).ensure(p)["pairs"]
 
 
-def read(p: Parameters, name: str) -> dict | None:
-    """A sheet, or None if it was not made yet.
+def _sheet(name: str, load: Callable[[str], "_Loaded"] | None = None) -> Measured[dict]:
+    """The record of a dataset, or of what all of them share; ``load`` gives a dataset by name where it is measured."""
 
-    Raises:
-        RecordError: it cannot be read, or was made with other parameters.
-    """
-    path = _path(p, name)
-    if not path.is_file():
-        return None
-    try:
-        sheet = json.loads(path.read_bytes())
-        there = sheet["definition"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{path} is damaged ({error}); restore it, or remove it to measure again") from error
-    if there != _definition(p, name):
-        raise RecordError(f"{path} was measured with other parameters: {there}; remove it to measure again")
-    return sheet
+    def measure(p: Parameters) -> dict:
+        if name == OVERLAPS:
+            content = {"pairs": _overlaps(p, {one: load(one) for one in _listed(p.datasets)})}
+        else:
+            content = _measured(p, load(name))
+        return {"definition": _definition(p, name), **content, "provenance": records.provenance()}
 
-
-def _path(p: Parameters, name: str) -> Path:
-    return home() / p.results / p.track / "data" / f"{name.replace(':', '-')}.json"
+    return Measured(
+        where=lambda p: home() / p.results / p.track / "data" / f"{name.replace(':', '-')}.json",
+        asked=lambda p: _definition(p, name),
+        measure=measure,
+        definition=lambda sheet: sheet["definition"],
+        load=lambda path: json.loads(path.read_bytes()),
+        save=save_json,
+    )
 
 
 def _definition(p: Parameters, name: str) -> dict:
@@ -113,11 +128,6 @@ def _listed(values: list[str]) -> dict[str, str]:
     if wrong:
         raise ParameterError(f"datasets, digests: {wrong[0]!r} is not name=place, such as ham10k=ham10000")
     return {name: place for name, _, place in pairs}
-
-
-def _write(p: Parameters, name: str, content: Mapping) -> None:
-    sheet = {"definition": _definition(p, name), **content, "provenance": records.provenance()}
-    files.write(_path(p, name), json.dumps(sheet, indent=1, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +167,7 @@ def _load(p: Parameters, name: str) -> _Loaded:
     return _Loaded(table, part, pixels, [known.get(image, "") for image in table.frame["id"]], elsewhere)
 
 
-def _sheet(p: Parameters, loaded: _Loaded) -> dict:
+def _measured(p: Parameters, loaded: _Loaded) -> dict:
     table, digests = loaded.table, loaded.digests
     frame = table.frame
     sizes = frame["group"].value_counts()
@@ -185,7 +195,7 @@ def _sheet(p: Parameters, loaded: _Loaded) -> dict:
         "elsewhere": loaded.elsewhere,
         "leaks": _leaks(p, table, digests),
         "near": _near(loaded),
-        "probes": [] if loaded.part is None else probes.scores(p, loaded.part, loaded.pixels),
+        "probes": [] if loaded.part is None else probe_scores(p, loaded.part, loaded.pixels),
     }
 
 
@@ -200,10 +210,10 @@ def _leaks(p: Parameters, table: Table, digests: list[str]) -> list[dict]:
     """For every way to split and every seed: the test images whose group, or whose file, is in train too."""
     rows, fractions = [], PAPER_FRACTIONS.get(table.name, (0.8, 0.1, 0.1))
     official = ["official"] if {"train", "test"} <= set(table.frame["split"].dropna()) else []
-    for method in (*probes.METHODS, *official):
+    for method in (*METHODS, *official):
         for seed in p.seeds if method != "official" else p.seeds[:1]:
             parts = splits.split(table, method=method, fractions=fractions, seed=seed)
-            groups = leakage(probes.shared_groups(table), parts).loc["test"]
+            groups = leakage(shared_groups(table), parts).loc["test"]
             files = leakage(digests, parts).loc["test"] if any(digests) else None
             rows.append(
                 {
@@ -258,3 +268,46 @@ def _test(table: Table, seed: int) -> np.ndarray:
         splits.split(table, method="random", fractions=PAPER_FRACTIONS.get(table.name, (0.8, 0.1, 0.1)), seed=seed)
         == "test"
     )
+
+
+def probe_scores(p: Parameters, table: Table, pixels: np.ndarray) -> list[dict]:
+    """Macro F1 of the classifiers on a frozen network's features, for both ways to split and every seed.
+
+    Args:
+        p: ``backbone`` and ``base_weights``, a network that has not seen the images; ``seeds``, one draw each.
+        table: single-label, its images all here. One with fewer than 5 % of them in groups of several is left out.
+        pixels: uint8 ``[N, S, S, 3]``, aligned with it.
+
+    Returns:
+        A row each: ``probe``, ``split``, ``seed``, ``macro_f1``.
+    """
+    if table.multilabel or (shared_groups(table) != "").mean() < 0.05:
+        return []
+    inputs, labels, rows = _features(p, table, pixels), table.labels, []
+    for method in METHODS:
+        for seed in p.seeds:
+            parts = splits.split(table, method=method, fractions=PROBE_FRACTIONS, seed=seed)
+            train, test = parts == "train", parts == "test"
+            for name, classifier in CLASSIFIERS.items():
+                fitted = make_pipeline(StandardScaler(), classifier).fit(inputs[train], labels[train])
+                score = f1_score(labels[test], fitted.predict(inputs[test]), average="macro", zero_division=0)
+                rows.append({"probe": name, "split": method, "seed": seed, "macro_f1": float(score)})
+        log.info("%s: probes on %s splits done", table.name, method)
+    return rows
+
+
+def shared_groups(table: Table) -> np.ndarray:
+    """The group of each image, str ``[N]``, empty for an image that is a group of its own."""
+    frame = table.frame
+    return frame["group"].where(frame["group"].duplicated(keep=False), "").to_numpy(dtype=object)
+
+
+def _features(p: Parameters, table: Table, pixels: np.ndarray) -> np.ndarray:
+    """float32 ``[N, F]``: the images through the base network, frozen."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    samples = data.Samples(images, torch.arange(len(pixels)), torch.from_numpy(table.labels), tuple(table.frame["id"]))
+    task = Task(samples, samples, len(table.classes), protocol=Protocol(device=p.device, precision=p.precision))
+    with devices.seeded(devices.choose_device("cpu"), 0):
+        weights = resolve(p.base_weights) if backbones.is_path(p.base_weights) else p.base_weights
+        network = backbones.backbone(p.backbone, weights, p.image_size).to(task.device)
+    return features(network, samples, task).inputs.numpy()

@@ -1,6 +1,13 @@
-"""A notebook executed with a parameter file, and made fit to publish: no times, no places, no random names."""
+"""``medmerge run`` and ``report``: a notebook executed with a parameter file, and made fit to publish.
 
+A page tells no times, no places of the machine and no random names: drawn again from the same records, it is the same
+file.
+"""
+
+import argparse
+import contextlib
 import functools
+import logging
 import os
 import re
 import shlex
@@ -13,44 +20,97 @@ from pathlib import Path
 import nbformat
 import papermill
 import psutil
-from jupyter_client import AsyncKernelManager, KernelManager
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from medmerge import files
-from medmerge.cli import gpus, plan
-from medmerge.cli.jobs import Companion
-from medmerge.study import definitions
-from medmerge.study import notebooks as pages
-from medmerge.study import run as study
-from medmerge.study.params import Parameters, load_yaml
+from medmerge.cli import plan, runs
+from medmerge.study import definitions, notebooks
+from medmerge.study.inputs import home
+from medmerge.study.params import ParameterError, Parameters, load_yaml
 
 
-def run(notebook: Path, params: Path, p: Parameters, output: Path, companion: Companion | None = None) -> int:
+def add(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add a command's options to its parser."""
+    if name == "report":
+        parser.add_argument("params", type=Path, nargs="+", metavar="PARAMS.yaml")
+        parser.set_defaults(command=_report)
+        return
+    parser.add_argument("notebook", type=Path, nargs="?", metavar="NOTEBOOK.ipynb", help="that of the file by default")
+    parser.add_argument("params", type=Path, metavar="PARAMS.yaml")
+    parser.add_argument("--output", type=Path, help="the executed notebook (results/TRACK/PARAMS.ipynb)")
+    parser.add_argument("--html", action="store_true", help="write the page beside it as one HTML file, without code")
+    parser.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    given = options.notebook and options.notebook.absolute()
+    asked = options.output and options.output.absolute()
+    with runs.project(options.params) as params:
+        p = notebooks.parameters(params, given)
+        if not p.notebook:
+            raise ParameterError(f"{params} names no notebook: medmerge run notebooks/pair.ipynb {params}")
+        output = asked or notebooks.output(p, params)
+        _check_owner(output, params, p)
+        runs.left(p)
+        status = execute(given or notebooks.notebook(p), params, p, output)
+        if not status:
+            print(f"{output}\nTo look at it: {_html(output) if options.html else f'jupyter lab {_short(output)}'}")
+            if not options.html:
+                print("With --html it is one file for a browser too, without code")
+    return status
+
+
+def _check_owner(output: Path, params: Path, p: Parameters) -> None:
+    """Refuse to write the page of another parameter file or study.
+
+    Raises:
+        ParameterError: with what can be done.
+    """
+    there, own = notebooks.noted(output), notebooks.whose(params, p)
+    other = [f"{name} {there[name]}, not {own[name]}" for name in own if there.get(name, own[name]) != own[name]]
+    if other:
+        raise ParameterError(
+            f"{output} is another's page ({'; '.join(other)}): rename {params}, give --output, or move that page away"
+        )
+
+
+def _report(options: argparse.Namespace) -> int:
+    status, todo = 0, {}
+    for path in options.params:
+        todo.setdefault(home(path.absolute().parent), set()).add(path.resolve())
+    for place, asked in todo.items():
+        with contextlib.chdir(place):
+            found = plan.load(sorted(asked))
+            pages = [page for page in found.drawable() if page.file.resolve() in asked]
+            for page in pages:
+                status = max(status, execute(page.notebook, page.file, page.p, page.path))
+                print(page.path)
+            if not pages:
+                raise ParameterError("no page's records are all here; `medmerge check` lists what is to run")
+    return status
+
+
+def execute(notebook: Path, params: Path, p: Parameters, output: Path) -> int:
     """Execute a notebook with the parameters of a file and publish it; returns the exit status.
 
     Args:
         p: the file's parameters, checked.
         output: where the page goes. If a cell fails it stays as it is, and ``<name>.failed.ipynb`` shows where.
-        companion: the process for the notebook's kernel, which runs :func:`medmerge.cli.notebook_kernels.serve`.
     """
     failed = output.with_name(f"{output.stem}.failed.ipynb")
-    with (
-        files.locked(output.with_name(f".{output.name}.lock"), str(output)),
-        gpus.claimed(p.device),
-        tempfile.TemporaryDirectory() as folder,
-    ):
+    logging.getLogger("papermill").setLevel("ERROR")  # it warns of each parameter that the notebook's cell leaves out
+    with files.locked(output.with_name(f".{output.name}.lock"), str(output)), tempfile.TemporaryDirectory() as folder:
         executed = Path(folder, output.name)
-        execute = functools.partial(
+        call = functools.partial(
             papermill.execute_notebook,
             notebook,
             executed,
             load_yaml(params),
             kernel_name="python3",
             language="python",
-            cwd=str(study.home()),
-            kernel_manager_class=_manager(companion),
+            cwd=str(home()),
             log_output=False,
             progress_bar=False,
             stdout_file=sys.stdout,
@@ -58,25 +118,16 @@ def run(notebook: Path, params: Path, p: Parameters, output: Path, companion: Co
             shutdown_kernel="immediate",  # everything is written by then; asking politely interrupts it, loudly
         )
         try:
-            _interruptible(execute)
+            _interruptible(call)
         except (PapermillExecutionError, DeadKernelError) as error:
             files.write(failed, executed.read_bytes())
             print(f"medmerge: {_reason(error)}\nIt stopped in {failed}", file=sys.stderr)
             return 1
         page = nbformat.read(executed, 4)
         page.cells.append(nbformat.v4.new_markdown_cell(_again(notebook, params, p)))
-        _publish(page, output, pages.origin(params, notebook, p), p.title)
+        _publish(page, output, notebooks.origin(params, notebook, p), p.title)
     failed.unlink(missing_ok=True)
-    print(output)
     return 0
-
-
-def _manager(companion: Companion | None) -> type[KernelManager]:
-    if companion is None:
-        return AsyncKernelManager
-    from medmerge.cli import notebook_kernels  # it loads ipykernel, which has no use in this process else
-
-    return notebook_kernels.managed(companion)
 
 
 def _interruptible(execute: Callable[[], object]) -> None:
@@ -118,28 +169,35 @@ def _reason(error: PapermillExecutionError | DeadKernelError) -> str:
     return f"{error.ename}: {error.evalue}"
 
 
+def _html(page: Path) -> Path:
+    """Write a page as one HTML file, without code and with nothing to load from elsewhere; returns where it is."""
+    from nbconvert import HTMLExporter  # takes a second to import, and few ask for it
+
+    exporter = HTMLExporter(
+        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True
+    )
+    exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = exporter.widget_renderer_url = ""
+    text, _ = exporter.from_notebook_node(nbformat.read(page, 4))
+    files.write(page.with_suffix(".html"), text)
+    return page.with_suffix(".html")
+
+
 def _again(notebook: Path, params: Path, p: Parameters) -> str:
     """The last section of a page: the commands that make it, and one run of it, again."""
     names = [_short(notebook), _short(params)]
     lines = ["## Run it again", "", "```bash", shlex.join(["medmerge", "run", *names]), "```"]
-    if plan.has_runs(p):
+    if notebooks.kind(p).runs:
         row = definitions.rows(p)[-1].name
         one = shlex.join(["medmerge", "rerun", names[1], "--row", row, "--seed", str(p.seeds[0])])
-        lines += [
-            "",
-            "One row and seed, by the name of its folder, held against its record:",
-            "",
-            "```bash",
-            one,
-            "```",
-        ]
+        lines += ["", "One row and seed, by the name of its folder, held against its record:"]
+        lines += ["", "```bash", one, "```"]
     return "\n".join(lines)
 
 
 def _short(path: Path) -> str:
     """A path from the project's folder, else its name: a page names no place of the machine that drew it."""
-    home, whole = study.home().resolve(), path.resolve()
-    return str(whole.relative_to(home)) if whole.is_relative_to(home) else path.name
+    place, whole = home().resolve(), path.resolve()
+    return str(whole.relative_to(place)) if whole.is_relative_to(place) else path.name
 
 
 def _publish(notebook: nbformat.NotebookNode, output: Path, origin: dict[str, str], title: str) -> None:

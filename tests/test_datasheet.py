@@ -11,7 +11,7 @@ from PIL import Image
 
 from medmerge import Parameters, backbone, save_backbone
 from medmerge.pages import leaks
-from medmerge.study import datasheets, records
+from medmerge.study import datasheet, records
 from medmerge.study.params import ParameterError
 from medmerge.study.records import RecordError
 
@@ -45,7 +45,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_sheets_say_what_is_in_the_files(project):
-    sheets, _ = datasheets.run(parameters())
+    sheets, _ = datasheet.run(parameters())
     ham, isic = sheets["ham10k"], sheets["isic2019"]
     assert (ham["listed"], ham["here"], ham["groups"], ham["images in groups of several"]) == (140, 140, 70, 140)
     assert (isic["listed"], isic["groups"], isic["images in groups of several"]) == (200, 130, 140)
@@ -56,7 +56,7 @@ def test_sheets_say_what_is_in_the_files(project):
 
 
 def test_leaks_are_what_counting_by_hand_gives(project):
-    sheets, overlaps = datasheets.run(parameters())
+    sheets, overlaps = datasheet.run(parameters())
     table = leaks.leak_table(sheets).set_index(["dataset", "split", "kind"])
     assert (table["draws"] == 3).all() and (table.loc[("ham10k", "grouped", "group"), ["mean", "high"]] == 0).all()
     draws = [row for row in sheets["ham10k"]["leaks"] if row["split"] == "random"]
@@ -79,7 +79,7 @@ def test_leaks_are_what_counting_by_hand_gives(project):
 
 def test_probes_gain_from_lesions_on_both_sides(project):
     """Two images of a lesion look alike and nothing else tells its class: only a copy in training does."""
-    sheets, _ = datasheets.run(parameters(seeds=list(range(6))))
+    sheets, _ = datasheet.run(parameters(seeds=list(range(6))))
     table = leaks.probe_table(sheets).set_index(["dataset", "probe"])
     gap = table.loc[("ham10k", "nearest neighbour")]
     assert gap["difference"] == pytest.approx(gap["random"] - gap["grouped"])
@@ -88,24 +88,24 @@ def test_probes_gain_from_lesions_on_both_sides(project):
 
 
 def test_a_second_call_reads_the_records(project):
-    first = datasheets.run(parameters())
+    first = datasheet.run(parameters())
     for path in [*project.glob("ham/**/*"), *project.glob("isic/**/*")]:
         path.unlink() if path.is_file() else None
-    assert datasheets.check(parameters()) == []
-    assert datasheets.run(parameters()) == first
+    assert datasheet.check(parameters()) == []
+    assert datasheet.run(parameters()) == first
     before = {path: path.read_bytes() for path in (project / "results").rglob("*.json")}
     assert {path.name for path in before} == {"ham10k.json", "isic2019.json", "overlaps.json"}
     with pytest.raises(RecordError, match=r"ham10k.json was measured with other parameters: .*'seeds': \[0, 1, 2\]"):
-        datasheets.run(parameters(seeds=[0]))
+        datasheet.run(parameters(seeds=[0]))
     assert {path: path.read_bytes() for path in before} == before
 
 
 def test_only_what_is_missing_is_measured(project, caplog):
-    datasheets.run(parameters(datasets=["ham10k=ham"]))
+    datasheet.run(parameters(datasets=["ham10k=ham"]))
     kept = (project / "results/open/data/ham10k.json").stat().st_mtime_ns
     (project / "results/open/data/overlaps.json").unlink()
     with caplog.at_level("INFO"):
-        datasheets.run(parameters())
+        datasheet.run(parameters())
     assert "isic2019: 200 images listed" in caplog.text and "ham10k: 140 images listed" not in caplog.text
     assert (project / "results/open/data/ham10k.json").stat().st_mtime_ns == kept
 
@@ -113,7 +113,7 @@ def test_only_what_is_missing_is_measured(project, caplog):
 def test_labels_alone_are_enough(project):
     for path in project.glob("*/*/*.jpg"):
         path.unlink()
-    sheets, overlaps = datasheets.run(parameters())
+    sheets, overlaps = datasheet.run(parameters())
     assert sheets["ham10k"]["here"] == 0 and sheets["ham10k"]["near"] is None and sheets["ham10k"]["probes"] == []
     assert overlaps[0]["image"] == 140 and overlaps[0]["file"] == 0
     assert set(leaks.leak_table(sheets)["kind"]) == {"group"} and leaks.probe_table(sheets).empty
@@ -124,7 +124,7 @@ def test_digests_of_files_that_are_elsewhere(project):
         path.unlink()
     rows = [f"ISIC_{number:07d},{number // 4:064d}" for number in range(140)] + [f"other,{0:064d}"]
     Path("digests.csv").write_text("id,sha256\n" + "\n".join(rows) + "\n")
-    sheets, _ = datasheets.run(parameters(datasets=["ham10k=ham"], digests=["ham10k=digests.csv"]))
+    sheets, _ = datasheet.run(parameters(datasets=["ham10k=ham"], digests=["ham10k=digests.csv"]))
     same = sheets["ham10k"]["identical"]
     assert (same["checked"], same["sets"], same["files"], same["sets of several groups"]) == (140, 35, 140, 35)
     assert sheets["ham10k"]["elsewhere"] == {"unlabelled": 1, "files shared with unlabelled images": 1}
@@ -143,25 +143,25 @@ def test_digests_of_files_that_are_elsewhere(project):
 )
 def test_what_is_not_there_is_said_at_once(project, changes, message):
     with pytest.raises(ParameterError, match=message):
-        datasheets.check(parameters(**changes))
+        datasheet.check(parameters(**changes))
 
 
 def test_a_damaged_sheet_is_said(project):
-    datasheets.run(parameters(datasets=["ham10k=ham"]))
+    datasheet.run(parameters(datasets=["ham10k=ham"]))
     path = project / "results/open/data/ham10k.json"
     path.write_text(path.read_text()[:200])
     with pytest.raises(RecordError, match="ham10k.json is damaged"):
-        datasheets.check(parameters())
+        datasheet.check(parameters())
 
 
 def test_a_sheet_names_the_code_that_made_it(project):
-    datasheets.run(parameters(datasets=["ham10k=ham"]))
+    datasheet.run(parameters(datasets=["ham10k=ham"]))
     sheet = json.loads((project / "results/open/data/ham10k.json").read_text())
     assert sheet["provenance"]["versions"] == records.provenance()["versions"]
 
 
 def test_the_summary_says_what_was_measured(project):
-    sheets, overlaps = datasheets.run(parameters())
+    sheets, overlaps = datasheet.run(parameters())
     table = leaks.leak_table(sheets).set_index(["dataset", "split", "kind"])["mean"]
     random, met, worth = leaks.summary(sheets, overlaps).splitlines()
     ham, isic = (table[name, "random", "group"] for name in ("ham10k", "isic2019"))
