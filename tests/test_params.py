@@ -112,7 +112,7 @@ def test_a_whole_number_is_a_number(name):
         ({"save_weights": "w.safetensors"}, r"save_weights: saves one network a seed; give approaches: \[ft\]"),
         ({"save_weights": "w.safetensors", "approaches": ["ft"], "seeds": [0, 1]}, r"2 seeds need \{seed\} in"),
         ({"datasets": ["ham10k=ham"]}, "datasets: is for a page of its own; say notebook: data"),
-        ({"studies": ["skin"], "notebook": "pair"}, "studies: .* say notebook: weights or features"),
+        ({"studies": ["skin"], "notebook": "pair"}, "studies: .* say notebook: weights or features or findings"),
         ({"save_weights": "w.pt", "approaches": ["ft"]}, "save_weights: 'w.pt' must end in .safetensors"),
     ],
 )
@@ -221,7 +221,7 @@ def parameters_cell(name: str) -> str:
 def test_a_notebooks_cell_of_parameters_sets_its_own_and_no_later_cell_does(name):
     """A rerun in a live kernel would take it for one. Papermill warns of what it cannot read in the cell."""
     own = assigned_values(parameters_cell(name))
-    assert own["notebook"] == name and own["track"] == "demo" and len(own) <= 5
+    assert own["notebook"] == name and own["track"] in ("demo", "open") and len(own) <= 5
     assert Parameters.parse(own, allowed=pages.KINDS.get(name, pages.Kind()).takes).notebook == name
     assert list(inspect_notebook(str(NOTEBOOKS[name]))) == list(own)
     code = [cell for cell in nbformat.read(NOTEBOOKS[name], 4).cells if cell.cell_type == "code"]

@@ -242,7 +242,7 @@ def test_train_runs_what_it_is_asked_for_alone(project, capsys, caplog, monkeypa
         (["pair", "--row", "x"], "--row x: rows: ft-objects, ft-lesions, lp_ft-objects"),
         (["pair", "--seed", "4"], "--seed 4: the file's seeds are 0; add it there"),
         (["weights"], "params/own/weights.yaml asks for a page, not for runs: medmerge run params/own/weights.yaml"),
-        (["pair"], "base_weights: no file w/objects.safetensors"),
+        (["pair"], "and $MEDMERGE_DATA is not set; `medmerge run params/own/base.yaml` makes it"),
         (["piar"], "no parameter file at params/own/piar.yaml; is it params/own/pair.yaml?"),
     ],
 )

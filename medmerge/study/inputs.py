@@ -6,6 +6,7 @@ list of the images that they were trained on; it is compared with every target t
 
 import csv
 import logging
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
 def _maker(weights: str) -> str:
     """How to come by weights that are not here: the parameter file of the project that saves them, if one does."""
     for path in sorted(home().glob("params/*/*.yaml")):
-        if f"save_weights: {weights}" in path.read_text(encoding="utf-8", errors="replace"):
+        if re.search(rf"save_weights\W+{re.escape(weights)}", path.read_text(encoding="utf-8", errors="replace")):
             return f"`medmerge run {path.relative_to(home())}` makes it"
     return "give the path of a file that is there, or imagenet to download torchvision's"
 

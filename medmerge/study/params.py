@@ -37,7 +37,12 @@ def _field(default: object, role: Role, description: str, **limits: object) -> A
     return Field(default, description=description, json_schema_extra={"role": role}, **limits)
 
 
-_PAGES = {"datasets": ("data",), "studies": ("weights", "features"), "cost_repeats": ("cost",), "premise": ("premise",)}
+_PAGES = {
+    "datasets": ("data",),
+    "studies": ("weights", "features", "findings", "paper_tables"),
+    "cost_repeats": ("cost",),
+    "premise": ("premise",),
+}
 """Parameters that one kind of page asks something with, and its notebooks."""
 
 
