@@ -127,7 +127,7 @@ def test_check_goes_on_after_a_file_that_is_refused(project, capsys):
         ({"ft_epoch": 3}, "ft_epoch: unknown parameter; did you mean ft_epochs?"),
         ({"save_weights": "w/x.safetensors"}, "save_weights: saves one network a seed"),
         ({"notebook": "source"}, "bad.yaml is for the notebook source, not for pair"),
-        ({"ft_lr": "1e-3"}, "ft_lr: '1e-3' is text, not a number; write 0.001"),
+        ({"ft_lr": "-1e-3"}, "ft_lr: '-1e-3': input should be greater than 0"),
         ({"base_weights": "w/none.pt"}, "base_weights: no file w/none.pt: there is no "),
         ({"target_data": "synthetic:mole"}, "did you mean synthetic:moles"),
         ({"source_data": None, "source_weights": None}, "medmerge merges two sources"),

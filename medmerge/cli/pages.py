@@ -70,7 +70,7 @@ def _check_owner(output: Path, params: Path, p: Parameters) -> None:
     """
     there, own = notebooks.noted(output), notebooks.whose(params, p)
     other = [f"{name} {there[name]}, not {own[name]}" for name in own if there.get(name, own[name]) != own[name]]
-    if other:
+    if "study" in there and other:  # pages did not always note their study
         raise ParameterError(
             f"{output} is another's page ({'; '.join(other)}): rename {params}, give --output, or move that page away"
         )

@@ -246,11 +246,12 @@ def run_row(
     options = {name: getattr(p, name) for name in approach.settings}
     with _memory_explained(p, row, seed, task):
         outcome = approach.run(sources if approach.merges else sources[0], task, **options)
-        probabilities = records.kept(predict(outcome.model, dataset.test, task))
-        probed = {} if outcome.probed is None else {"linear_probe": outcome.probed}
-        stages = {name: records.kept(predict(model, dataset.test, task)) for name, model in probed.items()}
+        networks = {"": outcome.model} | ({} if outcome.probed is None else {"linear_probe": outcome.probed})
+        found = {stage: records.kept(predict(model, dataset.test, task)) for stage, model in networks.items()}
 
-    labels = dataset.test.labels.numpy()
+    labels, classes = dataset.test.labels.numpy(), dataset.classes
+    scores = {stage: evaluation.metrics(labels, each, classes) for stage, each in found.items()}
+    frames = {stage: records.prediction_frame(dataset.test.ids, labels, each, classes) for stage, each in found.items()}
     content = {
         "definition": defined,
         "hash": definition_hash(defined),
@@ -260,8 +261,8 @@ def run_row(
         "parameters": p.model_dump(),
         "data": _described(p, dataset) | {"overlap": dict(overlap or {})},
         "sources": prints,
-        "metrics": evaluation.metrics(labels, probabilities, dataset.classes),
-        "stages": {name: evaluation.metrics(labels, found, dataset.classes) for name, found in stages.items()},
+        "metrics": scores.pop(""),
+        "stages": scores,
         "choices": dict(outcome.choices),
         "network": state_sha256(outcome.model),
         "cost": task.cost,
@@ -269,19 +270,16 @@ def run_row(
         "precision": devices.choose_precision(p.precision, task.device),
         "provenance": records.provenance(),
     }
-    predictions = records.prediction_frame(dataset.test.ids, labels, probabilities, dataset.classes)
-    weights = {name: w.numpy() for name, w in outcome.kernel_weights.items()}
     if isinstance(outcome.model, backbones.Classifier):
         _save(outcome.model, where / MODEL, _left(p, [(row, seed)]), row, dataset)
-    epochs = {name: w.numpy() for name, w in task.kernel_history.items()}
     if outcome.merge is not None:
         recall.save_merge(outcome.merge, where / MERGE)
-    tables = {
-        f"predictions_{name}": records.prediction_frame(dataset.test.ids, labels, found, dataset.classes)
-        for name, found in stages.items()
-    }
-    tables |= outcome.tables
-    record = records.write(where, content, task.history_frame(), predictions, weights, epochs, tables)
+    weights, moved = (
+        {name: w.numpy() for name, w in learnt.items()} for learnt in (outcome.kernel_weights, task.kernel_history)
+    )
+    predictions = frames.pop("")
+    tables = {f"predictions_{stage}": frame for stage, frame in frames.items()} | dict(outcome.tables)
+    record = records.write(where, content, task.history_frame(), predictions, weights, moved, tables)
     _clear(where)
     return record
 
