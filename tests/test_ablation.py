@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from test_report import CLASSES, LABELS, macro_f1, make, predicted
 
-from medmerge.pages import ablation, controls, report
-from medmerge.pages.figures import ablation as figures_ablation
-from medmerge.pages.figures import controls as figures_controls
+from medmerge.pages import ablation, report, weights
+from medmerge.pages.contrast import against
+from medmerge.pages.figures import curves
+from medmerge.pages.figures.forest import forest
 from medmerge.stats import evaluation
 from medmerge.study import records
 from medmerge.study.records import RecordError
@@ -82,34 +83,21 @@ def test_records_from_before_the_probe_was_kept_show_the_end_alone(tmp_path):
     assert set(ablation.scores(old)["stage"]) == {ablation.END} and old[0].after_probe() is None
 
 
-def test_cells_are_what_figures_take(pair, tmp_path):
+def test_cells_and_histories_are_what_figures_take(pair, tmp_path):
     drawn = ablation.cells(pair)
-    assert list(drawn["factor_a"]) == ["both", "none"] * 2
-    assert set(drawn["measure"]) == {"test, after the probe", "test, after fine-tuning"}
-    assert "none" in figures_ablation.one_factor(drawn, "batchnorm_free").alt
+    assert list(drawn["first"]) == ["both", "none"] * 2 and set(drawn["second"]) == {""}
+    assert set(drawn["stage"]) == {"test, after the probe", "test, after fine-tuning"}
+    assert "none" in forest(drawn, "first", xlabel="macro F1", hue="second", panel="stage").alt
+    probes = ablation.probe_histories(pair)
+    assert list(probes["first"]) == ["both"] * 3 + ["none"] * 3 and list(probes["score"]) == [0.1, 0.4, 0.4] * 2
+    assert "at most 0.400" in curves.curves(probes, "epoch", "score", hue="first", xlabel="epoch", ylabel="F1").alt
     two = [variant(tmp_path, 9, 9, batchnorm_free=free, w_lr=rate) for free in ("both", "none") for rate in (0.1, 0.2)]
-    assert list(ablation.cells(two)["factor_b"].unique()) == ["0.1", "0.2"]
-    figures_ablation.factorial(ablation.cells(two), "batchnorm_free", "w_lr")
-    with pytest.raises(RecordError, match="one setting or two"):
-        ablation.cells(pair[:1])
-
-
-def test_probe_curves_hold_the_validation_scores_of_the_probe(pair, tmp_path):
-    drawn = ablation.probe_histories(pair)
-    assert list(drawn["factor_a"]) == ["both"] * 3 + ["none"] * 3 and list(drawn["score"]) == [0.1, 0.4, 0.4] * 2
-    figure = figures_ablation.probe_curves(drawn, "batchnorm_free")
-    assert {line.get_gid() for line in figure.axes[0].lines} == {"/both", "/none"} and "0.400 at best" in figure.alt
-    two = [variant(tmp_path, 9, 9, batchnorm_free=free, w_lr=rate) for free in ("both", "none") for rate in (0.1, 0.2)]
-    figure = figures_ablation.probe_curves(ablation.probe_histories(two), "batchnorm_free", "w_lr")
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["w_lr: 0.1", "w_lr: 0.2"]
-    with pytest.raises(ValueError, match="it is empty"):
-        figures_ablation.probe_curves(drawn[:0], "batchnorm_free")
-    with pytest.raises(ValueError, match="columns factor_a, epoch and score"):
-        figures_ablation.probe_curves(drawn.drop(columns="epoch"), "batchnorm_free")
+    assert list(ablation.cells(two)["second"].unique()) == ["0.1", "0.2"]
+    assert set(ablation.probe_histories(two)["second"]) == {"0.1", "0.2"}
 
 
 def test_tables_have_a_line_a_row_and_one_a_difference(pair):
-    scores, differences = ablation.score_table(pair), ablation.difference_table(pair)
+    scores, differences = ablation.score_table(pair), report.difference_table(ablation.differences(pair)).data
     assert list(scores["batchnorm_free"]) == ["both", "none"] and len(differences) == 2
     assert scores.loc[0, "test, after fine-tuning"].startswith(f"{macro_f1(5):.3f} (")
     assert list(differences["minus"]) == ["MedMerge b + c"] * 2
@@ -121,10 +109,10 @@ def test_one_row_is_nothing_to_compare(pair):
 
 
 def test_a_pairs_comparison_takes_the_studys_own_row_for_its_approach(pair):
-    assert list(report.comparisons(pair)["against"]) == [pair[1].label]
-    assert list(report.comparisons(pair, pair[1].label)["against"]) == [pair[0].label]
+    assert list(against(pair)["against"]) == [pair[1].label]
+    assert list(against(pair, pair[1].label)["against"]) == [pair[0].label]
     with pytest.raises(RecordError, match="0 rows of 'ft'"):
-        report.comparisons(pair, "ft")
+        against(pair, "ft")
 
 
 CONTROLS = pd.DataFrame(
@@ -136,20 +124,8 @@ CONTROLS = pd.DataFrame(
 @pytest.mark.parametrize(("learnt", "said"), [(0.5, "above"), (0.46, "within the range of"), (0.2, "below")])
 def test_the_sentence_on_controls_follows_the_scores(learnt, said):
     table = CONTROLS.assign(score=CONTROLS["score"].where(CONTROLS["control"] != "learnt", learnt))
-    sentence = controls.sentence(controls.summary(table))
+    sentence = weights.control_sentence(weights.control_summary(table))
     assert f"**{learnt:.3f}**: {said} what the same weights reach" in sentence and "0.450 to 0.480 over 2" in sentence
-
-
-def test_the_figure_of_controls_has_a_dot_for_every_score():
-    figure = figures_controls.replaced_weights(CONTROLS)
-    (axes,) = figure.axes
-    dots = {line.get_gid(): list(line.get_xdata()) for line in axes.lines if line.get_gid().startswith("dots/")}
-    assert dots == {f"dots/{name}": list(CONTROLS[name]) for name in ("score", "reestimated")}
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["learnt", "start", "shuffled"]
-    with pytest.raises(ValueError, match="no score of the learnt weights"):
-        figures_controls.replaced_weights(CONTROLS[1:])
-    with pytest.raises(ValueError, match="no column reestimated"):
-        figures_controls.replaced_weights(CONTROLS.drop(columns="reestimated"))
 
 
 def test_prose_takes_its_numbers_by_setting_and_stage(pair):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from medmerge.data import load_table, splits
-from medmerge.pages import report
+from medmerge.pages import contrast
 from medmerge.stats import significance
 from medmerge.study.params import Parameters, load_yaml
 
@@ -80,7 +80,7 @@ def test_the_arms_of_the_skin_pair_learn_from_as_many_images(real_data, tmp_path
 
 def test_the_rate_and_the_family_are_the_codes():
     rate = int(re.search(r"Holm-adjusted at \*\*(\d+) %\*\*", PLAN)[1]) / 100
-    assert rate == report.ALPHA == significance.ALPHA
+    assert rate == contrast.ALPHA == significance.ALPHA
     approaches = parameters("skin-seeds").approaches
     assert int(re.search(r"MedMerge's \*\*(\d+)\*\* baselines", PLAN)[1]) == 2 * (len(approaches) - 1)
 

@@ -14,7 +14,10 @@ from test_records import HISTORY, RUN, predictions
 import medmerge
 from medmerge.explorer import payload as explorer_data
 from medmerge.explorer import widget as explorer
+from medmerge.pages.agreement import run_agreement
 from medmerge.study import records
+from medmerge.study.layers import architecture
+from medmerge.study.layers import layers as study_layers
 from medmerge.study.records import RecordError
 
 LAYERS = {"features.conv0": 6, "features.denseblock1.denselayer1.conv1": 4, "features.transition1.conv": 5}
@@ -197,9 +200,8 @@ def test_a_merge_is_shown_with_its_layers_shapes(granularity):
 
 @pytest.mark.parametrize(("backbone", "layers", "kernels"), [("densenet121", 120, 10_240), ("resnet50", 53, 26_560)])
 def test_layers_of_the_papers_networks_are_named(backbone, layers, kernels):
-    sizes = {name: shape[0] for name, (_, shape) in explorer_data._modules(backbone).items()}
-    run = explorer_data.collect({name: np.full(n, 0.5) for name, n in sizes.items()}, backbone=backbone)[0]
-    described = explorer_data.layers(run)
+    sizes = {name: shape[0] for name, (_, shape) in architecture(backbone).items()}
+    described = study_layers({name: np.full(n, 0.5) for name, n in sizes.items()}, backbone)
     assert len(described) == layers and sum(layer.kernels for layer in described) == kernels
     first, last = described[0], described[-1]
     assert (first.shape, first.kind, first.block) == ("64 × 3 × 7 × 7", "7×7 convolution", "stem")
@@ -210,7 +212,7 @@ def test_layers_of_the_papers_networks_are_named(backbone, layers, kernels):
 def test_both_networks_fit_a_page():
     rng, runs = np.random.default_rng(0), {}
     for backbone in ("densenet121", "resnet50"):
-        sizes = {name: shape[0] for name, (_, shape) in explorer_data._modules(backbone).items()}
+        sizes = {name: shape[0] for name, (_, shape) in architecture(backbone).items()}
         runs[backbone] = {name: 0.5 + rng.normal(0, 0.05, n) for name, n in sizes.items()}
     page = medmerge.explore(runs).html()
     assert len(page.encode()) < 1_500_000 / 3
@@ -301,7 +303,7 @@ def test_agreement_of_runs(tmp_path):
         record(tmp_path, 1, weights={k: 1 - w for k, w in base.items()}),
         record(tmp_path, 2, weights={"a": np.float32([0.1, 0.2])}, backbone="other"),
     ]
-    table = explorer_data.agreement(explorer_data.collect(runs))
+    table = run_agreement(runs)
     assert len(table) == 1
     row = table.iloc[0]
     assert (row["run"], row["other"], row["kernels"]) == ("densenet_small, seed 0", "densenet_small, seed 1", 15)
@@ -313,7 +315,7 @@ def test_agreement_of_runs(tmp_path):
 def test_weights_that_are_all_the_same_correlate_with_nothing(tmp_path):
     base = drawn(0)
     runs = [record(tmp_path, 0, weights=base), record(tmp_path, 1, weights={k: w * 0 + 0.5 for k, w in base.items()})]
-    row = explorer_data.agreement(explorer_data.collect(runs)).iloc[0]
+    row = run_agreement(runs).iloc[0]
     assert np.isnan(row["correlation"]) and np.isnan(row["of layers' means"]) and row["mean |difference|"] > 0
 
 

@@ -1,8 +1,6 @@
 """What is drawn is what was given: data are read back from the figures' artists."""
 
-import ast
 import base64
-import inspect
 import io
 import re
 
@@ -15,9 +13,12 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from medmerge.approaches import APPROACHES
+from medmerge.pages.figures import curves as figures
 from medmerge.pages.figures import depth as figures_depth
-from medmerge.pages.figures import runs as figures
 from medmerge.pages.figures import style as plotstyle
+from medmerge.pages.figures import weights as figures_weights
+from medmerge.pages.figures.forest import forest
+from medmerge.study.layers import architecture
 
 SCORES = ["train_loss", "val_loss", "val_macro_f1"]
 
@@ -39,18 +40,24 @@ def kernel_weights(layers=6, spread=0.02, names="layer{}", seed=0):
 
 
 def table():
-    rows = [("FT A", "ft", 0.60, 0.55, 0.66, 0.685), ("MedMerge", "medmerge", 0.71, 0.70, 0.75, np.nan)]
-    return pd.DataFrame(rows, columns=["label", "approach", "mean", "low", "high", "paper"])
+    rows = [("FT A", "ft", 0.60, 0.55, 0.66), ("MedMerge", "medmerge", 0.71, 0.70, 0.75)]
+    return pd.DataFrame(rows, columns=["label", "approach", "mean", "low", "high"])
+
+
+def two_factors():
+    rows = [
+        (a, b, panel, 0.5 + 0.1 * i) for panel in "xy" for i, (a, b) in enumerate([("p", "u"), ("p", "v"), ("q", "u")])
+    ]
+    return pd.DataFrame(rows, columns=["row", "level", "panel", "mean"]).assign(low=0.4, high=0.9)
+
+
+def depth_table():
+    rows = [(name, when, k / 10) for when in ("before", "after") for k, name in enumerate(DENSENET)]
+    return pd.DataFrame(rows, columns=["layer", "when", "ratio"]).assign(low=0.0, high=11.0, shift=1.0)
 
 
 def counts():
     return pd.DataFrame({"train": [2000, 100], "test": [200, 0]}, index=["nevus", "melanoma"])
-
-
-def class_table():
-    rows = [("FT A", "ft", "edema", 1200, 0.7, 0.3), ("FT A", "ft", "fracture", 0, np.nan, np.nan)]
-    rows += [("MedMerge", "medmerge", "edema", 1200, 1.0, 0.0), ("MedMerge", "medmerge", "fracture", 0, 0.5, np.nan)]
-    return pd.DataFrame(rows, columns=["label", "approach", "class", "positives", "auroc", "sensitivity"])
 
 
 def marked(figure, gid):
@@ -90,15 +97,17 @@ DENSENET = ["features.conv0"] + [
         lambda: figures_depth.depth_heatmap({"dense": {name: [0.4, 0.5] for name in DENSENET}}, "A", "B"),
         lambda: figures_depth.weight_spread(kernel_weights(150), "A", "B"),
         lambda: figures_depth.weight_spread({"conv": [0.5]}, "A", "B"),
-        lambda: figures.score_intervals(table()),
-        lambda: figures.score_intervals(table().iloc[:1].drop(columns="paper")),
+        lambda: forest(table(), "label", xlabel="macro F1", hue="approach", form=".3f", lines=[0.6, 0.7]),
+        lambda: forest(table().iloc[:1].drop(columns=["low", "high"]), "label", xlabel="macro F1"),
+        lambda: forest(two_factors(), "row", xlabel="macro F1", hue="level", panel="panel"),
+        lambda: forest(two_factors(), "row", xlabel="F1", hue="level", panel="panel", columns=1, bands={"x": 0.1}),
+        lambda: figures_depth.along_depth(
+            depth_table(), {"ratio": "r", "shift": "s"}, hue="when", band=("low", "high")
+        ),
+        lambda: figures_depth.along_depth(depth_table(), {"ratio": "r"}, hue="when", log=["ratio"], lines={"ratio": 1}),
+        lambda: figures.curves(depth_table(), "shift", "ratio", xlabel="x", ylabel="y", hue="when", panel="when"),
         lambda: figures.confusion([0], [0], ["only"]),
         lambda: figures.confusion([0, 1, 1], [0, 1, 1], [f"class {i}" for i in range(14)]),
-        lambda: figures.per_class(class_table()),
-        lambda: figures.per_class(class_table().iloc[:1]),
-        lambda: figures.per_class(
-            pd.concat([class_table().assign(label=f"run {i} of a long name") for i in range(12)])
-        ),
         lambda: figures.class_counts(counts()),
         lambda: figures.class_counts(pd.DataFrame({"train": [0]}, index=["none"])),
         lambda: figures.class_counts(pd.DataFrame({"train": [3, 4]}, index=["a", "b"])),
@@ -238,17 +247,62 @@ def test_spread_draws_quantiles_and_counts_every_kernel():
     assert "← HAM10K" in depth.get_ylabel() and "ImageNet →" in depth.get_ylabel()
 
 
-def test_intervals_are_drawn_in_order_from_the_top():
-    figure = figures.score_intervals(table())
-    for y, row in enumerate(table().itertuples()):
-        assert marked(figure, f"interval/{y}").get_xdata().tolist() == [row.low, row.high]
-        assert marked(figure, f"mean/{y}").get_xdata().tolist() == [row.mean]
-        assert marked(figure, f"mean/{y}").get_color() == plotstyle.APPROACH_COLOURS[row.approach]
-    assert marked(figure, "paper").get_xdata()[0] == 0.685
+def dots(axes):
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+
+
+def test_a_forest_draws_every_line_in_order_from_the_top():
+    colours = plotstyle.APPROACH_COLOURS
+    figure = forest(table(), "label", xlabel="macro F1", hue="approach", colours=colours, form=".2f")
     (axes,) = figure.axes
-    assert axes.get_ylim() == (1.5, -0.5)
+    assert dots(axes) == {"ft": ([0.60], [0]), "medmerge": ([0.71], [1])}
+    assert [line.get_color() for line in axes.lines] == [colours["ft"], colours["medmerge"]]
+    bars = [segment.tolist() for bar in axes.collections for segment in bar.get_segments()]
+    assert bars == [[[0.55, 0], [0.66, 0]], [[0.70, 1], [0.75, 1]]]
+    assert axes.get_ylim() == (1.5, -0.5) and not figure.legends, "rows say what colours do"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["FT A", "MedMerge"]
-    assert "0.710  [0.700, 0.750]" in words(figure) and "macro F1" in axes.get_xlabel()
+    assert {"0.60", "0.71", "macro F1"} <= set(words(figure)) and "FT A ft 0.600, MedMerge medmerge 0.710" in figure.alt
+
+
+def test_a_forest_has_a_panel_and_a_place_for_every_level():
+    figure = forest(two_factors(), "row", xlabel="macro F1", hue="level", panel="panel")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["x", "y"]
+    for axes in figure.axes:
+        drawn = dots(axes)
+        assert drawn["u"] == ([0.5, 0.7], pytest.approx([-0.175, 0.825]))
+        assert drawn["v"] == ([0.6], pytest.approx([0.175]))
+    assert {"u", "v"} <= {text.get_text() for text in figure.legends[0].texts}
+    below = forest(two_factors(), "row", xlabel="macro F1", panel="panel", hue="level", columns=1)
+    assert len({axes.get_position().y0 for axes in below.axes}) == 2
+
+
+def test_values_along_depth_stand_at_their_layer():
+    made = depth_table()
+    figure = figures_depth.along_depth(made, {"ratio": "ratio", "shift": "shift"}, hue="when", log=["ratio"])
+    ratio, shift = figure.axes
+    before = next(line for line in ratio.lines if line.get_label() == "before")
+    assert list(before.get_xdata()) == list(range(len(DENSENET)))
+    assert before.get_ydata()[0] == 0.05 and before.get_ydata()[3] == 0.3, "zero at the foot of the log axis"
+    assert {"block 1", "T3"} <= set(words(figure)) and "ratio before" in figure.alt and shift.get_ylabel() == "shift"
+
+
+@pytest.mark.parametrize(("backbone", "said"), [("densenet_small", "1×1 minus 3×3: "), ("resnet18", "no pairs of 1×1")])
+def test_kinds_of_layers_have_a_colour_each(backbone, said):
+    generator = np.random.default_rng(0)
+    weights = {name: generator.normal(0.5, 0.02, shape[0]) for name, (_, shape) in architecture(backbone).items()}
+    figure = figures_weights.kinds_along_depth(weights, backbone, "A", "B")
+    (axes,) = figure.axes
+    drawn = [line for line in axes.lines if line.get_label() in {text.get_text() for text in figure.legends[0].texts}]
+    assert sum(len(line.get_xdata()) for line in drawn) == len(weights)
+    assert said in figure.alt and "← B" in axes.get_ylabel()
+
+
+def test_displacement_stands_beside_its_budget():
+    moved = {"w_lr": [0.0, 1e-3, 1e-4], "mean": 0.01, "largest": 0.1, "budget": 0.2, "reach": 0.4}
+    figure = figures_weights.displacement_by_rate(pd.DataFrame(moved))
+    assert list(figure.axes[0].lines[0].get_xdata()) == [1e-4, 1e-3] and "largest 0.1 of a budget of 0.2" in figure.alt
+    with pytest.raises(ValueError, match="no run with w_lr above 0"):
+        figures_weights.displacement_by_rate(pd.DataFrame(moved).assign(w_lr=0.0))
 
 
 def test_confusion_has_true_rows_and_predicted_columns():
@@ -261,21 +315,6 @@ def test_confusion_has_true_rows_and_predicted_columns():
     assert written == ["0.25\n1", "0.75\n3", "", "", "1.00\n1", "", "", "", ""]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a (4)", "b (1)", "never (0)"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
-
-
-def test_classes_have_a_dot_for_every_run_and_score():
-    figure = figures.per_class(class_table())
-    for column in ("auroc", "sensitivity"):
-        for run, rows in class_table().groupby("label"):
-            dots = marked(figure, f"{column}/{run}")
-            assert np.array_equal(dots.get_xdata(), rows[column], equal_nan=True)
-            assert np.round(dots.get_ydata()).tolist() == [0, 1]
-            assert dots.get_color() == plotstyle.approach_colour(rows["approach"].iloc[0])
-    ft, merged = (marked(figure, f"auroc/{run}") for run in ("FT A", "MedMerge"))
-    assert ft.get_marker() != merged.get_marker() and (ft.get_ydata() < merged.get_ydata()).all()
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["edema (1,200)", "fracture (0)"]
-    assert figure.axes[0].get_ylim() == (1.5, -0.5)
-    assert {"FT A", "MedMerge", "sensitivity", "AUROC (0.5: chance)"} <= set(words(figure))
 
 
 def test_class_counts_draw_every_number():
@@ -293,32 +332,15 @@ def test_class_counts_draw_every_number():
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: figures.learning_curves(history().iloc[:0]), "0 rows"),
-        (
-            lambda: figures.learning_curves(history().drop(columns="val_loss")),
-            r"lacks columns \['val_loss'\]",
-        ),
-        (lambda: figures.learning_curves(history().assign(phase="warmup")), "warmup.*linear_probe"),
+        (lambda: figures.learning_curves(history().drop(columns="val_loss")), r"lacks columns \['val_loss'\]"),
         (lambda: figures.learning_curves(history().assign(val_loss=np.nan)), "not finite"),
-        (lambda: figures_depth.depth_heatmap({}, "A", "B"), "weights is empty"),
-        (lambda: figures_depth.depth_heatmap({"run": {}}, "A", "B"), "0 layers"),
+        (lambda: forest(table().iloc[:0], "label", xlabel=""), "0 lines"),
+        (lambda: forest(table().assign(mean=np.nan), "label", xlabel=""), "finite values of mean"),
+        (lambda: figures_depth.along_depth(depth_table().iloc[:0], {"ratio": ""}), "0 lines"),
         (
             lambda: figures_depth.depth_heatmap({"a": kernel_weights(3), "b": kernel_weights(2)}, "A", "B"),
-            "layer None",
+            "'b' has other layers",
         ),
-        (lambda: figures_depth.weight_spread({"conv": [[0.5]]}, "A", "B"), r"wrong: \['conv'\]"),
-        (lambda: figures_depth.weight_spread({"conv": [np.nan]}, "A", "B"), r"wrong: \['conv'\]"),
-        (lambda: figures.score_intervals(table().iloc[:0]), "0 rows"),
-        (lambda: figures.score_intervals(table().assign(low=np.nan)), "not finite"),
-        (lambda: figures.confusion([], [], ["a"]), "N > 0"),
-        (lambda: figures.confusion([0, 1], [0], ["a", "b"]), "give both"),
-        (lambda: figures.confusion([0, 2], [0, 1], ["a", "b"]), r"0 \.\. 1"),
-        (lambda: figures.confusion([0.0], [0.0], ["a"]), "integers"),
-        (lambda: figures.per_class(class_table().iloc[:0]), "0 rows"),
-        (lambda: figures.per_class(class_table().drop(columns="auroc")), r"lacks columns \['auroc'\]"),
-        (lambda: figures.per_class(class_table().assign(sensitivity=1.1)), r"outside \[0, 1\]"),
-        (lambda: figures.class_counts(pd.DataFrame()), "at least one class"),
-        (lambda: figures.class_counts(counts() - 100), "numbers >= 0"),
     ],
 )
 def test_refuses(draw, message):
@@ -326,25 +348,8 @@ def test_refuses(draw, message):
         draw()
 
 
-@pytest.mark.parametrize(
-    ("module", "known"),
-    [
-        (figures, {"medmerge.pages.figures.style", "medmerge.study.records"}),
-        (figures_depth, {"medmerge.pages.figures.style"}),
-    ],
-)
-def test_draws_from_records_only(module, known):
-    """The module imports neither torch nor anything of the package but its style and its records."""
-    nodes = list(ast.walk(ast.parse(inspect.getsource(module))))
-    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)}
-    assert "numpy" in imported
-    assert not {name.split(".")[0] for name in imported} & {"torch", "torchvision", ""}
-    assert {name for name in imported if name.startswith("medmerge")} == known
-
-
 def test_a_figure_in_html_is_one_element_with_its_picture_and_words():
-    html = figures.score_intervals(table()).html('a "b"', "1 < 2")
+    html = forest(table(), "label", xlabel="F1").html('a "b"', "1 < 2")
     picture = re.search(r'src="data:image/png;base64,([^"]+)"', html)[1]
     assert base64.b64decode(picture).startswith(b"\x89PNG")
     assert html.startswith("<figure>") and 'alt="a &quot;b&quot;"' in html and "1 &lt; 2</figcaption>" in html

@@ -187,12 +187,13 @@ SCROLLS = """
 const scrolls = (box) => /auto|scroll/.test(getComputedStyle(box).overflow);
 const within = (box) => box && box !== document.body && (scrolls(box) || within(box.parentElement));
 const seen = (selector) => [...document.querySelectorAll(selector)].filter((box) => box.checkVisibility());
-const told = (boxes) => boxes.map((box) => box.outerHTML.slice(0, 120));
+const told = (boxes) => boxes.slice(0, 9).map((box) => box.outerHTML.slice(0, 120));
 
 function stickingOut() {
   const {scrollWidth, clientWidth} = document.documentElement;
-  const wide = (box) => box.getBoundingClientRect().right > clientWidth + 1 && !/^\\s+$/.test(box.textContent);
-  const out = told(seen("main *").filter((box) => wide(box) && !within(box)));
+  const edge = (box, side) => box.getBoundingClientRect()[side];
+  const wide = (box) => edge(box, "right") > clientWidth + 1 && !/^\\s+$/.test(box.textContent) && !within(box);
+  const out = told(seen("main *").filter((box) => wide(box) || edge(box, "left") < -1));  // nothing scrolls to there
   return scrollWidth > clientWidth ? [`the page is ${scrollWidth} px wide`, ...out] : out;
 }
 
@@ -213,6 +214,11 @@ function outOfReach() {
         ("<div style='overflow-x: auto' tabindex=0 role=group aria-label=Table><table></table></div>", 0, 0),
         ("<div style='overflow-x: auto; width: 50px'><a href=x>a link at one end</a> of many more words</div>", 0, 1),
         ("<p style='width: 30px'><svg style='margin-left: 380px' width=30 height=9></svg></p>", 2, 0),
+        (
+            "<div style='overflow: auto' tabindex=0 role=group aria-label=A><p style='margin-left: -30px'>x</p></div>",
+            1,
+            0,
+        ),
         ("<table><tr><td style='white-space: nowrap'>" + 30 * "many words " + "</td></tr></table>", 5, 0),
     ],
 )

@@ -9,8 +9,7 @@ from scipy import stats
 from test_report import study
 
 from medmerge import data
-from medmerge.pages import paperpage, papertables
-from medmerge.pages.figures import paper as figures_paper
+from medmerge.pages import papertables
 from medmerge.pages.papertables import TARGETS, Target
 from medmerge.stats import evaluation, resampling
 from medmerge.study import records
@@ -137,25 +136,14 @@ def test_the_best_rows_are_named_with_ties(table):
     assert not papertables.best(tied, "macro_f1")["ours"].any()
 
 
-def test_the_chapters_sentences_are_computed(table, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    ways = paperpage._ways()
-    text = paperpage.summary()
+def test_the_chapters_sentence_is_computed(table):
+    studies = papertables.complete_studies(ROOT / "results" / "open")
+    assert all(len({run.label for run in runs}) == 5 for runs in studies)
+    ways = papertables.ways(table, studies)
+    text = papertables.summary(ways, papertables.seed_change(studies))
     for frame in ways.values():
         assert f"**{(frame['difference'] > frame['visible']).sum()}**" in text
     assert f"**{(ways['paired']['difference'] > 0).sum()} of 24**" in text
-    page = (ROOT / "book" / "paper-tables.md").read_text(encoding="utf-8")
-    assert all(f"{{paper}} {name}\n" in page for name in paperpage.TEXTS)
-    for name in ("entries", "comparisons", "needed", "claims"):
-        lines = paperpage.TEXTS[name]().splitlines()
-        assert len({line.count("|") for line in lines}) == 1
-    assert len(paperpage.entries().splitlines()) == 32 and len(paperpage.comparisons().splitlines()) == 26
-
-
-def test_the_figure_shows_every_row(table):
-    figure = figures_paper.paper_intervals(table)
-    lines = [line for axes in figure.axes for line in axes.lines if line.get_gid()]
-    assert len(lines) == 30 and len(figure.axes) == 6
-    assert "30 rows" in figure.alt and "6 panels" in figure.alt
-    ends = lines[0].get_xdata()
-    assert tuple(ends) == (table.iloc[0]["low"], table.iloc[0]["high"])
+    needed = papertables.needed(ways["paired"])
+    assert len(needed) == 6 and (needed["needed"].isna() == (needed["difference"] <= 0)).all()
+    assert not (needed["needed"] < needed["images"]).any()

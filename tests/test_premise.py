@@ -12,7 +12,6 @@ from medmerge import backbone
 from medmerge.backbones import Classifier
 from medmerge.batchnorm import reestimate
 from medmerge.data import Samples
-from medmerge.pages.figures import premise as figures_premise
 from medmerge.study import premise
 from medmerge.training import Protocol, Task, validate
 
@@ -133,27 +132,3 @@ def test_what_has_no_line_is_refused(task):
         premise.line(b, classifier(1, classes=4), task)
     with pytest.raises(ValueError, match="steps=1"):
         premise.line(b, b, task, steps=1)
-
-
-def test_figures_draw_what_they_are_given(task):
-    b, c = classifier(0), classifier(1)
-    tables = {"unrelated": premise.distances(b, c), "equal": premise.distances(b, b)}
-    figure = figures_premise.distance_by_depth(tables)
-    drawn = {line.get_gid(): line for axes in figure.axes for line in axes.lines}
-    for label, table in tables.items():
-        assert np.array_equal(drawn[f"distance/{label}"].get_ydata(), table["distance"])
-        assert np.array_equal(drawn[f"cosine/{label}"].get_ydata(), table["kernel_cosine"])
-    lines = {"pair": premise.line(b, c, task, steps=3, measure=True)}
-    figure = figures_premise.along_line(lines)
-    drawn = {line.get_gid(): line for axes in figure.axes for line in axes.lines}
-    for statistics, part in lines["pair"].groupby("statistics"):
-        for column in ("val_loss", "val_macro_f1"):
-            line = drawn[f"{column}/pair/{statistics}"]
-            assert np.array_equal(line.get_xdata(), part["a"]) and np.array_equal(line.get_ydata(), part[column])
-    for draw in (figures_premise.distance_by_depth, figures_premise.along_line):
-        with pytest.raises(ValueError, match="there are 0 tables"):
-            draw({})
-    with pytest.raises(ValueError, match="missing \\['val_macro_auroc'\\]"):
-        figures_premise.along_line(lines, "val_macro_auroc")
-    with pytest.raises(ValueError, match="the tables have"):
-        figures_premise.distance_by_depth({"a": tables["equal"], "b": tables["equal"].head(3)})

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
-from medmerge.pages import report
+from medmerge.pages import contrast, report
 from medmerge.stats import evaluation
 from medmerge.study import records
 from medmerge.study.records import RecordError
@@ -93,12 +93,12 @@ def test_scores_of_two_seeds_are_their_mean(tmp_path):
     assert table.loc["FT b", "mean"] == pytest.approx(np.mean(both))
     assert table.loc["FT b", "sd"] == pytest.approx(np.std(both, ddof=1))
     assert list(table["seeds"]) == [2, 2, 2]
-    assert [r.run["seed"] for r in report.by_row(made)["FT b"]] == [0, 1]
+    assert [r.run["seed"] for r in contrast.by_row(made)["FT b"]] == [0, 1]
     assert "2 seeds" in report.verdict(made) and "seeds 0, 1;" in report.circumstances(made)
 
 
 def test_comparisons_are_medmerge_minus_each_row(tmp_path):
-    table = report.comparisons(study(tmp_path, 60, 10, 20)).set_index("against")
+    table = contrast.against(study(tmp_path, 60, 10, 20)).set_index("against")
     assert list(table.index) == ["FT b", "FT c"]
     assert table.loc["FT b", "difference"] == pytest.approx(macro_f1(20) - macro_f1(60)) and macro_f1(20) > macro_f1(60)
     assert table.loc["FT c", "difference"] == pytest.approx(macro_f1(20) - macro_f1(10)) and macro_f1(20) < macro_f1(10)
@@ -156,7 +156,7 @@ def test_rows_with_other_seeds_are_refused(tmp_path):
     made = study(tmp_path, 1, 2, 3)
     extra = make(tmp_path, "ft-c", 2, seed=1)
     for mixed in ([*made, extra], [made[0], extra, made[2]]):
-        for function in (report.scores, report.comparisons, report.verdict, report.numbers):
+        for function in (report.scores, contrast.against, report.verdict, report.numbers):
             with pytest.raises(RecordError, match=r"FT c has other seeds than FT b; run all rows with the same seeds"):
                 function(mixed)
 
@@ -171,10 +171,10 @@ def test_rows_with_other_images_are_refused(tmp_path):
 def test_the_comparison_needs_the_approach_once(tmp_path):
     made = study(tmp_path, 1, 2, 3)
     with pytest.raises(RecordError, match="0 rows of 'medmerge'"):
-        report.comparisons(made[:2])
+        contrast.against(made[:2])
     with pytest.raises(RecordError, match="2 rows of 'ft'"):
-        report.comparisons(made, "ft")
-    assert report.comparisons(made[2:]).empty
+        contrast.against(made, "ft")
+    assert contrast.against(made[2:]).empty
 
 
 def test_circumstances(tmp_path):
@@ -205,7 +205,8 @@ def test_tables_of_costs_origins_and_histories(tmp_path):
     assert origins.loc[0, ["commit", "definition", "images"]].tolist() == ["d" * 10, "f" * 10, "e" * 10]
     histories = report.histories(made)
     assert len(histories) == 12 and set(histories["run"]) == {record.label for record in made}
-    assert report.score_table(made).shape == (3, 7) and report.comparison_table(made).shape == (2, 5)
+    assert report.score_table(made).shape == (3, 7)
+    assert list(report.difference_table(contrast.against(made)).data)[0] == "MedMerge minus"
 
 
 def test_the_committed_page_says_what_its_records_say():
@@ -238,13 +239,13 @@ def test_a_page_resamples_once(tmp_path, monkeypatch):
 
     for name in ("bootstrap_interval", "compare"):
         monkeypatch.setattr(evaluation, name, counted(name))
-    monkeypatch.setattr(report, "_RESAMPLED", {})
+    monkeypatch.setattr(contrast, "_RESAMPLED", {})
     made = study(tmp_path, 60, 10, 20)
-    before = report.scores(made), report.comparisons(made)
+    before = report.scores(made), contrast.against(made)
     report.verdict(made), report.numbers(made), report.score_table(made), report.recall_table(made)
     assert sorted(calls) == ["bootstrap_interval"] * 3 + ["compare"] * 2
-    monkeypatch.setattr(report, "_RESAMPLED", {})
-    for then, now in zip(before, (report.scores(made), report.comparisons(made)), strict=True):
+    monkeypatch.setattr(contrast, "_RESAMPLED", {})
+    for then, now in zip(before, (report.scores(made), contrast.against(made)), strict=True):
         pd.testing.assert_frame_equal(then, now, check_exact=True)
 
 
@@ -258,7 +259,7 @@ def test_other_predictions_are_resampled_anew(tmp_path):
 def test_the_same_bytes_in_another_shape_are_other_predictions():
     labels, zeros = np.zeros(4, dtype=np.int64), np.zeros(8, dtype=np.int64)
     shapes = [
-        report._once(lambda *given: given[1].shape, labels, z, num_classes=2) for z in (zeros, zeros.reshape(2, 4))
+        contrast._once(lambda *given: given[1].shape, labels, z, classes=2) for z in (zeros, zeros.reshape(2, 4))
     ]
     assert shapes == [(8,), (2, 4)]
 

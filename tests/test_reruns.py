@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from test_study import TINY, write_weights
 
 from medmerge import backbone, save_backbone
 from medmerge.cli import main as cli
-from medmerge.pages import findingspage
-from medmerge.pages.findings import Pair
 from medmerge.study import records, reruns
 from medmerge.study.recordcheck import RecordError
 
@@ -102,16 +99,3 @@ def test_weights_that_the_run_saves_stay_as_they_are(project, capsys):
     assert cli.main(["train", "p.yaml"]) == 0
     stamp = Path("w/mine.safetensors").stat().st_mtime_ns
     assert "all 3 files" in rerun(capsys) and Path("w/mine.safetensors").stat().st_mtime_ns == stamp
-
-
-def test_the_chapter_lists_what_was_run_again(project, capsys, monkeypatch):
-    rerun(capsys)
-    found = tuple(records.gather(project / "results"))
-    one = Pair("chest", SimpleNamespace(base_data="b", source_data="c", seeds=[0]), found, 2, 15)
-    monkeypatch.setattr(findingspage, "_begun", lambda: iter([("densenet121", one)]))
-    lines = findingspage.again().splitlines()
-    score, device = f"{found[1].run['metrics']['macro_f1']:.4f}", found[1].run["device"]
-    row = f"| chest, DenseNet-121 | FT objects, 0 | {device}; {device} | 3 of 3 | {score}, {score} | – |"
-    assert lines[2:] == [row]
-    monkeypatch.setattr(findingspage, "_begun", lambda: iter(()))
-    assert findingspage.again() == "No run of a pair has been computed a second time yet."

@@ -1,26 +1,20 @@
 """What the explorer shows: runs with their merging weights, and the form in which a page holds them."""
 
 import base64
-import functools
-import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.colors import to_hex
-from torch import nn
 
-from medmerge import backbones
 from medmerge.merge import KernelMerge
-from medmerge.pages.figures.depth import half_range
-from medmerge.sources import kernel_layers
+from medmerge.pages.figures.style import half_range
 from medmerge.study import records
+from medmerge.study.layers import layers, modules_of
 from medmerge.study.records import Record, score_column
 
 HISTORY_BYTES = 250_000
@@ -29,26 +23,6 @@ HISTORY_BYTES = 250_000
 _MANY = (
     "the explorer shows two sources; {} has {}: give one source's weights, {{layer: w[i] for layer, w in {}.items()}}"
 )
-_BLOCKS = {"denseblock": "dense block", "transition": "transition", "layer": "layer", "encoder_layer_": "layer"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A merged layer.
-
-    Attributes:
-        name: as in the backbone.
-        kernels: how many it has.
-        shape: of its weight, such as ``"64 x 3 x 7 x 7"``; empty where the architecture is not known.
-        kind: in words, such as ``"7x7 convolution"``; likewise.
-        block: the part of the network that it belongs to, such as ``"dense block 1"``.
-    """
-
-    name: str
-    kernels: int
-    shape: str = ""
-    kind: str = ""
-    block: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,18 +116,17 @@ def _recorded(record: Record) -> Run:
     if record.num_merged != 2:
         raise ValueError(_MANY.format(record.folder, record.num_merged, "record.source_weights"))
     study, backbone, row, seed = record.folder.parts[-4:]
-    content, history = record.run, record.history
+    content, history, p = record.run, record.history, record.run.get("parameters", {})
     probe = history[history["phase"] == "linear_probe"]
-    last = content.get("parameters", {}).get("select") == "last"
-    best = len(probe) if last or probe.empty else int(probe[score_column(history)].to_numpy().argmax()) + 1
+    last = p.get("select") == "last" or probe.empty
+    best = len(probe) if last else int(probe[score_column(history)].to_numpy().argmax()) + 1
     epochs, weights = record.kernel_history
-    parameters, commit = content.get("parameters", {}), content.get("provenance", {}).get("commit", "unknown")
-    size = f" at {parameters['image_size']} px" if "image_size" in parameters else ""
+    size = f" at {p['image_size']} px" if "image_size" in p else ""
     facts = (
         f"{record.label}, target {content['data'].get('name', study)}{size}, "
         f"{record.images['train']:,} training images, {len(probe)} epochs of linear probe (kept: epoch {best}), "
         f"on {content.get('device', 'an unknown device')}; record {'/'.join(record.folder.parts[-5:])}, "
-        f"commit {commit[:9]}."
+        f"commit {content.get('provenance', {}).get('commit', 'unknown')[:9]}."
     )
     return Run(
         f"{study}/{backbone}/{row}/{seed}",
@@ -166,7 +139,7 @@ def _recorded(record: Record) -> Run:
         epochs,
         _vectors(weights, str(record.folder), 2) if weights else {},
         best,
-        f"{facts} {parameters.get('note', '')}".strip(),
+        f"{facts} {p.get('note', '')}".strip(),
     )
 
 
@@ -206,46 +179,6 @@ def _vectors(weights: Mapping, where: str, dims: int = 1) -> dict[str, np.ndarra
     return vectors
 
 
-def layers(run: Run, merge: KernelMerge | None = None) -> list[Layer]:
-    """The layers of a run in forward order, with shapes and kinds where its architecture is known."""
-    modules = _modules(run.backbone) if merge is None else _shapes(merge.merged)
-    return [
-        Layer(name, len(w), *_described(modules[name]) if name in modules else ("", ""), _block(name))
-        for name, w in run.weights.items()
-    ]
-
-
-@functools.cache
-def _modules(backbone: str) -> dict[str, tuple[nn.Module, torch.Size]]:
-    """A known architecture's modules with their weights' shapes, made without memory for the weights."""
-    if backbone not in backbones.names():
-        return {}
-    with torch.device("meta"):
-        return _shapes(backbones.backbone(backbone, "random"))
-
-
-def _shapes(network: nn.Module) -> dict[str, tuple[nn.Module, torch.Size]]:
-    return {layer.name: (layer.module, getattr(layer.module, layer.weight).shape) for layer in kernel_layers(network)}
-
-
-def _described(entry: tuple[nn.Module, torch.Size]) -> tuple[str, str]:
-    module, shape = entry
-    text = " × ".join(map(str, shape))
-    if isinstance(module, (nn.Linear, nn.MultiheadAttention)):
-        return text, "linear"
-    size = "×".join(map(str, module.kernel_size))
-    grouped = "" if module.groups == 1 else "depthwise " if module.groups == module.in_channels else "grouped "
-    return text, f"{size} {grouped}convolution"
-
-
-def _block(name: str) -> str:
-    if found := re.search(r"(?:^|\.)(denseblock|transition|layer|encoder_layer_)(\d+)(?:\.|$)", name):
-        return f"{_BLOCKS[found[1]]} {found[2]}"
-    if found := re.match(r"features\.(\d+)\.", name):
-        return f"features {found[1]}"
-    return "stem"
-
-
 def payload(runs: Sequence[Run], merges: Mapping[str, KernelMerge] | None = None) -> dict:
     """The runs as JSON allows: what the explorer's script reads, on a page and live.
 
@@ -256,7 +189,8 @@ def payload(runs: Sequence[Run], merges: Mapping[str, KernelMerge] | None = None
     packed = []
     thin = -(-sum(2 * w.size for run in runs for w in run.history.values()) // HISTORY_BYTES) or 1
     for run in runs:
-        described = tuple(layers(run, (merges or {}).get(run.name)))
+        merge = (merges or {}).get(run.name)
+        described = tuple(layers(run.weights, run.backbone, merge and modules_of(merge.merged)))
         network = networks.setdefault(described, len(networks))
         entry = {"name": run.name, "study": run.study, "backbone": run.backbone, "label": run.label, "seed": run.seed}
         entry |= {"sources": run.sources, "facts": run.facts, "kept": run.kept, "network": network}
@@ -270,48 +204,15 @@ def payload(runs: Sequence[Run], merges: Mapping[str, KernelMerge] | None = None
         packed.append(entry)
     return {
         "palette": [to_hex(c) for c in matplotlib.colormaps["PuOr"](np.linspace(0, 1, 33))],
-        "half": scale(runs),
+        "half": half_range(np.concatenate([w.ravel() for run in runs for w in _everything(run)])),
         "networks": [[[s.name, s.kernels, s.shape, s.kind, s.block] for s in network] for network in networks],
         "runs": packed,
     }
 
 
-def agreement(runs: Sequence[Run]) -> pd.DataFrame:
-    """Each two runs with the same layers: how alike their learnt weights are, over kernels and over layers' means.
-
-    Runs are called by what differs among them: study, backbone, row, seed. Weights that are all the same, such as those
-    held at 0.5, correlate with nothing: NaN.
-    """
-    parts = [(run.study, run.backbone, run.label, run.seed and f"seed {run.seed}") for run in runs]
-    varied = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
-    called = {run.name: ", ".join(itertools.compress(p, varied)) for run, p in zip(runs, parts, strict=True)}
-    rows = []
-    for one, other in itertools.combinations(runs, 2):
-        if [(name, len(w)) for name, w in one.weights.items()] != [(name, len(w)) for name, w in other.weights.items()]:
-            continue
-        a, b = (np.concatenate(list(run.weights.values())) for run in (one, other))
-        means = np.array([[w.mean() for w in run.weights.values()] for run in (one, other)])
-        rows.append(
-            {
-                "run": called[one.name],
-                "other": called[other.name],
-                "kernels": len(a),
-                "correlation": _correlation(a, b),
-            }
-            | {"of layers' means": _correlation(*means), "mean |difference|": np.abs(a - b).mean()}
-            | {"same side of 0.5": ((a > 0.5) == (b > 0.5)).mean()}
-        )
-    return pd.DataFrame(rows)
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else float("nan")
-
-
-def scale(runs: Sequence[Run]) -> float:
-    """Half the width of the one colour scale around 0.5 that all layers, runs and epochs share."""
-    values = [w for run in runs for by_layer in (run.weights, run.history) for w in by_layer.values()]
-    return half_range(np.concatenate([w.ravel() for w in values]))
+def _everything(run: Run) -> list[np.ndarray]:
+    """What the one colour scale around 0.5 is for, that all layers, runs and epochs share."""
+    return [*run.weights.values(), *run.history.values()]
 
 
 def dumps(content: Mapping) -> str:

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -116,29 +116,28 @@ class Explorer(anywidget.AnyWidget):
         if unknown := sorted(set(given) - set(defaults)):
             raise ValueError(f"selection: there is no {unknown[0]!r}; there are {', '.join(defaults)}")
         chosen = defaults | before | given
-        run = self.runs.get(chosen["run"])
-        _check(run is not None, "run", chosen["run"], self.runs)
-        names = list(run.weights)
-        if "layer" not in given and chosen["layer"] not in names:
-            chosen["layer"] = names[0]
-        _check(chosen["layer"] in names, "layer", chosen["layer"], names)
-        if "kernel" not in given and (chosen["run"], chosen["layer"]) != (before.get("run"), before.get("layer")):
+        _check(chosen, "run", self.runs)
+        run, layers = chosen["run"], list(self.runs[chosen["run"]].weights)
+        if "layer" not in given and chosen["layer"] not in layers:
+            chosen["layer"] = layers[0]
+        _check(chosen, "layer", layers)
+        if "kernel" not in given and (run, chosen["layer"]) != (before.get("run"), before.get("layer")):
             chosen["kernel"] = None
-        kernels = range(len(run.weights[chosen["layer"]]))
-        _check(chosen["kernel"] is None or chosen["kernel"] in kernels, "kernel", chosen["kernel"], kernels)
         packed = {entry["name"]: entry for entry in self._packed["runs"]}
-        epochs = packed[run.name].get("epochs", [])
-        if "epoch" not in given and chosen["epoch"] not in epochs:
-            chosen["epoch"] = None
-        _check(chosen["epoch"] is None or chosen["epoch"] in epochs, "epoch", chosen["epoch"], epochs)
-        others = [n for n, e in packed.items() if n != run.name and e["network"] == packed[run.name]["network"]]
-        if "compare" not in given and chosen["compare"] not in others:
-            chosen["compare"] = ""
-        _check(chosen["compare"] in ("", *others), "compare", chosen["compare"], others)
+        others = [n for n, e in packed.items() if n != run and e["network"] == packed[run]["network"]]
+        kernels = range(len(self.runs[run].weights[chosen["layer"]]))
+        for what, allowed, neutral in (
+            ("kernel", kernels, None),
+            ("epoch", packed[run].get("epochs", []), None),
+            ("compare", others, ""),
+        ):
+            if what not in given and chosen[what] not in allowed:
+                chosen[what] = neutral
+            _check(chosen, what, allowed, neutral)
         if "view" not in given and not chosen["compare"]:
             chosen["view"] = "w"
-        _check(chosen["view"] in (VIEWS if chosen["compare"] else ("w",)), "view", chosen["view"], VIEWS)
-        _check(chosen["scope"] in SCOPES, "scope", chosen["scope"], SCOPES)
+        _check(chosen, "view", VIEWS if chosen["compare"] else VIEWS[:1])
+        _check(chosen, "scope", SCOPES)
         return chosen
 
     def data(self, *, all_layers: bool = False) -> pd.DataFrame:
@@ -172,7 +171,7 @@ class Explorer(anywidget.AnyWidget):
         run, layer = self.selection["run"], layer or self.selection["layer"]
         if run not in self.trials:
             raise ValueError(f"nothing can try weights of {run}: give explore(..., trials=...)")
-        _check(layer in self.runs[run].weights, "layer", layer, self.runs[run].weights)
+        _check({"layer": layer}, "layer", self.runs[run].weights)
         score = self.trials[run](layer, w)
         self._note({"run": run, "layer": layer, "w": w, "score": score})
         return score
@@ -228,24 +227,18 @@ def still(runs: Sequence[Run]) -> str:
     for run in runs:
         w = np.concatenate(list(run.weights.values()))
         low, middle, high = np.quantile(w, [0.05, 0.5, 0.95])
-        cells = (
-            f"{len(w):,}",
-            f"{w.mean():.3f}",
-            f"{low:.3f}",
-            f"{middle:.3f}",
-            f"{high:.3f}",
-            f"{(w > 0.5).mean():.0%}",
-        )
-        rows.append(f'<tr><th scope="row">{escape(run.name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
-    head = "".join(
-        f'<th scope="col">{t}</th>' for t in ("run", "kernels", "mean w", "5 %", "median", "95 %", "above 0.5")
-    )
+        cells = [f"{len(w):,}", *(f"{x:.3f}" for x in (w.mean(), low, middle, high)), f"{(w > 0.5).mean():.0%}"]
+        columns = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{escape(run.name)}</th>{columns}</tr>')
+    named = ("run", "kernels", "mean w", "5 %", "median", "95 %", "above 0.5")
+    head = "".join(f'<th scope="col">{name}</th>' for name in named)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'{"".join(pictures)}<div class="mm-scroll">{table}</div>'
 
 
-def _check(fits: bool, what: str, value: object, allowed: object) -> None:
-    if not fits:
+def _check(chosen: Mapping, what: str, allowed: Collection, neutral: object = ...) -> None:
+    value = chosen[what]
+    if value not in allowed and not (neutral is not ... and value == neutral):
         listed = f"0 to {allowed[-1]}" if isinstance(allowed, range) else ", ".join(map(str, allowed)) or "none"
         raise ValueError(f"selection: there is no {what} {value!r}; there are: {listed}")
 

@@ -1,13 +1,26 @@
-"""Agreement of the merging weights that different seeds learn, kernels told apart from layers."""
+"""Whether merging weights are the same again: between seeds, between runs, and with what fine-tuning says.
+
+The paper's claim about its Fig. 2 and Table 1 (section 4), as numbers: the shift, the mean of w - 0.5 over all kernels,
+has the sign of FT's macro F1 from the first source minus that from the second.
+"""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
-Weights = Mapping[str, ArrayLike]
+from medmerge.pages.contrast import contrast, predicted
+from medmerge.pages.template import fill
+from medmerge.pages.weights import Weights, merged_rows
+from medmerge.stats import evaluation, resampling
+from medmerge.study.records import Record, RecordError
+
+LEAST = 3
+"""Fewer studies than this have no correlation to speak of."""
 
 
 def icc(ratings: ArrayLike) -> float:
@@ -52,12 +65,10 @@ def seed_agreement(runs: Mapping[object, Weights], resamples: int = 1000, seed: 
         Columns one, other, kernels; ``pearson`` and ``icc`` (:func:`icc`) over all kernels; ``layers``, the Pearson
         correlation of layers' means; ``within``, that of deviations from them; ``null``, ``null_low`` and
         ``null_high``, mean and 95 % range of ``pearson`` after shuffling; ``p_value`` that shuffling gives as much.
-
-    Raises:
-        ValueError: fewer than two runs, or runs whose layers differ.
     """
     generator, rows = np.random.default_rng(seed), []
-    for (one, a), (other, b) in _pairs(runs):
+    vectors = {key: {name: np.asarray(w, dtype=np.float64) for name, w in run.items()} for key, run in runs.items()}
+    for (one, a), (other, b) in itertools.combinations(vectors.items(), 2):
         x, y = (np.concatenate(list(w.values())) for w in (a, b))
         means = [np.array([w.mean() for w in run.values()]) for run in (a, b)]
         deviations = [np.concatenate([w - w.mean() for w in run.values()]) for run in (a, b)]
@@ -75,35 +86,134 @@ def seed_agreement(runs: Mapping[object, Weights], resamples: int = 1000, seed: 
     return pd.DataFrame(rows)
 
 
-def layer_agreement(runs: Mapping[object, Weights]) -> pd.DataFrame:
-    """How alike two seeds' merging weights are within each layer: a row each pair of runs and layer.
+def run_agreement(records: Sequence[Record]) -> pd.DataFrame:
+    """Each two runs with the same layers: how alike their weights are, over kernels and over layers' means.
 
-    Args:
-        runs: as for :func:`seed_agreement`.
-
-    Returns:
-        Columns one, other, layer, kernels, ``pearson`` and ``icc`` over the layer's kernels (NaN where they do not
-        vary), and ``difference`` of the layer's means, one's minus other's.
-
-    Raises:
-        ValueError: as for :func:`seed_agreement`.
+    Runs are called by what differs among them: study, backbone, row, seed. Weights that are all the same, such as those
+    held at 0.5, correlate with nothing: NaN.
     """
+    parts = [(*r.folder.parts[-4:-2], r.label, f"seed {r.run['seed']}") for r in records]
+    varied = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
+    called = [", ".join(itertools.compress(part, varied)) for part in parts]
     rows = []
-    for (one, a), (other, b) in _pairs(runs):
-        for layer, x in a.items():
-            y = b[layer]
-            row = {"one": one, "other": other, "layer": layer, "kernels": len(x), "pearson": pearson(x, y)}
-            rows.append(row | {"icc": icc(np.stack([x, y], axis=1)), "difference": x.mean() - y.mean()})
+    weights = [record.kernel_weights for record in records]
+    for (one, a), (other, b) in itertools.combinations(zip(called, weights, strict=True), 2):
+        if [(name, len(w)) for name, w in a.items()] != [(name, len(w)) for name, w in b.items()]:
+            continue
+        x, y = (np.concatenate(list(w.values())) for w in (a, b))
+        means = [np.array([w.mean() for w in run.values()]) for run in (a, b)]
+        line = {"run": one, "other": other, "kernels": len(x), "correlation": pearson(x, y)}
+        line |= {"of layers' means": pearson(*means), "mean |difference|": np.abs(x - y).mean()}
+        rows.append(line | {"same side of 0.5": ((x > 0.5) == (y > 0.5)).mean()})
     return pd.DataFrame(rows)
 
 
-def _pairs(runs: Mapping[object, Weights]) -> list:
-    """Every two runs with their names, as checked float vectors."""
-    vectors = {key: {name: np.asarray(w, dtype=np.float64) for name, w in run.items()} for key, run in runs.items()}
-    shapes = {key: [(name, w.shape) for name, w in run.items()] for key, run in vectors.items()}
-    if len(vectors) < 2:
-        raise ValueError(f"agreement needs two or more runs, got {len(vectors)}: give {{seed: {{layer: w}}}}")
-    first = next(iter(shapes))
-    if other := [key for key in shapes if shapes[key] != shapes[first]]:
-        raise ValueError(f"run {other[0]!r} has other layers than run {first!r}: compare one backbone's runs")
-    return list(itertools.combinations(vectors.items(), 2))
+def shifts(records: Sequence[Record]) -> pd.DataFrame:
+    """Shift of w beside the FT difference of its sources: a line each row of runs that merged two sources.
+
+    Args:
+        records: of any number of studies; each such row needs FT from both sources with the same seeds and images.
+
+    Returns:
+        Columns study (``pair/backbone``), first and second (the sources), ``shift``, averaged over kernels and seeds,
+        the columns of :func:`~medmerge.pages.contrast.contrast` for FT from first minus FT from second, and the
+        records: ``merged``, ``of_first`` and ``of_second``.
+
+    Raises:
+        RecordError: no merged run, two such rows of one study, which are not independent, or FT is missing.
+    """
+    lines, pairs = [], []
+    for folder, runs in merged_rows(records).items():
+        if len(runs[0].run["row"]["sources"]) != 2:
+            continue
+        first, second = runs[0].run["row"]["sources"]
+        tuned = [_fine_tuned(records, folder, source, runs) for source in (first, second)]
+        named = {"study": "/".join(folder.parts[-3:-1]), "first": first, "second": second}
+        shown = dict(zip(("merged", "of_first", "of_second"), (runs, *tuned), strict=True))
+        lines.append(named | {"shift": _shifts(runs).mean(), **shown})
+        pairs.append((named, *tuned))
+    if not lines:
+        raise RecordError("no run merged two sources: the claim is about the sources that w chooses between")
+    table = pd.DataFrame(lines)
+    if twice := table["study"][table["study"].duplicated()].tolist():
+        raise RecordError(f"{twice[0]} has several rows of merged runs: give the one that the claim is about")
+    return table.join(contrast(pairs)[["difference", "low", "high", "p"]])
+
+
+def association(table: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> dict[str, object]:
+    """Sign agreement and correlation of shift and FT difference across studies.
+
+    Every resample draws each study's test images (stratified by class if single-label) and its seeds, the same seeds
+    for FT and for w. The 95 % percentile intervals hold the studies fixed: they say how well these studies' numbers
+    are known, not what other studies would show.
+
+    Args:
+        table: :func:`shifts`.
+
+    Returns:
+        ``same``, studies in which both have one sign, with ``same_low`` and ``same_high``; ``pearson`` and
+        ``spearman``, each ``{"value", "low", "high"}``, NaN for fewer than :data:`LEAST` studies.
+    """
+    generators = np.random.default_rng(seed).spawn(len(table))
+    pairs = [_resampled(row, resamples, own) for row, own in zip(table.itertuples(), generators, strict=True)]
+    drawn = [np.stack(values, axis=1) for values in zip(*pairs, strict=True)]  # [resamples, studies], shift and FT
+    known = [table["shift"].to_numpy(), table["difference"].to_numpy()]
+    low, high = np.quantile((drawn[0] * drawn[1] > 0).sum(axis=1), [0.025, 0.975])
+    found = {"same": int((known[0] * known[1] > 0).sum()), "same_low": low, "same_high": high}
+    return found | {
+        "pearson": _correlated(known, drawn),
+        "spearman": _correlated([rankdata(v) for v in known], [rankdata(v, axis=1) for v in drawn]),
+    }
+
+
+def statement(records: Sequence[Record]) -> str:
+    """What the records say about the claim, in Markdown: the correlation, or that it cannot be estimated."""
+    table = shifts(records)
+    return fill("shift", rows=table.to_dict("records"), least=LEAST, **association(table))
+
+
+def _fine_tuned(records: Sequence[Record], merged: Path, source: str, runs: Sequence[Record]) -> list[Record]:
+    """FT from a source in a merged row's study, its own alone if it has also varied it, with the row's seeds."""
+    rows: dict[Path, dict[int, Record]] = {}
+    for record in records:
+        row = record.run["row"]
+        if record.folder.parent.parent == merged.parent and (row["approach"], row["sources"]) == ("ft", [source]):
+            rows.setdefault(record.folder.parent, {})[record.run["seed"]] = record
+    plain = [found for found in rows.values() if not any(r.settings for r in found.values())]
+    seeds = [run.run["seed"] for run in runs]
+    found = plain or list(rows.values())
+    if len(found) != 1 or not set(seeds) <= set(found[0]):
+        raise RecordError(
+            f"{merged.parent} has {len(found)} rows of FT from {source} for the seeds {seeds} of {merged.name}: the "
+            "claim needs one from each source, with these seeds"
+        )
+    chosen = [found[0][seed] for seed in seeds]
+    if len({run.run["data"]["fingerprint"] for run in (*runs, *chosen)}) > 1:
+        raise RecordError(f"{merged} and its FT were tested on different images")
+    return chosen
+
+
+def _shifts(runs: Sequence[Record]) -> NDArray[np.float64]:
+    """Mean w - 0.5 over kernels, by seed."""
+    kernels = [np.concatenate([w.ravel() for w in run.kernel_weights.values()]) for run in runs]
+    return np.array([w.mean(dtype=np.float64) - 0.5 for w in kernels])
+
+
+def _resampled(row: object, resamples: int, generator: np.random.Generator) -> tuple[NDArray, NDArray]:
+    """Shift and FT difference ``[resamples]`` with the test images and the seeds drawn anew."""
+    run, seeds = row.merged[0], len(row.merged)
+    columns = {"first": predicted(row.of_first), "second": predicted(row.of_second)}
+    cells = evaluation.counted(run.labels, columns, len(run.run["data"]["classes"]))
+    scores = resampling.bootstrap(cells, "macro_f1", resamples, generator)
+    drawn = generator.integers(seeds, size=(resamples, seeds))
+    differences = np.take_along_axis(scores[:, :seeds] - scores[:, seeds:], drawn, axis=1)
+    return _shifts(row.merged)[drawn].mean(axis=1), differences.mean(axis=1)
+
+
+def _correlated(known: Sequence[NDArray], drawn: Sequence[NDArray]) -> dict[str, float]:
+    """Pearson's correlation of two ``[studies]``, and its interval from ``[resamples, studies]`` where defined."""
+    if len(known[0]) < LEAST:
+        return dict.fromkeys(("value", "low", "high"), float("nan"))
+    values = np.array([pearson(a, b) for a, b in zip(*drawn, strict=True)])
+    low, high = np.nanquantile(values, [0.025, 0.975]) if np.isfinite(values).any() else [float("nan")] * 2
+    return {"value": pearson(*known), "low": low, "high": high}

@@ -3,9 +3,8 @@
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
-import jinja2
 import numpy as np
 import pandas as pd
 import yaml
@@ -13,6 +12,8 @@ import yaml
 from medmerge.backbones import SMALL, has_plain_head, patch_size
 from medmerge.data.images import FILL
 from medmerge.pages import report
+from medmerge.pages.contrast import against, by_row
+from medmerge.pages.template import render
 from medmerge.samples import IMAGENET_MEAN, IMAGENET_STD
 from medmerge.study.params import of_seed
 from medmerge.study.records import Record
@@ -36,11 +37,9 @@ def card(found: Sequence[Record], chosen: Record, name: str, licence: str = "") 
     """
     run, p = chosen.run, chosen.run["parameters"]
     w = np.concatenate([values.ravel() for values in chosen.kernel_weights.values()])
-    compared = len(report.by_row(found)) > 1
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"table": _markdown, "json": lambda value: json.dumps(value, ensure_ascii=False)}
-    return environment.get_template("card.md.j2").render(
+    compared = len(by_row(found)) > 1
+    return render(
+        "card",
         **{"name": name, "licence": licence, "run": run, "p": p, "data": run["data"], "w": w, "fill": FILL},
         **{"classes": run["data"]["classes"], "multilabel": chosen.multilabel, "images": chosen.images},
         **{"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "neutral": chosen.neutral},
@@ -55,7 +54,7 @@ def card(found: Sequence[Record], chosen: Record, name: str, licence: str = "") 
         scores=report.score_table(found),
         seeds=len({record.run["seed"] for record in found}),
         verdict=report.verdict(found) if compared else "",
-        comparison=report.comparison_table(found) if compared else None,
+        comparison=report.difference_table(against(found)).data if compared else None,
         recall=report.recall_table(found),
         seconds=sum(cost["seconds"] for record in found for cost in record.run["cost"].values()),
     )
@@ -109,17 +108,3 @@ def _sources(chosen: Record) -> pd.DataFrame:
     prints = [f"`{chosen.run['sources'][name][:16]}`" for name in names]
     files = [PurePath(of_seed(weights, chosen.run["seed"])).name for weights in given]
     return pd.DataFrame({"source": names, "weights": files, "SHA-256 of its values": prints})
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    """A frame as a Markdown table, numbers with three decimals."""
-    body = [[_cell(value) for value in row] for row in table.astype(object).to_numpy().tolist()]
-    rows = [map(_cell, table.columns), ["---"] * table.shape[1], *body]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _cell(value: object) -> str:
-    if value is None or value != value:
-        return ""
-    text = f"{value:.3f}" if isinstance(value, float) else " ".join(str(value).split())
-    return re.sub(r"([\\|<*])", r"\\\1", text)

@@ -16,12 +16,15 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from medmerge.pages import report
+from medmerge.pages.contrast import by_row, margin, predicted
+from medmerge.pages.template import fill
 from medmerge.stats import evaluation, resampling
-from medmerge.study.records import Record
+from medmerge.study.records import Record, gather
 
 BASELINES = 4
 """Rows of a target beside MedMerge: the family of its comparisons."""
+
+_APPROACHES = ("ft", "lp_ft", "medmerge")
 
 ALPHA = 0.05
 DRAWS = 4000
@@ -163,18 +166,78 @@ def togetherness(studies: Sequence[Sequence[Record]]) -> float:
     """
     found = []
     for records in studies:
-        by_row = report.by_row(records)
-        merged = next(runs for runs in by_row.values() if runs[0].approach == "medmerge")
-        for runs in by_row.values():
+        rows = by_row(records)
+        merged = next(runs for runs in rows.values() if runs[0].approach == "medmerge")
+        for runs in rows.values():
             found += [] if runs is merged else [_correlation(a, b) for a, b in zip(merged, runs, strict=True)]
     return float(np.median(found))
 
 
 def _correlation(a: Record, b: Record) -> float:
-    predicted = {name: report.predicted([run]) for name, run in (("a", a), ("b", b))}
-    cells = evaluation.counted(a.labels, predicted, len(a.run["data"]["classes"]))
+    both = {name: predicted([run]) for name, run in (("a", a), ("b", b))}
+    cells = evaluation.counted(a.labels, both, len(a.run["data"]["classes"]))
     drawn = resampling.bootstrap(cells, "macro_f1", DRAWS, np.random.default_rng(0))
     return float(np.corrcoef(drawn.T)[0, 1])
+
+
+def complete_studies(folder: Path) -> list[list[Record]]:
+    """The five rows of each finished pair below a folder of records, those without settings of their own."""
+    found: dict[tuple[str, ...], list[Record]] = {}
+    for record in gather(folder, "*/*/*/seed*"):
+        if record.approach in _APPROACHES and not record.settings and not record.multilabel:
+            found.setdefault(record.folder.parts[-4:-2], []).append(record)
+    return [runs for runs in found.values() if len({_seeds(runs, one) for one in _APPROACHES}) == 1]
+
+
+def _seeds(runs: Sequence[Record], approach: str) -> frozenset[int]:
+    return frozenset(run.run["seed"] for run in runs if run.approach == approach)
+
+
+def ways(entries: pd.DataFrame, studies: Sequence[Sequence[Record]]) -> dict[str, pd.DataFrame]:
+    """:func:`comparisons` as the tables alone allow them, paired by image, and with what another seed changes.
+
+    Args:
+        entries: :func:`intervals`.
+        studies: :func:`complete_studies`; how closely errors go together, and what a seed changes, is theirs.
+    """
+    together, seeds = togetherness(studies), seed_change(studies)
+    found = {"two intervals": comparisons(entries, 0.0), "paired": comparisons(entries, together)}
+    return found | ({} if seeds is None else {"paired, other seeds": comparisons(entries, together, seeds)})
+
+
+def seed_change(studies: Sequence[Sequence[Record]]) -> float | None:
+    """What another seed changes in finished studies (:func:`medmerge.pages.contrast.margin`), the median."""
+    spreads = [spread for runs in studies if (spread := margin(runs)) is not None]
+    return float(np.median(spreads)) if spreads else None
+
+
+def summary(found: Mapping[str, pd.DataFrame], seeds: float | None) -> str:
+    """How many of the comparisons are larger than what could have been seen, in Markdown.
+
+    Args:
+        found: :func:`ways`.
+    """
+    paired = found["paired"]
+    visible = {name.replace(", ", "_").replace(" ", "_"): int((t["difference"] > t["visible"]).sum())
+               for name, t in found.items()}  # fmt: skip
+    below = int((paired["difference"] < -paired["visible"]).sum())
+    above = int((paired["difference"] > 0).sum())
+    return fill("paper", visible=visible, below=below, above=above, total=len(paired), seeds=seeds)
+
+
+def needed(paired: pd.DataFrame) -> pd.DataFrame:
+    """Test images at which MedMerge's difference from the best baseline would be visible, by target and backbone.
+
+    Columns backbone, target, ``images`` of the paper, difference, and ``needed``, NaN where it is not above 0.
+    """
+    lines = []
+    for (backbone, target), group in paired.groupby(["backbone", "target"], sort=False):
+        best = group.sort_values("difference").iloc[0]
+        images = int(TARGETS[target].tested.sum())
+        factor = (best["visible"] / best["difference"]) ** 2 if best["difference"] > 0 else float("nan")
+        line = {"backbone": backbone, "target": target, "images": images, "difference": best["difference"]}
+        lines.append(line | {"needed": np.maximum(factor, 1) * images})
+    return pd.DataFrame(lines)
 
 
 def best(table: pd.DataFrame, score: str) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from medmerge.pages.template import fill
 from medmerge.study import premise
 from medmerge.study.premise import ORDERS, STATISTICS, PremiseSheet
 
@@ -61,80 +62,20 @@ def barriers(sheet: PremiseSheet) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def verdict(sheet: PremiseSheet) -> str:
-    """Whether the two sources, as they were trained, lie in one basin, in Markdown."""
-    b, c = sheet.names
-    found = barriers(sheet).set_index(["order", "statistics"]).loc["as trained"]
-    share = found["share"]
-    if share.isna().any():
-        return (
-            f"**This cannot be told**: with a linear probe {b} and {c} predict no better than the class shares, so a "
-            "line between them has nothing to lose."
-        )
-    if share["interpolated"] < NEGLIGIBLE:
-        return f"**One basin**: the straight line from {c} to {b} has no barrier in loss."
-    if share["re-estimated"] < NEGLIGIBLE:
-        return (
-            f"**One basin, but for batch norm**: the straight line from {c} to {b} has a barrier in loss with "
-            "interpolated running statistics, and none with re-estimated ones."
-        )
-    return f"**Two basins**: a barrier in loss lies between {c} and {b}, with re-estimated running statistics too."
-
-
-def summary(sheet: PremiseSheet) -> list[str]:
-    """Sentences that answer, from one record, whether two sources start from different places. Markdown."""
-    return [verdict(sheet), _apart(sheet), _between(sheet), _alignment(sheet)]
-
-
-def _apart(sheet: PremiseSheet) -> str:
-    (b, c), near = sheet.names, closeness(sheet).iloc[0]
-    measured = (
-        f"over {near['layers']} layers the cosine between their weights is {near['cosine']:.3f} in the median "
-        f"(quartiles {near['low']:.3f} to {near['high']:.3f}), that of single kernels {near['kernel_cosine']:.3f}, and "
-        f"they are {near['distance']:.2f} of their norm apart, where unrelated networks are {2**0.5:.2f}"
-    )
-    if near["cosine"] > RELATED:
-        return (
-            f"{b} and {c} share a start: {measured}. A merged kernel c + w (b - c) is then one of them plus a scaled "
-            "task vector."
-        )
-    if near["cosine"] < UNRELATED:
-        return f"{b} and {c} have nothing in common: {measured}. A merged kernel is then a mean of unrelated ones."
-    return f"{b} and {c} are partly alike: {measured}."
-
-
-def _between(sheet: PremiseSheet) -> str:
-    found = barriers(sheet).set_index(["order", "statistics"]).loc["as trained"]
-    told = [f"{_rise(found.loc[statistics])} with {statistics} running statistics" for statistics in STATISTICS]
-    ends = found.loc["interpolated"]
-    return (
-        f"On {sheet.content.images['val']:,} validation images the loss is {ends['c']:.3f} at {sheet.names[1]} and "
-        f"{ends['b']:.3f} at {sheet.names[0]} ({sheet.content.prior_loss:.3f} for the class shares); between them it "
-        f"rises above the straight line between these {' and '.join(told)}."
-    )
-
-
-def _rise(row: pd.Series) -> str:
-    if row["rise"] == 0:
-        return "nowhere"
-    share = "" if np.isnan(row["share"]) else f", {row['share']:.0%} of what the ends gained over the class shares"
-    return f"by up to {row['rise']:.3f} (at a = {row['at']:.1f}{share})"
-
-
-def _alignment(sheet: PremiseSheet) -> str:
-    b, c = sheet.names
-    if not sheet.moved:
-        return f"Alignment leaves every channel of {c} in its place: {b} and {c} are in one order already."
-    before, after = closeness(sheet)["cosine"]
-    rises = barriers(sheet).set_index(["statistics", "order"])["rise"]
-    changed = [
-        f"from {rises[statistics, 'as trained']:.3f} to {rises[statistics, 'aligned']:.3f} with {statistics}"
-        for statistics in STATISTICS
-    ]
-    return (
-        f"Alignment of {c} to {b} changes the median layer's cosine from {before:.3f} to {after:.3f}, and the rise of "
-        f"the loss between them {' and '.join(changed)} running statistics."
-    )
+def summary(sheet: PremiseSheet) -> str:
+    """What one record answers, whether two sources start from different places, a point each, in Markdown."""
+    found = barriers(sheet).set_index(["order", "statistics"])
+    cosines = closeness(sheet).set_index("order")
+    share = found.loc["as trained"]["share"]
+    verdict = "none" if share.isna().any() else "one" if share["interpolated"] < NEGLIGIBLE else "two"
+    if verdict == "two" and share["re-estimated"] < NEGLIGIBLE:
+        verdict = "but for batch norm"
+    near = cosines.iloc[0].to_dict()
+    kinship = "kin" if near["cosine"] > RELATED else "strangers" if near["cosine"] < UNRELATED else "partly"
+    facts = {"b": sheet.names[0], "c": sheet.names[1], "statistics": STATISTICS, "content": sheet.content}
+    rises = {key: row.to_dict() for key, row in found.iterrows()}
+    moved = {"moved": sheet.moved, "cosines": cosines["cosine"].tolist(), "orders": ORDERS}
+    return fill("premise", verdict=verdict, near=near, kinship=kinship, found=rises, **facts, **moved)
 
 
 def closeness_table(sheet: PremiseSheet) -> pd.DataFrame:
@@ -156,10 +97,4 @@ def barrier_table(sheet: PremiseSheet) -> pd.DataFrame:
 
 def circumstances(sheet: PremiseSheet) -> str:
     """On which images and machine a record was measured, in a sentence."""
-    content = sheet.content
-    counts = content.images
-    return (
-        f"{content.definition['backbone']} at {content.definition['image_size']} px on "
-        f"{content.definition['target_data']}: {counts['train']:,} training images for heads and statistics, "
-        f"{counts['val']:,} validation images for the losses, no test images; {content.precision}, {content.device}."
-    )
+    return fill("premise_circumstances", content=sheet.content, d=sheet.content.definition)

@@ -1,46 +1,29 @@
 """Tables and sentences of a pair's page, computed from its records and from nothing else."""
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from medmerge.stats import evaluation
-from medmerge.study.records import Record, RecordError, score_column
+from medmerge.pages.contrast import ALPHA, against, by_row, interval, margin, predicted
+from medmerge.pages.template import fill
+from medmerge.stats import evaluation, significance
+from medmerge.study.records import Record, score_column
 
-Rows = dict[str, list[Record]]
+BASELINES = ("ft", "lp_ft")
+"""Approaches that the plan's first claim is about; a page with others among its rows is no family of the plan."""
 
-ALPHA = 0.05
-"""Family-wise error rate of a pair's comparisons, after Holm."""
+GRADED = ("aptos2019", "eyepacs", "medmnist:retinamnist")
+"""Targets whose classes are grades, in order."""
+
+SINGLE = "With several labels an image these tests are not defined here."
+"""Said in place of the tables where images have several labels."""
 
 _PARTS = {"test": "test", "val": "validation", "train": "training"}
-_RESAMPLED: dict[bytes, object] = {}
-
-
-def by_row(records: Sequence[Record]) -> Rows:
-    """Records by their row's label, in order of appearance, each row's seeds in order.
-
-    Raises:
-        RecordError: rows with other seeds or other test images than the first: their scores are not comparable.
-    """
-    rows: Rows = {}
-    for record in records:
-        rows.setdefault(record.label, []).append(record)
-    first = next(iter(rows.values()), [])
-    for label, runs in rows.items():
-        runs.sort(key=lambda record: record.run["seed"])
-        if [r.run["seed"] for r in runs] != [r.run["seed"] for r in first]:
-            raise RecordError(f"{label} has other seeds than {first[0].label}; run all rows with the same seeds")
-        for record in runs:
-            if record.run["data"]["fingerprint"] != first[0].run["data"]["fingerprint"]:
-                raise RecordError(f"{record.folder} was tested on other images than {first[0].folder}")
-    return rows
-
-
-def predicted(runs: Sequence[Record]) -> np.ndarray:
-    """Predicted class of every test image, int64 ``[seeds, N]``; multi-label 1 or 0, ``[seeds, N, K]``."""
-    return np.stack([evaluation.decide(run.probabilities, run.multilabel) for run in runs])
+_NAMES = {
+    **{"against": "MedMerge minus", "label": "row", "reference": "minus", "interval": "95 % interval"},
+    **{"p_holm": "p (Holm)", "superior": "superiority", "equivalence": "within the margin"},
+}
 
 
 def scores(records: Sequence[Record]) -> pd.DataFrame:
@@ -52,121 +35,16 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
     table = []
     for label, runs in by_row(records).items():
         metrics = pd.DataFrame([run.run["metrics"] for run in runs])
-        classes = runs[0].run["data"]["classes"]
-        low, high = _once(evaluation.bootstrap_interval, runs[0].labels, predicted(runs), num_classes=len(classes))
-        table.append(
-            {"label": label, "approach": runs[0].approach, "seeds": len(runs)}
-            | metrics.mean().to_dict()
-            | {"mean": metrics["macro_f1"].mean(), "low": low, "high": high, "sd": metrics["macro_f1"].std()}
-        )
+        low, high = interval(runs)
+        line = {"label": label, "approach": runs[0].approach, "seeds": len(runs)} | metrics.mean().to_dict()
+        f1 = metrics["macro_f1"]
+        table.append(line | {"mean": f1.mean(), "low": low, "high": high, "sd": f1.std()})
     return pd.DataFrame(table)
-
-
-def comparisons(records: Sequence[Record], reference: str = "medmerge") -> pd.DataFrame:
-    """One row against every other: difference in macro F1, 95 % interval, p and Holm-adjusted p.
-
-    Paired by test image (:func:`~medmerge.stats.evaluation.compare`); the family is all rows of this table.
-
-    Args:
-        reference: the row, by its label, or by its approach if only one row of it has no settings of its own.
-    """
-    rows = by_row(records)
-    chosen = [label for label in rows if label == reference] or [
-        label for label, (run, *_) in rows.items() if run.approach == reference and not run.settings
-    ]
-    if len(chosen) != 1:
-        raise RecordError(f"{len(chosen)} rows of {reference!r} among {list(rows)}; the comparison needs one")
-    table = []
-    for label, runs in rows.items():
-        if label == chosen[0]:
-            continue
-        result = compare(rows[chosen[0]], runs)
-        table.append(
-            {"against": label, "difference": result.difference, "low": result.low, "high": result.high}
-            | {"p": result.p_value}
-        )
-    frame = pd.DataFrame(table, columns=["against", "difference", "low", "high", "p"])
-    return frame.assign(p_holm=evaluation.holm(frame["p"]) if len(frame) else [])
-
-
-def compare(runs: Sequence[Record], others: Sequence[Record]) -> evaluation.Comparison:
-    """A row's runs against another's, seed by seed, on the same test images
-    (:func:`~medmerge.stats.evaluation.compare`).
-    """
-    classes = runs[0].run["data"]["classes"]
-    return _once(evaluation.compare, runs[0].labels, predicted(runs), predicted(others), num_classes=len(classes))
-
-
-def _once(function: Callable, *arrays: np.ndarray, num_classes: int) -> object:
-    """``function(*arrays, num_classes)``, computed once a process: a page shows the same resampling many times."""
-    key = hashlib.sha256(repr([function.__name__, num_classes, *((a.dtype.str, a.shape) for a in arrays)]).encode())
-    for array in arrays:
-        key.update(np.ascontiguousarray(array))
-    if key.digest() not in _RESAMPLED:
-        _RESAMPLED[key.digest()] = function(*arrays, num_classes)
-    return _RESAMPLED[key.digest()]
-
-
-def verdict(records: Sequence[Record]) -> str:
-    """What a pair's records say about MedMerge, in Markdown: scores, differences, and how sure."""
-    merged, best, against_best, pairs = _headline(records)
-    sure = pairs["p_holm"] < ALPHA
-    better, worse = ((sure & (sign * pairs["difference"] > 0)).sum() for sign in (1, -1))
-    return (
-        f"MedMerge reaches a macro F1 of **{merged['mean']:.3f}** (95 % interval over test images {merged['low']:.3f} "
-        f"to {merged['high']:.3f}, {_seeds(merged)}). It is above {(pairs['difference'] > 0).sum()} and below "
-        f"{(pairs['difference'] < 0).sum()} of the {len(pairs)} baselines; after Holm's correction it is significantly "
-        f"(5 %) better than {better or 'none'} and worse than {worse or 'none'} of them. The best baseline is "
-        f"{best['label']} with {best['mean']:.3f}; MedMerge's difference from it is {against_best['difference']:+.3f} "
-        f"({against_best['low']:+.3f} to {against_best['high']:+.3f}, Holm-adjusted p = {against_best['p_holm']:.2g})."
-    )
-
-
-def circumstances(records: Sequence[Record]) -> str:
-    """What the numbers rest on, in Markdown: images, size, weights, seeds, precision and device."""
-    run, images = records[0].run, records[0].images
-    p, kind = run["parameters"], ", several an image" if records[0].multilabel else ""
-    seeds = sorted({record.run["seed"] for record in records})
-    devices = sorted({f"{record.run['precision']} on {record.run['device']}" for record in records})
-    return (
-        f"{p['backbone']} at {p['image_size']} px; {images['train']:,} training, {images['val']:,} "
-        f"validation and {images['test']:,} test images of {run['data']['name']} "
-        f"({len(run['data']['classes'])} classes{kind}: {', '.join(run['data']['classes'])}), {p['split']} split; base "
-        f"weights: {p['base_data']}; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; "
-        f"{' and '.join(devices)}."
-    )
-
-
-def overlap_note(records: Sequence[Record]) -> str:
-    """What the sources had seen of the target's images, in Markdown; empty if nothing, or if nothing is recorded."""
-    sentences = []
-    for record in records:
-        for source, found in record.run["data"].get("overlap", {}).items():
-            sentences.append(_overlap(source, found, record.images))
-    return " ".join(sentence for sentence in dict.fromkeys(sentences) if sentence)
-
-
-def _overlap(source: str, found: Mapping, images: Mapping[str, int]) -> str:
-    """What one source has seen: the ``images`` themselves, and further ones by their ``groups``, counted by part."""
-    if "unknown" in found:
-        return f"It could not be checked whether {source} was trained on any of these images: {found['unknown']}."
-    met = {part: (found["images"].get(part, 0), found["groups"].get(part, 0)) for part in _PARTS}
-    counts = [
-        f"{_PARTS[part]}: {same:,} of {images[part]:,} images themselves, {near:,} more by their patient or lesion"
-        for part, (same, near) in met.items()
-        if same or near
-    ]
-    if not counts:
-        return ""
-    meant = " (the parameters say that this is meant: `allow_overlap`)" if found.get("allowed") else ""
-    seen = any(met["test"]) or any(met["val"])
-    said = "Scores on them say less than they seem to" if seen else "No validation or test image is among them"
-    return f"**Warning: {source} was trained on images of this target**{meant}; {'; '.join(counts)}. {said}."
 
 
 def score_table(records: Sequence[Record]) -> pd.DataFrame:
     """:func:`scores` with the columns and names that a reader wants."""
-    table = scores(records).assign(interval=lambda t: _intervals(t, ".3f"))
+    table = scores(records).assign(interval=lambda t: spans(t, ".3f"))
     names = {
         **{"label": "run", "seeds": "seeds", "accuracy": "accuracy", "mean": "macro F1", "interval": "95 % interval"},
         **{"macro_auroc": "AUROC", "macro_ap": "average precision", "ece": "ECE"},
@@ -174,11 +52,18 @@ def score_table(records: Sequence[Record]) -> pd.DataFrame:
     return table[[name for name in names if name in table]].rename(columns=names)
 
 
-def comparison_table(records: Sequence[Record]) -> pd.DataFrame:
-    """:func:`comparisons` with the columns and names that a reader wants."""
-    table = comparisons(records).assign(interval=lambda t: _intervals(t, "+.3f"))
-    names = {"against": "MedMerge minus", "interval": "95 % interval", "p_holm": "p (Holm)"}
-    return table.rename(columns=names)[["MedMerge minus", "difference", "95 % interval", "p", "p (Holm)"]]
+def difference_table(table: pd.DataFrame, *columns: str) -> object:
+    """A :func:`~medmerge.pages.contrast.contrast` as a reader wants it, a Styler.
+
+    Args:
+        columns: those that are shown, ``interval`` among them made of ``low`` and ``high``; by default what names
+            the line, the difference, its interval and both p.
+    """
+    table = table.assign(interval=spans(table, "+.3f"))
+    chosen = columns or [*table.columns[: table.columns.get_loc("difference")], "difference", "interval", "p", "p_holm"]
+    formats = {"difference": "{:+.3f}", "p": "{:.3g}", "p_holm": "{:.3g}"}
+    shown = {_NAMES.get(name, name): form for name, form in formats.items() if name in chosen}
+    return table[list(chosen)].rename(columns=_NAMES).style.hide().format(shown)
 
 
 def recall_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -193,8 +78,7 @@ def class_scores(records: Sequence[Record]) -> pd.DataFrame:
     """A line for each row and class, each class against the rest, means over seeds.
 
     Columns: label, approach, class, and the numbers and scores of :func:`~medmerge.stats.evaluation.class_scores`, NaN
-    where
-    undefined.
+    where undefined.
     """
     frames = []
     for label, runs in by_row(records).items():
@@ -202,23 +86,131 @@ def class_scores(records: Sequence[Record]) -> pd.DataFrame:
         found = [evaluation.class_scores(run.labels, run.probabilities, classes) for run in runs]
         mean = pd.concat([pd.DataFrame(one).T.astype(float) for one in found]).groupby(level=0).mean().loc[classes]
         mean = mean.astype({"positives": int, "negatives": int}).rename_axis("class").reset_index()
-        mean.insert(0, "label", label)
-        mean.insert(1, "approach", runs[0].approach)
-        frames.append(mean)
+        frames.append(pd.DataFrame({"label": label, "approach": runs[0].approach, **mean}))
     return pd.concat(frames, ignore_index=True)
 
 
-def class_table(records: Sequence[Record]) -> pd.DataFrame:
-    """:func:`class_scores` with the columns and names that a reader wants."""
-    names = {
-        **{"label": "run", "class": "class", "positives": "with it", "negatives": "without it", "auroc": "AUROC"},
-        **{"ap": "average precision", "sensitivity": "sensitivity", "specificity": "specificity", "f1": "F1"},
-    }
-    return class_scores(records)[list(names)].rename(columns=names)
-
-
-def _intervals(table: pd.DataFrame, form: str) -> list[str]:
+def spans(table: pd.DataFrame, form: str) -> list[str]:
+    """``low`` to ``high`` of every line, as text."""
     return [f"{low:{form}} to {high:{form}}" for low, high in table[["low", "high"]].itertuples(index=False)]
+
+
+def verdict(records: Sequence[Record]) -> str:
+    """What a pair's records say about MedMerge, in Markdown: scores, differences, and how sure."""
+    merged, best, line, pairs = _headline(records)
+    sure, differences = pairs["p_holm"] < ALPHA, pairs["difference"]
+    better, worse = (int((sure & (sign * differences > 0)).sum()) for sign in (1, -1))
+    counts = {"above": (differences > 0).sum(), "below": (differences < 0).sum(), "count": len(pairs)}
+    facts = {"merged": merged, "best": best, "line": line, "better": better, "worse": worse, "seeds": _seeds(merged)}
+    return fill("verdict", **facts, **counts)
+
+
+def circumstances(records: Sequence[Record]) -> str:
+    """What the numbers rest on, in Markdown: images, size, weights, seeds, precision and device."""
+    first = records[0]
+    return fill(
+        "circumstances",
+        p=first.run["parameters"],
+        images=first.images,
+        data=first.run["data"],
+        several=first.multilabel,
+        seeds=sorted({record.run["seed"] for record in records}),
+        devices=sorted({f"{record.run['precision']} on {record.run['device']}" for record in records}),
+    )
+
+
+def overlap_note(records: Sequence[Record]) -> str:
+    """What the sources had seen of the target's images, in Markdown; empty if nothing, or if nothing is recorded."""
+    sentences: dict[str, None] = {}
+    for record in records:
+        for source, found in record.run["data"].get("overlap", {}).items():
+            met = {} if "unknown" in found else {
+                part: (found["images"].get(part, 0), found["groups"].get(part, 0)) for part in _PARTS
+            }  # fmt: skip
+            counts = [
+                f"{_PARTS[part]}: {same:,} of {record.images[part]:,} images themselves, {near:,} more by their "
+                "patient or lesion"
+                for part, (same, near) in met.items()
+                if same or near
+            ]
+            seen = any(any(met[part]) for part in ("test", "val") if part in met)
+            sentences[fill("overlap", source=source, found=found, counts=counts, seen=seen)] = None
+    return " ".join(filter(None, sentences))
+
+
+def planned_verdict(records: Sequence[Record]) -> str:
+    """What a pair says of the first claim of the analysis plan (`book/plan.md`), in Markdown, with the margin."""
+    if records[0].multilabel:
+        return SINGLE
+    spread = margin(records)
+    if spread is None:
+        return "One seed: what another would change is not known, and the analysis plan decides nothing on it."
+    found = against(records, over="seeds")
+    counts = {name: int((found["superior"] == name).sum()) for name in ("superior", "inferior")}
+    others = {r.run["row"]["title"]: None for r in records if r.approach not in (*BASELINES, "medmerge")}
+    return fill(
+        "planned",
+        seeds={record.run["seed"] for record in records},
+        equivalent=int((found["equivalence"] == "equivalent").sum()),
+        count=len(found),
+        margin=spread,
+        others=list(others),
+        outcome=decide(found),
+        **counts,
+    )
+
+
+def decide(found: pd.DataFrame) -> str:
+    """What the plan makes of MedMerge against its baselines: ``"support"``, ``"failure"`` or ``"undecided"``.
+
+    Support: superior to every baseline. Failure: inferior, or equivalent, to one. With one seed nothing is decided.
+
+    Args:
+        found: :func:`~medmerge.pages.contrast.against`, over seeds.
+    """
+    if (found["equivalence"] == "unknown").any():
+        return "undecided"
+    if (found["superior"] == "superior").all():
+        return "support"
+    failed = (found["superior"] == "inferior") | (found["equivalence"] == "equivalent")
+    return "failure" if failed.any() else "undecided"
+
+
+def secondary(records: Sequence[Record]) -> pd.DataFrame:
+    """Secondary outcomes, described and in no family: a line a baseline, of MedMerge minus it.
+
+    Accuracy, mean over seeds, with McNemar's p of each seed, and macro AUROC, mean over seeds, with DeLong's interval.
+    """
+    rows = by_row(records)
+    (merged,) = [runs for runs in rows.values() if runs[0].approach == "medmerge" and not runs[0].settings]
+    ours, lines = predicted(merged), []
+    for label, runs in rows.items():
+        if runs is merged:
+            continue
+        exact = [significance.mcnemar(merged[0].labels, *pair) for pair in zip(ours, predicted(runs), strict=True)]
+        line = {"MedMerge minus": label, "accuracy": float(np.mean([one.difference for one in exact]))}
+        line["McNemar's p, by seed"] = ", ".join(f"{one.p_value:.2g}" for one in exact)
+        lines.append(line | _area(merged, runs))
+    return pd.DataFrame(lines)
+
+
+def _area(runs: Sequence[Record], others: Sequence[Record]) -> dict[str, object]:
+    a, b = (np.stack([run.probabilities for run in each]) for each in (runs, others))
+    try:
+        found = significance.delong(runs[0].labels, a, b)
+    except ValueError:  # a class with one image, or ranked perfectly by both
+        return {"AUROC": float("nan"), "95 % interval": "–"}
+    return {"AUROC": found.difference, "95 % interval": f"{found.low:+.3f} to {found.high:+.3f}"}
+
+
+def kappas(records: Sequence[Record]) -> pd.DataFrame:
+    """:func:`~medmerge.stats.significance.quadratic_kappa` of grades, a line a row: mean over seeds, and each."""
+    lines = []
+    for label, runs in by_row(records).items():
+        count, found = len(runs[0].run["data"]["classes"]), zip(predicted(runs), runs, strict=True)
+        each = np.array([significance.quadratic_kappa(run.labels, one, count) for one, run in found], dtype=float)
+        lines.append({"run": label, "quadratic kappa": each.mean(), "by seed": ", ".join(f"{k:.3f}" for k in each)})
+    return pd.DataFrame(lines)
 
 
 def displacement(record: Record) -> dict[str, float]:
@@ -237,14 +229,11 @@ def displacement(record: Record) -> dict[str, float]:
     kept = probe[score_column(probe)].idxmax() + 1 if p["select"] == "best" else len(probe)
     whole, rest = divmod(record.images["train"], p["batch_size"])
     steps = kept * (whole + (rest > 1 or not whole))
+    away = np.abs(w - record.neutral)
     return {
-        "mean": float(np.abs(w - record.neutral).mean()),
-        "largest": float(np.abs(w - record.neutral).max()),
-        "share_first": float((w > record.neutral).mean()),
-        "kernels": len(w),
-        "kept_epoch": int(kept),
-        "steps": int(steps),
-        "budget": float(lr * steps),
+        **{"mean": float(away.mean()), "largest": float(away.max())},
+        **{"share_first": float((w > record.neutral).mean()), "kernels": len(w)},
+        **{"kept_epoch": int(kept), "steps": int(steps), "budget": float(lr * steps)},
     }
 
 
@@ -277,10 +266,9 @@ def costs(records: Sequence[Record]) -> pd.DataFrame:
         cost = record.run["cost"]
         seconds = {f"{phase.replace('_', ' ')}, s": values["seconds"] for phase, values in cost.items()}
         memory = max((values.get("peak_memory_mib", 0) for values in cost.values()), default=0)
-        table.append({"run": record.label, "seed": record.run["seed"], **seconds, "total, s": sum(seconds.values())})
-        table[-1]["peak memory, MiB"] = memory
+        last = {"total, s": sum(seconds.values()), "peak memory, MiB": memory}
+        table.append({"run": record.label, "seed": record.run["seed"], **seconds, **last})
     frame = pd.DataFrame(table)
-    last = ["total, s", "peak memory, MiB"]
     return frame[[*(column for column in frame if column not in last), *last]]
 
 
@@ -299,33 +287,25 @@ def sources(records: Sequence[Record]) -> pd.DataFrame:
 
 def numbers(records: Sequence[Record]) -> dict[str, str]:
     """The page's numbers by name, formatted, for prose elsewhere in the book."""
-    merged, best, against, pairs = _headline(records)
-    run = records[0].run
+    merged, best, line, pairs = _headline(records)
     moved = displacement(next(record for record in records if record.kernel_weights))
     return {
-        "finding": _finding(against["difference"], against["p_holm"]),
-        "f1": f"{merged['mean']:.3f}",
-        "f1-interval": f"{merged['low']:.3f} to {merged['high']:.3f}",
-        "best-baseline": best["label"],
-        "best-f1": f"{best['mean']:.3f}",
-        "difference": f"{against['difference']:+.3f}",
-        "difference-interval": f"{against['low']:+.3f} to {against['high']:+.3f}",
-        "p-holm": f"{against['p_holm']:.2g}",
-        "baselines": str(len(pairs)),
-        "seeds": _seeds(merged),
-        "test-images": f"{records[0].images['test']:,}",
-        "train-images": f"{records[0].images['train']:,}",
-        "image-size": str(run["parameters"]["image_size"]),
-        "kernels": f"{moved['kernels']:,}",
-        "displacement": f"{moved['mean']:.3f}",
-        "displacement-largest": f"{moved['largest']:.3f}",
-        "budget": f"{moved['budget']:.2f}",
+        "finding": _finding(line["difference"], line["p_holm"]),
+        **{"f1": f"{merged['mean']:.3f}", "f1-interval": f"{merged['low']:.3f} to {merged['high']:.3f}"},
+        **{"best-baseline": best["label"], "best-f1": f"{best['mean']:.3f}"},
+        "difference": f"{line['difference']:+.3f}",
+        "difference-interval": f"{line['low']:+.3f} to {line['high']:+.3f}",
+        **{"p-holm": f"{line['p_holm']:.2g}", "baselines": str(len(pairs)), "seeds": _seeds(merged)},
+        **{f"{name}-images": f"{records[0].images[name]:,}" for name in ("test", "train")},
+        "image-size": str(records[0].run["parameters"]["image_size"]),
+        **{"kernels": f"{moved['kernels']:,}", "displacement": f"{moved['mean']:.3f}"},
+        **{"displacement-largest": f"{moved['largest']:.3f}", "budget": f"{moved['budget']:.2f}"},
     }
 
 
 def _headline(records: Sequence[Record]) -> tuple[pd.Series, pd.Series, pd.Series, pd.DataFrame]:
     """MedMerge's scores, the best baseline's, the comparison of the two, and all comparisons."""
-    table, pairs = scores(records), comparisons(records)
+    table, pairs = scores(records), against(records)
     merged = table[table["approach"] == "medmerge"].iloc[0]
     best = table[table["approach"] != "medmerge"].sort_values("mean").iloc[-1]
     return merged, best, pairs[pairs["against"] == best["label"]].iloc[0], pairs

@@ -5,8 +5,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from medmerge.pages.features import agreement
-from medmerge.pages.figures.depth import half_range
-from medmerge.pages.figures.style import BookFigure, book_style
+from medmerge.pages.figures.style import BookFigure, book_style, half_range
 from medmerge.study.features import Found
 
 _TEXT = {"fontsize": 6.5, "linespacing": 1.25}

@@ -2,13 +2,16 @@
 
 import base64
 import io
+import math
 import zlib
 from collections.abc import Callable
 from functools import wraps
 from html import escape
 
 import matplotlib.style
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 APPROACH_NAMES = {
     **{"ft": "FT", "lp_ft": "LP-FT", "medmerge": "MedMerge"},
@@ -23,6 +26,9 @@ APPROACH_COLOURS = {
     **{"soup": "#882255", "ensemble": "#7A7A7A"},
 }
 """Of the paper's three, of controls (shades of what they control), of rivals."""
+
+LOOKS = [("#0173B2", "o"), ("#DE8F05", "s"), ("#029E73", "D"), ("#CC78BC", "^"), ("#7A7A7A", "v"), ("#882255", "P")]
+"""Colour and marker of levels that are no approaches, in their order."""
 
 _FURTHER_COLOURS = "#332288 #CA9161 #999933 #FF9DA7 #44AA99 #4D4D4D".split()
 _STYLE = {
@@ -50,6 +56,15 @@ def approach_colour(approach: str) -> str:
     """Hex colour of an approach, the same everywhere; those without an entry above take one by their name."""
     further = _FURTHER_COLOURS[zlib.crc32(approach.encode()) % len(_FURTHER_COLOURS)]
     return APPROACH_COLOURS.get(approach, further)
+
+
+def half_range(values: ArrayLike, neutral: float = 0.5) -> float:
+    """Half the width of a scale around ``neutral``: the largest deviation, rounded up to half a unit of its first
+    digit, at least 0.01.
+    """
+    deviation = max(float(np.abs(np.asarray(values) - neutral).max()), 0.01)
+    step = 10 ** math.floor(math.log10(deviation)) / 2
+    return math.ceil(round(deviation / step, 6)) * step
 
 
 class BookFigure(Figure):

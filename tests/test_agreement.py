@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 from test_report import macro_f1, make
 
-from medmerge.pages import report, shift
+from medmerge.pages import agreement, contrast
 from medmerge.stats import evaluation
 from medmerge.study.records import RecordError
 
@@ -22,28 +22,20 @@ def study(folder, errors_b: int, errors_c: int, w: float, seeds=(0,)) -> list:
 
 def test_shift_and_difference_of_one_study(tmp_path):
     runs = study(tmp_path / "pair" / "net", 5, 30, 0.6, (0, 1))
-    (row,) = shift.shift_table(runs).itertuples()
-    assert (row.study, row.target, row.first, row.second, row.seeds) == ("pair/net", "made", "b", "c", 2)
-    assert row.shift == pytest.approx(0.1) and row.shift_layers == pytest.approx(0.12)
-    expected = np.mean([macro_f1(5, s) - macro_f1(30, s) for s in (0, 1)])
+    (row,) = agreement.shifts(runs).itertuples()
+    assert (row.study, row.first, row.second, len(row.merged)) == ("pair/net", "b", "c", 2)
+    assert row.shift == pytest.approx(0.1)
+    assert row.difference == pytest.approx(np.mean([macro_f1(5, s) - macro_f1(30, s) for s in (0, 1)]))
     b, c = ([run for run in runs if run.label == f"FT {name}"] for name in "bc")
-    whole = evaluation.compare(runs[0].labels, report.predicted(b), report.predicted(c), 3)
-    assert row.difference == pytest.approx(expected)
+    whole = evaluation.compare(runs[0].labels, contrast.predicted(b), contrast.predicted(c), 3)
     assert (row.low, row.high, row.p) == (whole.low, whole.high, whole.p_value)
-    assert row.same_sign and row.decided
-
-
-def test_a_shift_against_fine_tuning_is_said_to_be_so(tmp_path):
-    (row,) = shift.shift_table(study(tmp_path / "pair" / "net", 30, 5, 0.6)).itertuples()
-    assert not row.same_sign and row.decided and row.high < 0
 
 
 def test_two_studies_are_too_few_for_a_correlation(tmp_path):
     runs = study(tmp_path / "p" / "net", 5, 30, 0.6) + study(tmp_path / "q" / "net", 30, 5, 0.6)
-    found = shift.association(runs, 200)
-    assert (found.studies, found.same_sign, found.decided) == (2, 1, 2)
-    assert np.isnan([found.pearson, found.pearson_low, found.spearman, found.spearman_high]).all()
-    said = shift.statement(runs)
+    found = agreement.association(agreement.shifts(runs), 200)
+    assert found["same"] == 1 and np.isnan([*found["pearson"].values(), *found["spearman"].values()]).all()
+    said = agreement.statement(runs)
     assert "cannot be estimated from 2 studies" in said and "p/net" in said and "opposite signs" in said
     assert "correlation +" not in said
 
@@ -51,34 +43,35 @@ def test_two_studies_are_too_few_for_a_correlation(tmp_path):
 def test_correlation_across_studies(tmp_path):
     made = {"p": (5, 40, 0.58), "q": (10, 20, 0.54), "r": (30, 25, 0.49), "s": (45, 5, 0.40)}
     runs = [run for name, what in made.items() for run in study(tmp_path / name / "net", *what)]
-    table, found = shift.shift_table(runs), shift.association(runs, 300)
-    assert (found.studies, found.same_sign) == (4, int(table["same_sign"].sum()))
-    assert found.pearson == pytest.approx(np.corrcoef(table["shift"], table["difference"])[0, 1])
-    assert found.spearman == pytest.approx(spearmanr(table["shift"], table["difference"])[0])
-    assert found.pearson_low < found.pearson_high <= 1 and found.pearson_low > 0.5
-    assert found.same_low <= found.same_sign <= found.same_high
-    assert "cannot" not in shift.statement(runs)
+    table = agreement.shifts(runs)
+    found = agreement.association(table, 300)
+    assert found["pearson"]["value"] == pytest.approx(np.corrcoef(table["shift"], table["difference"])[0, 1])
+    assert found["spearman"]["value"] == pytest.approx(spearmanr(table["shift"], table["difference"])[0])
+    assert 0.5 < found["pearson"]["low"] < found["pearson"]["high"] <= 1
+    assert found["same_low"] <= found["same"] <= found["same_high"]
+    said = agreement.statement(runs)
+    assert f"have one sign in {found['same']} of 4 studies" in said and f"{found['pearson']['value']:+.2f}" in said
 
 
 def test_what_is_missing_is_named(tmp_path):
     runs = study(tmp_path / "pair" / "net", 5, 30, 0.6)
     without = [run for run in runs if run.label != "FT c"]
     with pytest.raises(RecordError, match="0 rows of FT from c for the seeds"):
-        shift.shift_table(without)
+        agreement.shifts(without)
     other = make(tmp_path / "pair" / "net", "medmerge-b-c", 5, 1)
     other.__dict__["kernel_weights"] = runs[-1].kernel_weights
     with pytest.raises(RecordError, match="FT from b for the seeds"):
-        shift.shift_table([*runs, other])
+        agreement.shifts([*runs, other])
     runs[0].run["data"]["fingerprint"] = "0" * 64
     with pytest.raises(RecordError, match="tested on different images"):
-        shift.shift_table(runs)
+        agreement.shifts(runs)
 
 
 def test_merges_with_zeros_have_no_part_in_the_claim(tmp_path):
     runs = study(tmp_path / "pair" / "net", 5, 30, 0.6)
     runs[-1].run["row"]["sources"] = ["b"]
     with pytest.raises(RecordError, match="no run merged two sources"):
-        shift.shift_table(runs)
+        agreement.shifts(runs)
 
 
 def test_the_studys_own_fine_tuning_is_taken_where_it_was_varied_too(tmp_path):
@@ -87,7 +80,7 @@ def test_the_studys_own_fine_tuning_is_taken_where_it_was_varied_too(tmp_path):
     varied = make(folder / "varied", "ft-b", 50)
     object.__setattr__(varied, "folder", folder / "ft-b+ft_lr=0.1" / "seed0")
     varied.run["row"]["settings"] = {"ft_lr": 0.1}
-    (row,) = shift.shift_table([*runs, varied]).itertuples()
+    (row,) = agreement.shifts([*runs, varied]).itertuples()
     assert row.difference == pytest.approx(macro_f1(5) - macro_f1(30))
 
 
@@ -95,8 +88,8 @@ def test_two_merged_rows_of_one_study_are_not_two_studies(tmp_path):
     folder = tmp_path / "pair" / "net"
     runs = study(folder, 5, 30, 0.6)
     again = make(folder / "more", "medmerge-b-c", 5)
-    assert again.kernel_weights and len(again.predictions)
+    assert again.kernel_weights
+    assert len(again.predictions)
     object.__setattr__(again, "folder", folder / "medmerge-b-c+w_lr=0.1" / "seed0")
-    assert len(shift.shift_table([*runs, again])) == 2
     with pytest.raises(RecordError, match="several rows of merged runs"):
-        shift.association([*runs, again], 10)
+        agreement.shifts([*runs, again])

@@ -1,9 +1,4 @@
-"""Every figure of the book, drawn from records: data frames and arrays, never models or training.
-
-Each function returns a `matplotlib.figure.Figure` on white, made without pyplot, which a notebook shows once
-when it is a cell's last value. Colours are safe for colour-blind readers, an approach has the same colour in
-every figure, and every colour has a text label beside it.
-"""
+"""Curves over epochs and along lines, confusion matrices and counts of classes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,12 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from medmerge.pages.figures.style import APPROACH_NAMES, BookFigure, approach_colour, book_style
+from medmerge.pages.figures.style import APPROACH_NAMES, LOOKS, BookFigure, approach_colour, book_style
 from medmerge.study.records import score_column
 
 _LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 _PHASES = {"linear_probe": 0, "fine_tune": 1}
-_MARKERS = "osD^vPX*<>"
 _SCORES = {"val_macro_f1": "macro F1", "val_macro_auroc": "macro AUROC"}
 _LOSSES = {"val_macro_f1": "cross-entropy", "val_macro_auroc": "binary cross-entropy"}
 _GREY = "0.35"
@@ -41,7 +35,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
             train_loss, val_loss (cross-entropy, nats) and val_macro_f1 or val_macro_auroc (in [0, 1]).
 
     Raises:
-        ValueError: no rows, a column missing, an unknown phase, or scores that are not numbers.
+        ValueError: no rows, a column missing, or scores that are not numbers.
     """
     score = score_column(history)
     numbers = ["train_loss", "val_loss", score]
@@ -71,33 +65,45 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
 
 @book_style
-def score_intervals(table: pd.DataFrame) -> Figure:
-    """Forest plot of macro F1: mean and interval of each row, in the table's order from the top.
+def curves(
+    table: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str, hue: str = "", style: str = "", panel: str = ""
+) -> BookFigure:
+    """A line for every level of ``hue`` (colour and marker) and ``style``, a panel a level of ``panel``.
+
+    The figure's ``alt`` says where each line begins, and its greatest value.
 
     Args:
-        table: columns label, approach, mean, low, high (in [0, 1]), and optionally paper, the published value
-            (NaN where there is none), drawn as an open diamond.
+        table: a line a point, in the order in which they are joined.
+        x, y, xlabel, ylabel: columns of the axes, and what they are.
 
     Raises:
-        ValueError: no rows, a column missing, or a score that is not a finite number.
+        ValueError: no lines, or values that are not finite.
     """
-    numbers = ["mean", "low", "high"]
-    table = _required(table, ["label", "approach", *numbers], numbers)
-    figure = BookFigure(figsize=(8, 1.1 + 0.32 * len(table)), layout="constrained")
-    axes = figure.subplots()
-    for y, row in enumerate(table.itertuples()):
-        colour = approach_colour(row.approach)
-        axes.plot([row.low, row.high], [y, y], color=colour, linewidth=2, gid=f"interval/{y}")
-        axes.plot(row.mean, y, "o", color=colour, gid=f"mean/{y}")
-        text = f"{row.mean:.3f}  [{row.low:.3f}, {row.high:.3f}]"
-        axes.annotate(text, (1.01, y), xycoords=axes.get_yaxis_transform(), va="center")
-    if "paper" in table and table.paper.notna().any():
-        axes.plot(table.paper, range(len(table)), "kD", markerfacecolor="none", label="paper", gid="paper")
-        figure.legend(loc="outside upper right")
-    axes.set(xlabel="macro F1 on the test images (dot: mean, bar: interval)", ylim=(len(table) - 0.5, -0.5))
-    axes.set_yticks(range(len(table)), table.label)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x")
+    table = _required(table, [x, y], [y])
+    table = table.assign(**{f"_{name}": table[c].astype(str) if c else "" for name, c in
+                            (("hue", hue), ("style", style), ("panel", panel))})  # fmt: skip
+    levels, styles = (list(dict.fromkeys(table[name])) for name in ("_hue", "_style"))
+    panels = list(table.groupby("_panel", sort=False))
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = BookFigure(figsize=(8, 0.8 + 2.4 * rows), layout="constrained")
+    found, said = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten(), []
+    for axes, (title, part) in zip(found, panels, strict=False):
+        for (level, kind), own in part.groupby(["_hue", "_style"], sort=False):
+            colour, marker = LOOKS[levels.index(level) % len(LOOKS)]
+            name = ", ".join(filter(None, (level, kind)))
+            look = {"color": colour, "marker": marker, "linestyle": _LINE_STYLES[styles.index(kind)]}
+            axes.plot(own[x], own[y], markersize=3, linewidth=1, label=name, **look)
+            where = " ".join(filter(None, (title, name)))
+            said.append(f"{where} from {own[y].iloc[0]:.3f}, at most {own[y].max():.3f}")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_title(title, fontsize=9)
+        axes.grid(axis="y")
+    for axes in found[len(panels) :]:
+        axes.remove()
+    if hue or style:
+        figure.legend(*found[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    figure.alt = f"{ylabel} over {xlabel}: {'; '.join(said)}."
     return figure
 
 
@@ -108,16 +114,8 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -
     Args:
         labels, predicted: class indices, integers of shape [N] in 0 .. K-1.
         classes: the K class names.
-
-    Raises:
-        ValueError: no images, different shapes, or values that are not indices of a class.
     """
     labels, predicted, k = np.asarray(labels), np.asarray(predicted), len(classes)
-    if not labels.size or labels.ndim != 1 or labels.shape != predicted.shape:
-        raise ValueError(f"labels {labels.shape} and predicted {predicted.shape}: give both, as [N], N > 0")
-    found = np.unique([labels, predicted])
-    if found.dtype.kind not in "iu" or found[0] < 0 or found[-1] >= k:
-        raise ValueError(f"labels and predicted hold {found}: {k} classes allow the integers 0 .. {k - 1}")
     counts = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
     images = counts.sum(axis=1)
     shares = counts / np.maximum(images, 1)[:, None]
@@ -135,59 +133,13 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -
 
 
 @book_style
-def per_class(table: pd.DataFrame) -> Figure:
-    """Each class against the rest: AUROC and sensitivity of every run, a dot each; the runs have a marker each.
-
-    For multi-label targets, which have no confusion matrix.
-
-    Args:
-        table: a row per run and class, with columns label, approach, class, positives (images that have the
-            class), auroc and sensitivity (in [0, 1]; NaN, drawn as no dot, where undefined).
-
-    Raises:
-        ValueError: no rows, a column missing, or a number outside [0, 1].
-    """
-    numbers = ["auroc", "sensitivity"]
-    table = _required(table, ["label", "approach", "class", "positives", *numbers], [])
-    values = table[numbers].to_numpy(float)
-    if not (np.isnan(values) | (values >= 0) & (values <= 1)).all():
-        raise ValueError(f"the frame has values in {numbers} outside [0, 1]: give shares, NaN where undefined")
-    classes, runs = list(dict.fromkeys(table["class"])), list(dict.fromkeys(table["label"]))
-    figure = BookFigure(figsize=(8, 1.2 + len(classes) * (0.14 + 0.085 * len(runs))), layout="constrained")
-    for axes, column in zip(figure.subplots(1, 2, sharey=True), numbers, strict=True):
-        for i, (run, rows) in enumerate(table.groupby("label", sort=False)):
-            at = rows["class"].map(classes.index) + 0.8 * ((i + 0.5) / len(runs) - 0.5)
-            look = {"color": approach_colour(rows["approach"].iloc[0]), "marker": _MARKERS[i % len(_MARKERS)]}
-            axes.plot(rows[column], at, linestyle="", markersize=4, label=run, gid=f"{column}/{run}", **look)
-        axes.set(xlim=(-0.02, 1.02), ylim=(len(classes) - 0.5, -0.5))
-        axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
-        axes.grid(axis="x")
-        axes.grid(axis="y", which="minor")
-        axes.tick_params(axis="y", which="both", length=0)
-    first, second = figure.axes
-    first.set_xlabel("AUROC (0.5: chance)")
-    second.set_xlabel("sensitivity")
-    first.set_title("in brackets: images that have the class")
-    first.axvline(0.5, color=_GREY, linewidth=0.8, linestyle="--")
-    images = table.groupby("class")["positives"].first()
-    first.set_yticks(range(len(classes)), [f"{name} ({images[name]:,})" for name in classes])
-    figure.legend(*first.get_legend_handles_labels(), loc="outside upper right", ncols=min(len(runs), 3))
-    return figure
-
-
-@book_style
 def class_counts(counts: pd.DataFrame) -> Figure:
     """Images of each class in each split, on a log scale if a split's largest is 20 times its smallest.
 
     Args:
         counts: a row per class (index: names), a column per split, numbers of images >= 0.
-
-    Raises:
-        ValueError: no classes or splits, or a number that is negative or not finite.
     """
     values = counts.to_numpy(float)
-    if not values.size or not (np.isfinite(values) & (values >= 0)).all():
-        raise ValueError("counts must hold at least one class and one split, with finite numbers >= 0")
     smallest = np.where(values > 0, values, np.inf).min(axis=0)
     long_tailed = bool((values.max(axis=0) >= 20 * smallest).any())
     classes, splits = values.shape
@@ -220,8 +172,6 @@ def _required(frame: pd.DataFrame, columns: list[str], numbers: list[str]) -> pd
 
 def _continued(history: pd.DataFrame) -> pd.DataFrame:
     """The history in order of time, with the phase's `turn` and epoch `moment` of the whole run."""
-    if not history.phase.isin(_PHASES).all():
-        raise ValueError(f"phase holds {sorted(set(history.phase))}: only {list(_PHASES)} are allowed")
     history = history.assign(turn=history.phase.map(_PHASES)).sort_values(["turn", "epoch"], kind="stable")
     probe = history.epoch.where(history.turn == 0, 0).groupby([history.run, history.seed]).transform("max")
     return history.assign(moment=history.epoch + probe * history.turn).reset_index(drop=True)

@@ -3,18 +3,17 @@
 Everything here reads records or ``{layer: w}``, in forward order; w is the first source's share of a kernel.
 """
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from medmerge.explorer import payload as explorer_data
 from medmerge.pages.report import displacement
+from medmerge.pages.template import fill
+from medmerge.study.layers import layers
 from medmerge.study.records import Record, RecordError
 
 Weights = Mapping[str, ArrayLike]
@@ -30,17 +29,17 @@ def merged_rows(records: Sequence[Record]) -> dict[Path, list[Record]]:
         RecordError: there is none, or two seeds of a row differ in sources or layers.
     """
     rows: dict[Path, list[Record]] = {}
-    for record in records:
+    for record in sorted(records, key=lambda record: record.run["seed"]):
         if record.kernel_weights:
             rows.setdefault(record.folder.parent, []).append(record)
     if not rows:
         raise RecordError(f"none of the {len(records)} records holds merging weights: give those of merged runs")
     for runs in rows.values():
-        runs.sort(key=lambda record: record.run["seed"])
         for record in runs[1:]:
             if record.run["row"]["sources"] != runs[0].run["row"]["sources"] or _sizes(record) != _sizes(runs[0]):
                 raise RecordError(f"{record.folder} has other sources or layers than {runs[0].folder}: not one row")
-    return rows
+    order = dict.fromkeys(record.folder.parent for record in records)
+    return {folder: rows[folder] for folder in order if folder in rows}
 
 
 def mean_weights(runs: Sequence[Record]) -> dict[str, NDArray[np.float64]]:
@@ -67,10 +66,8 @@ def layer_kinds(weights: Weights, backbone: str) -> pd.DataFrame:
     Raises:
         ValueError: the backbone is not known, or has other layers.
     """
-    vectors = {name: np.asarray(w, dtype=np.float64) for name, w in weights.items()}
-    found = explorer_data.layers(explorer_data.Run("", vectors, ("", ""), backbone=backbone))
-    strange = [layer.name for layer in found if not layer.shape or not layer.shape.startswith(f"{layer.kernels} ×")]
-    if strange or not found:
+    found = layers(weights, backbone)
+    if strange := [layer.name for layer in found if not layer.shape.startswith(f"{layer.kernels} ×")]:
         raise ValueError(f"{backbone!r} has no layers {strange[:3]} of this size: name the backbone of these weights")
     rows = []
     for layer in found:
@@ -82,58 +79,24 @@ def layer_kinds(weights: Weights, backbone: str) -> pd.DataFrame:
             kind = f"{size} transition"
         elif layer.block == "stem":
             kind = "stem"
-        rows.append((layer.name, layer.kernels, vectors[layer.name].mean(), size, kind, layer.block))
-        rows[-1] += (match["unit"] if match else "",)
+        mean, unit = np.mean(weights[layer.name], dtype=np.float64), match["unit"] if match else ""
+        rows.append((layer.name, layer.kernels, mean, size, kind, layer.block, unit))
     return pd.DataFrame(rows, columns=["layer", "kernels", "mean", "size", "kind", "block", "unit"])
 
 
-@dataclass(frozen=True)
-class Alternation:
-    """Whether mean w alternates with the kind of convolution, as the paper's Fig. 4 suggests (:func:`alternation`).
-
-    Attributes:
-        difference: mean w of a unit's 1×1 minus that of its 3×3 convolutions, averaged over units.
-        low, high: 95 % percentile bootstrap interval over units.
-        units: dense layers or residual blocks that have both.
-        autocorrelation, p_value: of the layers' means along depth, at lag 1 (negative where neighbours alternate).
-        within_blocks, p_within: the same of deviations from the block's mean, neighbours in a block only, so that
-            neither a trend along depth hides an alternation nor makes one.
-    """
-
-    difference: float
-    low: float
-    high: float
-    units: int
-    autocorrelation: float
-    p_value: float
-    within_blocks: float
-    p_within: float
-
-    @property
-    def sentence(self) -> str:
-        """What was found, in Markdown, no stronger than its interval and tests."""
-        told = f"{self.difference:+.4f} ({self.low:+.4f} to {self.high:+.4f}, {self.units} units)"
-        apart = "differ" if self.low > 0 or self.high < 0 else "are not shown to differ"
-        found = "no alternation along depth is shown"
-        if self.p_within < 0.05:
-            found = (
-                "neighbours alternate"
-                if self.within_blocks < 0
-                else "neighbours are alike, the opposite of alternating"
-            )
-        return (
-            f"1×1 and 3×3 convolutions {apart} in mean w: the difference is {told}; within blocks {found} (lag-1 "
-            f"autocorrelation {self.within_blocks:+.2f}, p = {self.p_within:.2g}; over the whole depth "
-            f"{self.autocorrelation:+.2f}, p = {self.p_value:.2g})."
-        )
-
-
-def alternation(weights: Weights, backbone: str, resamples: int = 10_000, seed: int = 0) -> Alternation:
-    """Measure the alternation of mean w between a network's 1×1 and 3×3 convolutions.
+def alternation(weights: Weights, backbone: str, resamples: int = 10_000, seed: int = 0) -> dict[str, float]:
+    """Whether mean w alternates with the kind of convolution, as the paper's Fig. 4 suggests.
 
     Args:
         weights, backbone: as for :func:`layer_kinds`.
         resamples: of the bootstrap and of the permutation tests.
+
+    Returns:
+        ``difference``: mean w of a unit's 1×1 minus that of its 3×3 convolutions, averaged over ``units`` (dense
+        layers or residual blocks that have both), with its 95 % percentile bootstrap interval over these, ``low`` to
+        ``high``; ``whole`` and ``p_whole``, lag-1 autocorrelation of the layers' means along depth (negative where
+        neighbours alternate); ``within`` and ``p_within``, the same of deviations from the block's mean, neighbours
+        in a block only, so that neither a trend along depth hides an alternation nor makes one.
 
     Raises:
         ValueError: fewer than two units with both kinds of convolution, as in a ResNet-18.
@@ -146,14 +109,19 @@ def alternation(weights: Weights, backbone: str, resamples: int = 10_000, seed: 
     differences = (by_unit["1×1"] - by_unit["3×3"]).to_numpy()
     generators = np.random.default_rng(seed).spawn(3)
     drawn = generators[0].choice(differences, (resamples, len(differences))).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
     means = kinds["mean"].to_numpy()
-    return Alternation(
-        float(differences.mean()),
-        *np.quantile(drawn, [0.025, 0.975]).tolist(),
-        len(differences),
-        *autocorrelation(means, None, resamples, generators[1]),
-        *autocorrelation(means, kinds["block"].to_numpy(), resamples, generators[2]),
-    )
+    whole, p_whole = autocorrelation(means, None, resamples, generators[1])
+    within, p_within = autocorrelation(means, kinds["block"].to_numpy(), resamples, generators[2])
+    return {
+        **{"difference": float(differences.mean()), "low": low, "high": high, "units": len(differences)},
+        **{"whole": whole, "p_whole": p_whole, "within": within, "p_within": p_within},
+    }
+
+
+def alternation_sentence(found: Mapping[str, float]) -> str:
+    """What :func:`alternation` found, in Markdown, no stronger than its interval and tests."""
+    return fill("alternation", **found, found=found)
 
 
 def autocorrelation(
@@ -225,11 +193,11 @@ def displacements(records: Sequence[Record]) -> pd.DataFrame:
         RecordError: no run holds merging weights.
     """
     rows = []
-    for record in itertools.chain.from_iterable(merged_rows(records).values()):
-        p, moved = record.run["parameters"], displacement(record)
-        lr = moved["budget"] / moved["steps"]
-        budget, reach = moved["budget"], lr * adam_reach(moved["steps"])
-        if p.get("normalisation") == "softmax":
+    for record in sum(merged_rows(records).values(), []):
+        moved = displacement(record)
+        lr, budget = moved["budget"] / moved["steps"], moved["budget"]
+        reach = lr * adam_reach(moved["steps"])
+        if record.run["parameters"].get("normalisation") == "softmax":
             budget, reach = np.tanh([budget, reach]) / 2
         rows.append(
             {"study": "/".join(record.folder.parts[-4:-2]), "run": record.label, "seed": record.run["seed"]}
@@ -237,6 +205,32 @@ def displacements(records: Sequence[Record]) -> pd.DataFrame:
             | {"budget": float(budget), "reach": float(reach), "share": moved["largest"] / budget if budget else np.nan}
         )
     return pd.DataFrame(rows)
+
+
+def gather_controls(records: Sequence[Record]) -> pd.DataFrame:
+    """The controls of several records in one table, with a column seed."""
+    return pd.concat([record.controls.assign(seed=record.run["seed"]) for record in records], ignore_index=True)
+
+
+def control_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """By control mean, least and greatest score over draws and runs, with batch norm as learnt and re-estimated.
+
+    Args:
+        table: as :func:`medmerge.approaches.controls.evaluate` or :func:`gather_controls` gives it.
+    """
+    grouped = table.groupby("control", sort=False)[["score", "reestimated"]]
+    frame = grouped.agg(["mean", "min", "max"])
+    frame.columns = [" ".join(pair) for pair in frame.columns]
+    return frame.assign(draws=grouped.size()).reset_index()
+
+
+def control_sentence(summed: pd.DataFrame) -> str:
+    """Learnt weights against their shuffles, in Markdown; the range is over draws and seeds, not a test.
+
+    Args:
+        summed: as :func:`control_summary` gives it.
+    """
+    return fill("controls", **summed.set_index("control").to_dict("index"))
 
 
 def _sizes(record: Record) -> list[tuple[str, int]]:
