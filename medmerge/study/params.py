@@ -37,7 +37,10 @@ def _field(default: object, role: Role, description: str, **limits: object) -> A
     return Field(default, description=description, json_schema_extra={"role": role}, **limits)
 
 
-_PAGES = {"datasets": ("data",), "studies": ("weights", "features"), "cost_repeats": ("cost",), "premise": ("premise",)}
+_PAGES = {
+    **{"datasets": ("data",), "cost_repeats": ("cost",), "premise": ("premise",)},
+    "studies": ("weights", "features", "findings", "paper_tables"),
+}
 """Parameters that one kind of page asks something with, and its notebooks."""
 
 
