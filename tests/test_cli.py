@@ -179,7 +179,7 @@ def test_run_executes_the_pair_notebook(project, capsys):
     assert cli.main(["run", str(ROOT / "notebooks/pair.ipynb"), path]) == 0
     output = project / "results/demo/tiny.ipynb"
     last = capsys.readouterr().out.splitlines()[-3:]
-    assert last[:2] == [str(output), "To look at it: jupyter lab results/demo/tiny.ipynb"] and "--html" in last[2]
+    assert last[:2] == [str(output), f"To look at it: jupyter lab {output}"] and "--html" in last[2]
     notebook = nbformat.read(output, 4)
     nbformat.validate(notebook)
     content = texts(notebook)
