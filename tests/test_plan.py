@@ -154,9 +154,7 @@ def test_a_misspelt_file(project):
             r"other\.yaml and params/own/pair\.yaml ask for different runs in .*: ft_lr is 0\.5 and 0\.002",
         ),
         (
-            lambda: (
-                Path("params/mine").mkdir() or Path("params/mine/pair.yaml").write_text("notebook: pair\ntrack: own")
-            ),
+            lambda: write("../mine/pair", **SMALL, pair="q"),
             r"pair\.yaml and params/.*/pair\.yaml are both drawn as .*own/pair\.ipynb; rename one",
         ),
     ],
