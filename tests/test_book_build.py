@@ -122,7 +122,7 @@ MISTAKES = {
     "{py:func}`medmerge.merge.nothing`": "reference target not found: medmerge.merge.nothing",
     "{glue:text}`../results/run.ipynb::f1:s`": "'f1' not found in doc 'results/run'",
     "{glue:text}`../results/gone.ipynb::f1:s`": "'f1' not found in doc 'results/gone'",
-    "```{findings} nothing\n```": "no text nothing; there are verdict",
+    "```{glued} ../results/run.ipynb nothing\n```": "has glued nothing as nothing",
     "```{status-parameters}\n```": "results/open/skin.ipynb shows runs whose records are missing: ft-tinyimagenet",
 }
 

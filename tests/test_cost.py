@@ -274,12 +274,15 @@ def test_phases_are_epochs_times_steps(measured):
 
 
 def test_the_answer_follows_the_numbers(measured):
-    no = told.summary(sheet(measured), 50, 50)
+    def points(made):
+        return [line.removeprefix("- ") for line in told.summary(made, 50, 50).splitlines()]
+
+    no = points(sheet(measured))
     assert no[0].startswith("**No**: a step of MedMerge's probe takes 4.80 times (quartiles 4.80 to 4.80)")
     assert no[-1].endswith("by FT with 110 epochs (derived).")
-    yes = told.summary(sheet(measured, kernel=[0.25, 0.26, 0.27]), 50, 50)
+    yes = points(sheet(measured, kernel=[0.25, 0.26, 0.27]))
     assert yes[0].startswith("**Yes**") and yes[-1].endswith("FT with 63 epochs (derived).")
-    torn = told.summary(sheet(measured, kernel=[0.2, 0.3, 0.4]), 50, 50)
+    torn = points(sheet(measured, kernel=[0.2, 0.3, 0.4]))
     assert torn[0].startswith("**These rounds cannot tell**")
 
 

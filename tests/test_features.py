@@ -242,7 +242,7 @@ def test_figures_show_what_is_kept(merged):
 
 def test_the_summary_states_the_numbers_of_the_table(merged):
     found = merged[3]
-    text, table = " ".join(told.summary(found)), told.agreement(found)
+    text, table = told.summary(found), told.agreement(found)
     for row in table[(table["one"] == "merged") | (table["other"] == "merged")].itertuples():
         assert f"{row.correlation:.2f} with {row.one if row.other == 'merged' else row.other}" in text
     medians = table[(table["one"] == "merged") | (table["other"] == "merged")].groupby("level")["median"].mean()

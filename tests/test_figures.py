@@ -190,15 +190,6 @@ def test_learning_curves_tell_approaches_by_colour_and_sources_by_style():
     assert lines[0].get_linestyle() == lines[1].get_linestyle() == "-" != lines[2].get_linestyle()
 
 
-def test_names_of_lines_do_not_overlap():
-    runs = [(f"run {i}", "lp_ft") for i in range(10)]
-    figure = figures.learning_curves(history(runs).assign(val_macro_f1=0.5))
-    renderer = figure._get_renderer()
-    boxes = [t.get_window_extent(renderer) for t in figure.axes[0].texts if t.get_text().startswith("run")]
-    assert len(boxes) == 10
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-
-
 def test_heatmap_draws_the_mean_of_each_layer():
     weights = {"first run": kernel_weights(5), "second run": kernel_weights(5, spread=0.2, seed=1)}
     figure = figures_depth.depth_heatmap(weights, "ImageNet", "HAM10K")

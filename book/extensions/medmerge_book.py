@@ -2,16 +2,17 @@
 
 Directives
     ``{status-built}``, ``{status-parameters}``, ``{status-runs}``: tables of the status page, from ``results/``.
-    ``{findings} text``, ``{paper} text``, ``{benchmark} text``: of a chapter, by its module's ``TEXTS``.
-    ``{findings-figure}``, ``{paper-figure}``: the figure of that module, drawn when the book is built.
+    ``{benchmark} text``: of the chapter on speed, by its module's ``TEXTS``.
+    ``{glued} notebook.ipynb name``: Markdown that an executed notebook keeps under a name, with more than a word.
     ``{api} modules``: what modules offer.
 """
 
-import base64
+import ast
 import contextlib
 import functools
 import importlib
 import inspect
+import json
 import operator
 import pkgutil
 import re
@@ -21,17 +22,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from docutils import nodes
-from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
-MODULES = {
-    "findings": "medmerge.pages.findingspage",
-    "paper": "medmerge.pages.paperpage",
-    "benchmark": "benchmarks.chapter",
-}
+MODULES = {"benchmark": "benchmarks.chapter"}
 COLON = "\ue000"
 """Stands for a colon while napoleon reads."""
 
@@ -109,25 +105,19 @@ class Status(Computed):
         return (link if any(one.startswith(plain) for one in _history()) else f"`{plain[:8]}`") + changes
 
 
-class Figure(SphinxDirective):
-    """The figure of a chapter's module; the caption is the content."""
+class Glued(Computed):
+    """What a notebook has glued as text, parsed as Markdown."""
 
-    has_content = True
-    option_spec = {"name": directives.unchanged_required}
+    required_arguments = 2
 
-    def run(self) -> list[nodes.Node]:
-        with contextlib.chdir(ROOT):
-            drawn = importlib.import_module(MODULES[self.name.removesuffix("-figure")]).figure()
-        if drawn is None:
-            return []
-        png = base64.b64encode(drawn._repr_png_()[0]).decode()
-        figure = nodes.figure("", nodes.image(uri=f"data:image/png;base64,{png}", alt=drawn.alt, width="100%"))
-        caption = nodes.container()
-        self.state.nested_parse(self.content, self.content_offset, caption)
-        figure += nodes.caption("", "", *caption[0].children)
-        self.add_name(figure)
-        self.set_source_info(figure)
-        return [figure]
+    def markdown(self) -> str:
+        source, name = self.arguments
+        path = Path(self.env.relfn2path(source)[1])
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", ()):
+                if output.get("metadata", {}).get("scrapbook", {}).get("name") == name:
+                    return ast.literal_eval("".join(output["data"]["application/papermill.record/text/plain"]))
+        raise self.error(f"{source} has glued nothing as {name}")
 
 
 class Reference(SphinxDirective):
@@ -154,7 +144,8 @@ def modules(patterns: str) -> list[str]:
     for pattern in (word for word in patterns.split() if word[0] != "-"):
         package = importlib.import_module(pattern.removesuffix(".*"))
         inside = pkgutil.iter_modules(package.__path__, f"{package.__name__}.") if pattern.endswith(".*") else ()
-        found += [package.__name__, *(module.name for module in inside if not module.ispkg)]
+        found += [package.__name__] if package.__doc__ else []
+        found += [module.name for module in inside if not module.ispkg]
     return [name for name in found if name.rpartition(".")[2] not in left_out]
 
 
@@ -204,10 +195,10 @@ def shorten_signature(app: Sphinx, what: str, name: str, thing: object, *rest: o
 
 def setup(app: Sphinx) -> dict[str, object]:
     sys.path.append(str(ROOT))  # for the benchmarks, which nobody installs
-    directives_of = {Status: "status-built status-parameters status-runs", Text: " ".join(MODULES)}
-    for kind, names in (directives_of | {Figure: "findings-figure paper-figure", Reference: "api"}).items():
-        for name in names.split():
-            app.add_directive(name, kind)
+    for name in ("built", "parameters", "runs"):
+        app.add_directive(f"status-{name}", Status)
+    for name, kind in {"benchmark": Text, "glued": Glued, "api": Reference}.items():
+        app.add_directive(name, kind)
     app.config.linkcode_resolve = functools.partial(link_to_source, app.config)
     app.connect("autodoc-process-docstring", keep_words, priority=400)  # before napoleon, which has 500
     app.connect("autodoc-process-docstring", join_names, priority=600)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from medmerge.pages.template import fill
 from medmerge.study.cost import VARIANTS, CostSheet, quartiles
 
 ALIKE = 0.1
@@ -79,51 +80,28 @@ def phases(sheet: CostSheet, lp_epochs: int, ft_epochs: int, images: int = 10_00
     return pd.DataFrame(rows)
 
 
-def summary(sheet: CostSheet, lp_epochs: int, ft_epochs: int) -> list[str]:
-    """Sentences that answer, from one record, what MedMerge's probe costs beside LP and FT. Markdown."""
-    variants, whole = sheet.variants, phases(sheet, lp_epochs, ft_epochs).set_index("what")
-    time = "processor time" if sheet.clock == "cpu" else "time"
-    to_lp = sheet.ratio("kernel", "lp")
-    answer = "No" if to_lp[0] > 1 + ALIKE else "Yes" if to_lp[2] <= 1 + ALIKE else "These rounds cannot tell"
-    cached, probe = (whole.loc[what, "median"] for what in ("LP, features computed once", "MedMerge's probe"))
-    kernel, tuned, single = variants["kernel"], variants["ft"], variants["parameter"]
-    matched = ft_epochs + lp_epochs * sheet.ratio("kernel")[1]
-    return [
-        f"**{answer}**: a step of MedMerge's probe takes {_times(to_lp)} the {time} of a step of LP through the same "
-        f"frozen backbone, and {kernel.flops / variants['lp'].flops:.2f} times its FLOPs. Merging weights need the "
-        "gradient of every merged kernel, and so the whole backward pass.",
-        f"LP through a frozen backbone can compute its features once: {lp_epochs} epochs then take {cached:.3f} times "
-        f"what {ft_epochs} epochs of FT take (derived). MedMerge's features change with w at every step, so its probe "
-        f"cannot: {probe:.2f} times (derived).",
-        f"Beside FT, a step of the probe takes {_times(sheet.ratio('kernel'))} the {time}, "
-        f"{kernel.flops / tuned.flops:.2f} times the FLOPs and {held(sheet, 'kernel') / held(sheet, 'ft'):.2f} times "
-        f"the memory held, while {kernel.trainable:,} numbers learn in place of {tuned.trainable:,}.",
-        f"One w a parameter in place of one a kernel takes {_times(sheet.ratio('parameter', 'kernel'))} the {time}, "
-        f"{single.trainable / kernel.trainable:.1f} times the numbers that learn and "
-        f"{held(sheet, 'parameter') / held(sheet, 'kernel'):.2f} times the memory held.",
-        f"MedMerge with {lp_epochs} epochs of its probe and {ft_epochs} of fine-tuning is matched in {time} by FT with "
-        f"{matched:.0f} epochs (derived).",
-    ]
+def summary(sheet: CostSheet, lp_epochs: int, ft_epochs: int) -> str:
+    """What MedMerge's probe costs beside LP and FT, from one record, a point each, in Markdown."""
+    whole = phases(sheet, lp_epochs, ft_epochs).set_index("what")["median"]
+    bytes_of = {name: held(sheet, name) for name in ("ft", "kernel", "parameter")}
+    return fill(
+        "cost",
+        **{name: sheet.variants[name] for name in ("ft", "lp", "kernel", "parameter")},
+        **{"lp_epochs": lp_epochs, "ft_epochs": ft_epochs, "alike": ALIKE},
+        **{"to_lp": sheet.ratio("kernel", "lp"), "to_ft": sheet.ratio("kernel")},
+        single=sheet.ratio("parameter", "kernel"),
+        times=lambda r: f"{r[1]:.2f} times (quartiles {r[0]:.2f} to {r[2]:.2f})",
+        time="processor time" if sheet.clock == "cpu" else "time",
+        cached=whole["LP, features computed once"],
+        probe=whole["MedMerge's probe"],
+        memory_of_ft=bytes_of["kernel"] / bytes_of["ft"],
+        memory_of_single=bytes_of["parameter"] / bytes_of["kernel"],
+    )
 
 
 def circumstances(sheet: CostSheet) -> str:
     """On what and under which load a record was measured, in a sentence."""
-    clock = "processor time of this process" if sheet.clock == "cpu" else "time by the clock"
-    busy = " to ".join(f"{load:.1f}" for load in sheet.load)
-    warning = ""
-    if sheet.load[0] > 1:
-        hit = "caches and memory were shared" if sheet.clock == "cpu" else "seconds hold waiting"
-        warning = f" Others were computing at the time: {hit}, so ratios say more than seconds."
-    return (
-        f"{sheet.backbone} at {sheet.image_size} px, batches of {sheet.batch_size}, {sheet.classes} classes, "
-        f"{sheet.precision}, on {sheet.device}; {sheet.repeats} rounds of all variants in turn, {clock}. Load average "
-        f"of the machine {busy} on {sheet.cores} cores, this measurement included at the end.{warning}"
-    )
-
-
-def _times(ratio: tuple[float, float, float]) -> str:
-    low, median, high = ratio
-    return f"{median:.2f} times (quartiles {low:.2f} to {high:.2f})"
+    return fill("cost_circumstances", sheet=sheet)
 
 
 def profile(sheet: CostSheet) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from medmerge.pages.template import fill
 from medmerge.study.features import MERGED, Found
 
 
@@ -26,37 +27,17 @@ def agreement(found: Found) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def summary(found: Found) -> list[str]:
-    """Sentences that hold the paper's words on its Fig. 3 against what was measured. Markdown."""
-    table, about = agreement(found).set_index(["level", "one", "other"]), found.about
-    pairs = [pair for pair in found.pairs if MERGED in pair]
-    lines = []
+def summary(found: Found) -> str:
+    """The paper's words on its Fig. 3 held against what was measured, a point each, in Markdown."""
+    table, medians, levels = agreement(found), {}, []
     for level, word in (("low", "first"), ("high", "last")):
-        each = [
-            f"{table.loc[(level, *pair), 'correlation']:.2f} with {next(n for n in pair if n != MERGED)} "
-            f"(quartiles over {about.images} test images {table.loc[(level, *pair), 'low']:.2f} to "
-            f"{table.loc[(level, *pair), 'high']:.2f})"
-            for pair in pairs
-        ]
-        layer = getattr(about, level)
-        lines.append(
-            f"**{level.title()}-level**, the {word} convolution (`{layer.layer}`, {layer.kernels} channels of "
-            f"{layer.size[0]} × {layer.size[1]}): the merged network's maps correlate {' and '.join(each)}."
-        )
-    low, high = (table.loc[level].loc[pairs, "median"].mean() for level in ("low", "high"))
-    if np.isnan(low + high):
-        answer = "There is no telling which level changes more: maps of one of them do not vary over positions."
-    else:
-        answer = (
-            f"The median correlation with a source is {low:.2f} at the low level and {high:.2f} at the high one: here "
-            f"{'low' if low > high else 'high'}-level features are the ones that the merge changes less, "
-            f"{'as' if low > high else 'unlike what'} the paper says."
-        )
-    one, merged, *others = about.networks
-    apart = {level: table.loc[(level, one, others[0]), "median"] for level in ("low", "high")}
-    return [
-        *lines,
-        answer,
-        f"That need not come from w: the two sources' own maps correlate {apart['low']:.2f} (low) and "
-        f"{apart['high']:.2f} (high), before anything is merged.",
-    ]
+        part = table[table["level"] == level]
+        of_merged = part[(part["one"] == MERGED) | (part["other"] == MERGED)]
+        medians[level] = of_merged["median"].mean()
+        sources = of_merged["one"].where(of_merged["other"] == MERGED, of_merged["other"])
+        lines = of_merged.assign(source=sources).to_dict("records")
+        levels.append({**part.iloc[0].to_dict(), "word": word, "rows": lines})
+    one, _, other = found.about.networks[:3]
+    own = table[(table["one"] == one) & (table["other"] == other)].set_index("level")["median"]
+    apart = [own[level] for level in ("low", "high")]
+    return fill("features", levels=levels, images=found.about.images, apart=apart, **medians)

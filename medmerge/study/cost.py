@@ -286,7 +286,7 @@ def measure(
         image_size: side in pixels.
         batch_size: images a step.
         repeats: rounds that are kept, after :data:`WARM_UP` that are not.
-        device, precision: as for :class:`~medmerge.training.Protocol`.
+        device, precision: as for :class:`~medmerge.task.Protocol`.
         variants: names from :data:`VARIANTS`.
 
     Returns:

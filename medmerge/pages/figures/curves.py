@@ -1,6 +1,6 @@
 """Curves over epochs and along lines, confusion matrices and counts of classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,8 +26,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
     The score is macro F1, or macro AUROC if the history has it (multi-label). Epochs are counted on from the
     linear probe to fine-tuning, with a line at the change. The last phase's epoch with the best score (the
-    first of equals) has a dot. Names stand at the right in the order of the final scores. The line style
-    follows the source: what `run` says after the approach's name.
+    first of equals) has a dot. The line style follows the source: what `run` says after the approach's name.
 
     Args:
         history: a row per run, seed, phase and epoch, with columns run (label such as "MedMerge ImageNet +
@@ -43,7 +42,6 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     styles = _line_styles(history)
     figure = BookFigure(figsize=(8, 5.6), layout="constrained")
     scores, losses = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    ends = {}
     for (run, approach), rows in history.groupby(["run", "approach"], sort=False):
         look = {"color": approach_colour(approach), "linestyle": styles[run, approach]}
         for seed, curve in rows.groupby("seed"):
@@ -54,13 +52,13 @@ def learning_curves(history: pd.DataFrame) -> Figure:
             best = curve.loc[curve[score].where(curve.turn == curve.turn.max()).idxmax()]
             dot = {"markeredgecolor": "white", "markersize": 6, "zorder": 4, "gid": f"best/{run}/{seed}"}
             scores.plot(best.moment, best[score], "o", color=look["color"], **dot)
-        ends[run] = rows.groupby("seed")[score].last().mean(), look
+        scores.plot([], label=run, **look)
     scores.set(title="Validation (dot: best epoch of the last phase)", ylabel=_SCORES[score])
     losses.set(title="Loss (strong: validation, pale: training)", ylabel=_LOSSES[score], xlabel="epoch")
     losses.set_xlim(0, history.moment.max() * 1.02 + 0.5)
     losses.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _mark_phases(scores, losses, history)
-    _name_lines(scores, ends)
+    figure.legend(loc="outside right upper")
     return figure
 
 
@@ -189,23 +187,8 @@ def _line_styles(history: pd.DataFrame) -> dict[tuple[str, str], object]:
 def _mark_phases(scores: Axes, losses: Axes, history: pd.DataFrame) -> None:
     """A line wherever some run goes from the linear probe to fine-tuning."""
     probes = history.moment - history.epoch
-    right = " fine-tuning" if (probes[history.turn == 1] > 0).all() else " fine-tuning (of runs with both phases)"
     for end in probes[probes > 0].unique():
         for axes in (scores, losses):
             axes.axvline(end + 0.5, color=_GREY, linewidth=0.8, linestyle=":", gid="phase")
-        for text, side in (("linear probe ", "right"), (right, "left")):
-            where = {"xycoords": scores.get_xaxis_transform(), "ha": side, "va": "bottom"}
-            scores.annotate(text, (end + 0.5, 0.01), color=_GREY, **where)
-
-
-def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, dict]]) -> None:
-    """Run names right of the axes, each with its line, as near to its final score as their height allows."""
-    names = sorted(ends, key=lambda run: ends[run][0])
-    bottom, top = axes.get_ylim()
-    wanted = [(ends[run][0] - bottom) / (top - bottom) for run in names]
-    steps = min(0.085, 1 / len(names)) * np.arange(len(names))
-    heights = np.minimum(np.maximum.accumulate(wanted - steps) + steps, 1 - steps[::-1])
-    for name, y in zip(names, heights, strict=True):
-        look = ends[name][1]
-        axes.plot([1.015, 1.065], [y, y], transform=axes.transAxes, clip_on=False, **look)
-        axes.annotate(name, (1.075, y), xycoords="axes fraction", va="center")
+        where = {"xycoords": scores.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        scores.annotate("linear probe | fine-tuning, of runs with both", (end + 0.5, 0.01), color=_GREY, **where)
