@@ -123,9 +123,10 @@ links: demo ## Follow the book's links to other people's pages; needs a network
 test: $(STAMP) ## Run the tests; after `make book` also over every page of it
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
-lint: $(STAMP) ## Check the code's style and the public modules' type hints
+lint: $(STAMP) ## Check the code's style, the public modules' type hints and that imports go one way
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 clean: ## Delete the built book, the demo's results, logs and caches; .venv stays
 	@rm -rf _build results/demo logs .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ import torch
 from snakemake.exceptions import WorkflowError
 
 from medmerge.cli import plan
-from medmerge.study.inputs import home
+from medmerge.study.places import home
 from medmerge.study.params import ParameterError
 from medmerge.study.records import RecordError
 

@@ -41,7 +41,10 @@ SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
 IMAGE_SIZE = 224
 """Side in pixels that a ViT is built for where none is given."""
 
-_RECOGNISED = ("resnet", "resnext", "wide_resnet", "densenet")
+_RECOGNISED = {
+    "layer1.0.conv1.weight": ("resnet", "resnext", "wide_resnet"),
+    "features.denseblock1.denselayer1.conv1.weight": ("densenet",),
+}
 NAME, MERGE, TRANSFORMS = "medmerge.backbone", "medmerge.merge", "medmerge.transform_input"
 """What the headers of our own files say: the architecture, a merge's options, and whether inputs are transformed."""
 
@@ -190,8 +193,9 @@ def is_path(weights: str | Path) -> bool:
 def recognise(state: Mapping[str, Tensor]) -> str:
     """The ResNet or DenseNet, torchvision's or timm's, whose names and shapes tensors have; empty for any other."""
     state = weightfiles.plain(state)
+    families = [families for key, families in _RECOGNISED.items() if any(name.endswith(key) for name in state)]
     for name in names():
-        if name.startswith(_RECOGNISED):
+        if any(map(name.startswith, families)):
             wanted, head = _shapes(name)
             _, body = weightfiles.under(state, wanted, "the file")
             if body.keys() & wanted and not weightfiles.problems(body, wanted, head):
@@ -227,14 +231,16 @@ def _fill(model: Any, state: Mapping[str, Tensor], origin: str) -> None:
     state = weightfiles.plain(state)
     prefix, found = weightfiles.under(state, wanted, origin)
     body = _at_size(model, found)
+    beside = [key for key in state if key.removeprefix(prefix) not in wanted]
     if problems := weightfiles.problems(body, wanted, model.head_name):
         more = f", and {len(problems) - 1} more like it" if len(problems) > 1 else ""
         other = recognise(state)
         hint = f"; it is {other}: backbone({other!r}, weights=...)" if other not in ("", model.architecture) else ""
-        hint = hint or ("" if body.keys() & wanted else f"; it holds {weightfiles.few(list(state))}")
+        if beside and not hint and "missing" in problems[0]:
+            hint = f"; what it holds is called {weightfiles.few(beside)}"
         raise CheckpointError(f"{origin} does not fit {model.architecture}: {problems[0]}{more}{hint}")
     model.load_state_dict({key: body.get(key, value) for key, value in wanted.items()})
-    if beside := [key for key in state if key.removeprefix(prefix) not in wanted]:
+    if beside:
         log.info("%s: left aside, beside the network: %s", origin, weightfiles.few(beside))
 
 

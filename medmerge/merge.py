@@ -78,7 +78,7 @@ class KernelMerge(nn.Module):
         self.granularity, self.normalisation, self.batchnorm = granularity, normalisation, batchnorm
         self.num_sources = len(sources)
         with torch.inference_mode(False), torch.no_grad():
-            self.merged = copied(sources[0])
+            self.merged: Any = copied(sources[0])
             _merge_norms(self.merged, sources, batchnorm)
             self._parametrise(sources[1:])
         if not self._weights:
@@ -91,7 +91,8 @@ class KernelMerge(nn.Module):
         lists: dict[nn.Parameter, Any] = {}
         holder, by_parameter = None, self.granularity == "parameter"
         for layer in kernel_layers(self.merged):
-            module, count = layer.module, len(layer)
+            module: Any = layer.module
+            count = len(layer)
             twins = [other.get_submodule(layer.owner) for other in others]
             self._orders[layer.owner] = list(module._parameters)
             if self.granularity != "model":
@@ -209,7 +210,8 @@ class KernelMerge(nn.Module):
         Its output is this module's, bit for bit. All parameters of the copy are trainable; ``self`` is not changed.
         """
         with torch.inference_mode(False), torch.no_grad():
-            plain, folded = copy.deepcopy(self.merged), {}
+            plain: nn.Module = copy.deepcopy(self.merged)
+            folded: dict[nn.Module, nn.Parameter] = {}
             for name, order in self._orders.items():
                 module: Any = plain.get_submodule(name)
                 own = dict(module._parameters)

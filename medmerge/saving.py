@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medmerge import weightfiles
 from medmerge.backbones import MERGE, NAME, TRANSFORMS, Classifier, backbone, has_plain_head, patch_size
-from medmerge.merge import KernelMerge
+from medmerge.merge import KernelMerge, zeros_like
 from medmerge.weightfiles import CheckpointError
 
 _OPTIONS = ("granularity", "batchnorm", "normalisation")
@@ -97,7 +97,8 @@ def _build(noted: Mapping[str, str], state: Mapping[str, Tensor]) -> Any:
             network.transform_input = TRANSFORMS in noted
         head = network.head_key if has_plain_head(name) and not options else "head"
         if options:
-            network = KernelMerge([network] * options.pop("sources"), **options)
+            others = [zeros_like(network)] * (options.pop("sources") - 1)  # of equal ones, a merge would say so
+            network = KernelMerge([network, *others], **options)
         return Classifier(network, len(state[f"{head}.bias"])) if f"{head}.bias" in state else network
 
 

@@ -106,8 +106,9 @@ def check(sources: Sequence[nn.Module]) -> None:
         for (a, here), (b, there) in itertools.zip_longest(first, other, fillvalue=(None, "missing")):
             if a != b:
                 raise ValueError(
-                    f"source {i} does not fit source 0: {here} in source 0 is {there} in source {i}. Only networks of "
-                    "one architecture, device and precision can be merged; make them alike in what else they hold"
+                    f"source {i} does not fit source 0: the first layer that differs is {here} in source 0 and {there} "
+                    f"in source {i}. Only networks of one architecture, device and precision can be merged, and what "
+                    "else they hold must be alike"
                 )
     _check_kernels(sources[0])
     for i, j in itertools.combinations(range(len(sources)), 2):

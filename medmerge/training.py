@@ -61,8 +61,9 @@ def linear_probe(model: Classifier, task: Task, free: str | None = None) -> None
     Args:
         model: a ``backbone`` and a ``head``.
         task: images and protocol; gains history and cost.
-        free: what of the batch norms changes, one of :data:`FREE`; by default the protocol's ``batchnorm_free`` for a
-            merge, and for any other backbone nothing or, with ``lp_batchnorm`` ``"train"``, their statistics.
+        free: what of the batch norms changes, one of :data:`~medmerge.task.FREE`; by default the protocol's
+            ``batchnorm_free`` for a merge, and for any other backbone nothing or, with ``lp_batchnorm`` ``"train"``,
+            their statistics.
 
     Raises:
         TrainingError: as :func:`fit`.
@@ -123,8 +124,8 @@ def fit(
     """Minimise :func:`loss` over one phase; leave ``model`` at the selected epoch.
 
     An interrupted phase goes on after the last epoch that is on disk, and ends with the same numbers: the order of the
-    images and the random state are functions of seed, phase and epoch (:class:`Task` says where that does not hold). A
-    finished one is read from its checkpoint.
+    images and the random state are functions of seed, phase and epoch (:class:`~medmerge.task.Task` says where that
+    does not hold). A finished one is read from its checkpoint.
 
     Args:
         model: maps a batch of inputs to logits ``[B, num_classes]``.
@@ -294,7 +295,7 @@ def predict(model: nn.Module, data: Samples | Batches | Iterable[Batch], task: T
 
     Args:
         model: maps a batch of inputs to logits ``[B, num_classes]``.
-        data: images as :class:`Task` takes them; the rows are in the order in which they come, so that a
+        data: images as :class:`~medmerge.task.Task` takes them; the rows are in the order in which they come, so that a
             ``DataLoader`` must not shuffle. Labels are checked but not used.
         task: says where and how to compute.
     """

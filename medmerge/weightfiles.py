@@ -188,10 +188,10 @@ def _unpickled(path: Path, head: bytes) -> object:
 
 
 def _harmless() -> list:
-    """Plain values that trainers store beside a state dict: options and NumPy's numbers."""
+    """Plain values that trainers store beside a state dict: options, paths and NumPy's numbers."""
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     kinds = {type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")}
-    return [argparse.Namespace, np.dtype, *kinds, scalar, (scalar, "numpy.core.multiarray.scalar")]
+    return [argparse.Namespace, type(Path()), np.dtype, *kinds, scalar, (scalar, "numpy.core.multiarray.scalar")]
 
 
 def few(names: Sequence[str]) -> str:

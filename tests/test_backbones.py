@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -192,6 +193,7 @@ OTHERS = {
         "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
         "hyper_parameters": argparse.Namespace(lr=0.1),
         "best": np.float64(0.5),
+        "path": Path("last.ckpt"),
     },
     "self-supervised": lambda s: {
         "net": under("encoder_q.", s)
@@ -372,7 +374,7 @@ def test_another_architecture_is_refused_and_named(tmp_path):
     with pytest.raises(CheckpointError, match=hint):
         backbone(SMALL, tmp_path / "w.pt")
     state = {key.replace("features", "trunk"): value for key, value in network().state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"more like it; it holds trunk\.conv0\.weight, .* more$"):
+    with pytest.raises(CheckpointError, match=r"more like it; what it holds is called trunk\.conv0\.weight, .* more$"):
         backbone(SMALL, state)
     deeper = torchvision.models.resnet34().state_dict()
     with pytest.raises(CheckpointError, match=r"layer1\.2\.conv1\.weight does not belong to it.*it is resnet34"):

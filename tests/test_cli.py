@@ -71,6 +71,17 @@ def test_help_version_and_typos_load_nothing_heavy(words, said):
     assert said in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
+def test_check_of_finished_runs_loads_no_pytorch():
+    code = (
+        "import sys\nfrom medmerge.cli import main\nassert main.main(sys.argv[1:]) == 0\n"
+        "assert not {'torch', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+    )
+    files = ["params/open/skin.yaml", "params/open/external-ft.yaml", "params/open/weights.yaml"]
+    command = [sys.executable, "-c", code, "check", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "external-ft.yaml: 3 runs, 3 finished" in done.stdout and done.stderr == ""
+
+
 def test_every_command_is_there():
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as stopped:
@@ -78,7 +89,7 @@ def test_every_command_is_there():
         assert stopped.value.code == 0
 
 
-@pytest.mark.parametrize("arguments", [[], ["chek"], ["run", "n.ipynb"], ["check"], ["check", "a.yaml", "--fast"]])
+@pytest.mark.parametrize("arguments", [[], ["chek"], ["run"], ["check"], ["check", "a.yaml", "--fast"]])
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
@@ -116,7 +127,7 @@ def test_check_goes_on_after_a_file_that_is_refused(project, capsys):
         ({"ft_epoch": 3}, "ft_epoch: unknown parameter; did you mean ft_epochs?"),
         ({"save_weights": "w/x.safetensors"}, "save_weights: saves one network a seed"),
         ({"notebook": "source"}, "bad.yaml is for the notebook source, not for pair"),
-        ({"ft_lr": "1e-3"}, "ft_lr: '1e-3' is text, not a number; write 0.001"),
+        ({"ft_lr": "-1e-3"}, "ft_lr: '-1e-3': input should be greater than 0"),
         ({"base_weights": "w/none.pt"}, "base_weights: no file w/none.pt: there is no "),
         ({"target_data": "synthetic:mole"}, "did you mean synthetic:moles"),
         ({"source_data": None, "source_weights": None}, "medmerge merges two sources"),

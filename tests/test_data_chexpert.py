@@ -97,7 +97,6 @@ def labels_only(tmp_path):
     names = {
         "train_excerpt.csv": "train.csv",
         "valid_underscored.csv": "valid.csv",
-        "test_groundtruth_by_study.csv": "groundtruth.csv",
     }
     for file, official in names.items():
         (tmp_path / official).symlink_to(real("chexpert", file))
@@ -107,11 +106,11 @@ def labels_only(tmp_path):
 def test_real_label_files(labels_only):
     table = load_table("chexpert", labels_only, missing="keep")
     counts = table.frame["split"].value_counts().to_dict()
-    assert counts == {"train": 1_557, "val": 202, "test": 500}
+    assert counts == {"train": 1_557, "val": 202}
     assert table.classes == CLASSES
     listing = chexpert_module.chexpert(labels_only)
-    assert listing.rows == {"train.csv": (1_970, 223_414), "valid.csv": (234, 234), "groundtruth.csv": (500, 500)}
-    assert "445 of 2,704 images are lateral and left out." in table.notes
+    assert listing.rows == {"train.csv": (1_970, 223_414), "valid.csv": (234, 234)}
+    assert "445 of 2,204 images are lateral and left out." in table.notes
     assert "train.csv has 1,970 of the official 223,414 rows." in table.notes
     read = [note for note in table.notes if "Pleural_Effusion as Pleural Effusion" in note]
     assert [note.split(":")[0] for note in read] == ["train.csv", "valid.csv"]
@@ -150,7 +149,6 @@ def test_views_are_told_by_names_where_no_column_says(folder):
         ("train.csv", "-1.0,,1.0", "2,,1.0", r"image train/patient00001/.* has Lung Opacity = 2; a label is 1"),
         ("train.csv", "-1.0,,1.0", "inf,,1.0", r"image train/patient00001/.* has Lung Opacity = inf; a label is 1"),
         ("train.csv", "patient00003/study1", "patient00002/study1", r"patient00002/study1/view1_frontal is listed"),
-        ("train.csv", ",", ";", r"train\.csv is separated by ';'"),
         ("test_labels.csv", "test/patient64742", "train/patient64742", r"test_labels\.csv: Path 'train/patient64742"),
     ],
 )

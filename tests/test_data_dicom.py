@@ -228,5 +228,5 @@ def test_dicom_among_other_images(tmp_path):
     assert (images.pixels[:3] == pixels[..., None]).all()
     assert images.digests[0] == hashlib.sha256((tmp_path / "a.dcm").read_bytes()).hexdigest()
     (tmp_path / "b.DCM").write_bytes((tmp_path / "d.png").read_bytes())
-    with pytest.raises(DataError, match=r"1 of 4 images cannot be decoded, first .*b\.DCM \(the DICOM file is damaged"):
+    with pytest.raises(DataError, match=r"(?s)1 of 4 images cannot be decoded.*b\.DCM \("):
         load_images(load_table("csv", tmp_path, labels="labels.csv"), 12, cache=tmp_path / "cache")

@@ -93,26 +93,40 @@ def test_rsna_short_class_info(rsna):
     table = load_table("rsna", rsna)
     assert table.frame.equals(expected) and "the class of 1 (first 00704310) follows" in table.notes[0]
     edit(rsna / INFO, f"003d8fa0,{NORMAL}\n", "")
-    with pytest.raises(DataError, match=rf"{INFO}: the class is unknown of 1 without a box, first 003d8fa0"):
+    with pytest.raises(DataError, match="003d8fa0 has the class 'unknown' and the Target 0"):
         load_table("rsna", rsna)
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        (LABELS, "003d8fa0,,,,,0", "003d8fa0,,,,,1", r"003d8fa0 is 'Normal' and has Target 1 in stage_2_train_labels"),
-        (LABELS, "00704310,264.0,152.0,213.0,379.0,1", "00704310,,,,,0", r"is 'Lung Opacity' and has Target 0"),
-        (LABELS, "00436515,265.0,152.0,213.0,379.0,1", "00436515,,,,,0", r"00436515 has both Target 0 and Target 1"),
+        (
+            LABELS,
+            "003d8fa0,,,,,0",
+            "003d8fa0,,,,,1",
+            r"003d8fa0 has the class 'Normal' and the Target 1 in stage_2_train",
+        ),
+        (LABELS, "00704310,264.0,152.0,213.0,379.0,1", "00704310,,,,,0", r"the class 'Lung Opacity' and the Target 0"),
+        (LABELS, "00436515,265.0,152.0,213.0,379.0,1", "00436515,,,,,0", r"00436515 has the Target '1' and '0'"),
         (LABELS, "00436515,265.0", "00436515,264.0", r"1 rows are there twice, the first of patient 00436515"),
-        (LABELS, "003d8fa0,,,,,0", "003d8fa0,,,,,no", r"patient 003d8fa0 has the Target 'no'; it is 0 or 1"),
+        (LABELS, "003d8fa0,,,,,0", "003d8fa0,,,,,no", r"patient 003d8fa0 has the Target 'no'; it is one of 0, 1"),
         (LABELS, "Target", "Class", r"stage_2_train_labels\.csv has no column Target"),
         (LABELS, "003d8fa0,,,,,0\n", "", r"has 5 rows, the official file 6: 1 are missing"),
         (LABELS, "003d8fa0,,,,,0\n", "003d8fa0,,,,,0\n003d8fa0,1,1,1,1,0\n", r"has 7 rows.*rows were added"),
         (INFO, f"003d8fa0,{NORMAL}", f"003d8fa0,{NORMAL}\n003d8fa0,{NORMAL}", r"info\.csv has 7 rows.*rows were added"),
-        (INFO, f"003d8fa0,{NORMAL}", "003d8fa0,Healthy", r"003d8fa0 is 'Healthy', which is none of Normal, Lung Op"),
-        (INFO, f"00436515,{OPACITY}\n00", f"00436515,{NORMAL}\n00", r"00436515 is both 'Normal' and 'Lung Opacity'"),
-        (INFO, "patientId,class", "patientId;class", r"separated by ';'"),
-        (LABELS, "00704310", "99704310", r"not about the same patients: 1 are in one alone, first 99704310"),
+        (
+            INFO,
+            f"003d8fa0,{NORMAL}",
+            "003d8fa0,Healthy",
+            r"003d8fa0 has the class 'Healthy'; it is one of Normal, Lung Op",
+        ),
+        (
+            INFO,
+            f"00436515,{OPACITY}\n00",
+            f"00436515,{NORMAL}\n00",
+            r"00436515 has the class 'Normal' and 'Lung Opacity'",
+        ),
+        (LABELS, "00704310", "99704310", r"not about the same patients: 1 are in one alone, first 00704310"),
         (INFO, f"00436515,{OPACITY}", f"99436515,{OPACITY}", r"not about the same patients: 1 are in one .* 99436515"),
     ],
 )
@@ -141,7 +155,7 @@ def test_rsna_missing_images(rsna):
 def test_rsna_truncated_image_is_named(rsna, tmp_path):
     path = rsna / "stage_2_train_images" / "00704310.dcm"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"1 of 4 images cannot be decoded, first .*00704310\.dcm \(the DICOM file"):
+    with pytest.raises(DataError, match=r"(?s)1 of 4 images cannot be decoded.*00704310\.dcm \("):
         load_images(load_table("rsna", rsna), 8, cache=tmp_path / "cache")
 
 
@@ -310,7 +324,6 @@ def test_nih_real_list():
         ("00000061_001.png", "00000061_000.png", r"the image 00000061_000 is listed more than once"),
         ("No Finding", "Normal", r"has the label 'Normal', which is none of No Finding, Pneumonia"),
         ("image,patient,finding", "image,patient,label", r"labels\.csv has no column finding"),
-        ("image,patient,finding,", "image;patient;finding;", r"labels\.csv is separated by ';'"),
     ],
 )
 def test_nih_altered_lists(tmp_path, old, new, message):

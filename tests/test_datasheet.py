@@ -18,7 +18,7 @@ from medmerge.study.records import RecordError
 BASE = {
     **{"track": "open", "datasets": ["ham10k=ham", "isic2019=isic"], "seeds": [0, 1, 2], "image_size": 32},
     **{"backbone": "densenet_small", "base_data": "objects", "base_weights": "w/objects.safetensors", "device": "cpu"},
-    **{"precision": "fp32"},
+    **{"precision": "fp32", "notebook": "data"},
 }
 
 
@@ -134,10 +134,10 @@ def test_digests_of_files_that_are_elsewhere(project):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"datasets": ["ham10k=nowhere"]}, "datasets: no folder nowhere for ham10k"),
+        ({"datasets": ["ham10k=nowhere"]}, "datasets: no ham10k in nowhere: there is no "),
         ({"datasets": ["ham1k=ham"]}, "datasets: there is no dataset 'ham1k'; known are ham10k"),
         ({"datasets": ["ham10k"]}, "'ham10k' is not name=place"),
-        ({"digests": ["ham10k=gone.csv"]}, "digests: no file gone.csv for ham10k"),
+        ({"digests": ["ham10k=gone.csv"]}, "digests: no ham10k in gone.csv: there is no "),
         ({"base_weights": "w/gone.safetensors"}, "base_weights: no file w/gone.safetensors"),
     ],
 )

@@ -102,11 +102,20 @@ def test_only_the_package_is_packaged():
     assert metadata.version("medmerge") == PROJECT["version"]
 
 
+def code(path: Path) -> str:
+    """What a module or a notebook runs."""
+    if path.suffix == ".py":
+        return path.read_text()
+    cells = json.loads(path.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
 def test_direct_imports_are_declared():
+    """A notebook's too: on Colab the package is installed without the book's."""
     declared = {canonicalize_name(Requirement(item).name) for item in PROJECT["dependencies"]}
     undeclared = {}
-    for path in sorted((ROOT / "medmerge").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in sorted([*(ROOT / "medmerge").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]):
+        for node in ast.walk(ast.parse(code(path))):
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0:

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from test_study import TINY, write_weights
 
+from medmerge import files
 from medmerge.approaches import APPROACHES
 from medmerge.cli import main as cli
 from medmerge.cli import plan
@@ -218,11 +219,17 @@ def test_a_page_of_features_comes_after_a_merged_run(project):
     assert found.missing(path) == [] and "features" not in drawable()
 
 
-def test_train_runs_what_it_is_asked_for_alone(project, capsys):
+def test_train_runs_what_it_is_asked_for_alone(project, capsys, caplog, monkeypatch):
     write_weights(project)
+    caplog.set_level("INFO")
+    seen, replacing = [], files.replacing
+    monkeypatch.setattr(files, "replacing", lambda path: seen.append(path.name) or replacing(path))
     path = write("pair", **SMALL, pair="p", seeds=[3, 5], approaches=["ft"])
     assert cli.main(["train", str(path), "--row", "ft-lesions", "--seed", "5"]) == 0
     assert capsys.readouterr().out.endswith("results/own/p/densenet_small/ft-lesions/seed5\n")
+    assert "1 run to do, " in caplog.text and "training images x 1 epochs in all, about 0:" in caplog.text
+    assert "run 1 of 1: FT lesions, seed 5" in caplog.text and "fine_tune 1/1" in caplog.text
+    assert seen.index("history.csv") < seen.index("predictions.csv"), "can be read before the run is finished"
     assert [str(p.parent.relative_to(project)) for p in project.rglob("run.json")] == [
         "results/own/p/densenet_small/ft-lesions/seed5"
     ]
@@ -235,7 +242,7 @@ def test_train_runs_what_it_is_asked_for_alone(project, capsys):
         (["pair", "--row", "x"], "--row x: rows: ft-objects, ft-lesions, lp_ft-objects"),
         (["pair", "--seed", "4"], "--seed 4: the file's seeds are 0; add it there"),
         (["weights"], "params/own/weights.yaml asks for a page, not for runs: medmerge run params/own/weights.yaml"),
-        (["pair"], "base_weights: no file w/objects.safetensors"),
+        (["pair"], "and $MEDMERGE_DATA is not set; `medmerge run params/own/base.yaml` makes it"),
         (["piar"], "no parameter file at params/own/piar.yaml; is it params/own/pair.yaml?"),
     ],
 )

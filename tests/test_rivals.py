@@ -13,11 +13,10 @@ from test_training import findings, samples, source
 from torch import nn
 
 from medmerge import Classifier, batchnorm, checkpoints, training
-from medmerge.approaches import APPROACHES, ingredients, rivals
+from medmerge.approaches import APPROACHES, CORE, RIVALS, ingredients, rivals
 from medmerge.approaches.ingredients import blend, score
-from medmerge.approaches.paper import CORE, ft, lp_ft
+from medmerge.approaches.paper import ft, lp_ft
 from medmerge.approaches.rivals import (
-    RIVALS,
     Ensemble,
     average,
     averaged,

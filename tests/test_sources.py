@@ -448,14 +448,14 @@ def hidden_layer(seed):
 
 
 DIFFERENT = {
-    "a number": ("scale", lambda i: i + 1.5, r"Net\(scale=1\.5\) in source 0 is Net\(scale=2\.5\) in source 1"),
+    "a number": ("scale", lambda i: i + 1.5, r"Net\(scale=1\.5\) in source 0 and Net\(scale=2\.5\) in source 1"),
     "a text": ("mode", lambda i: ("bilinear", "nearest")[i], r"mode='bilinear'.*mode='nearest'"),
     "a tensor": ("mean", lambda i: torch.tensor([0.25, i]), r"mean=tensor.*mean=tensor"),
-    "a dictionary": ("options", lambda i: {"blocks": [1, {"rate": i / 2}]}, r"options=.*0\.0.*0\.5.*make them alike"),
+    "a dictionary": ("options", lambda i: {"blocks": [1, {"rate": i / 2}]}, r"options=.*0\.0.*0\.5.*must be alike"),
     "a dataclass": ("stage", lambda i: Stage(None, float(i)), r"stage=.*gain=0\.0.*gain=1\.0"),
-    "a function": ("act", lambda i: (F.relu, F.gelu)[i], r"act.*in source 0 is .*act"),
+    "a function": ("act", lambda i: (F.relu, F.gelu)[i], r"act.*in source 0 and .*act"),
     "what a function keeps": ("act", lambda i: functools.partial(F.leaky_relu, negative_slope=i), r"negative_slope"),
-    "a layer that is none of the network's": ("tools", hidden_layer, r"Net\(tools=.*make them alike"),
+    "a layer that is none of the network's": ("tools", hidden_layer, r"Net\(tools=.*must be alike"),
     "what is there": ("extra", lambda i: [None] * i, r"extra=\[\].*extra=\[None\]"),
 }
 

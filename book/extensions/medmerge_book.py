@@ -144,7 +144,8 @@ def modules(patterns: str) -> list[str]:
     for pattern in (word for word in patterns.split() if word[0] != "-"):
         package = importlib.import_module(pattern.removesuffix(".*"))
         inside = pkgutil.iter_modules(package.__path__, f"{package.__name__}.") if pattern.endswith(".*") else ()
-        found += [package.__name__, *(module.name for module in inside if not module.ispkg)]
+        found += [package.__name__] if package.__doc__ else []
+        found += [module.name for module in inside if not module.ispkg]
     return [name for name in found if name.rpartition(".")[2] not in left_out]
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from medmerge import batchnorm
-from medmerge.approaches.paper import CORE, classifier
+from medmerge.approaches import CORE
+from medmerge.approaches.paper import classifier
 from medmerge.devices import channels_last
 from medmerge.training import Task, linear_probe, validate
 

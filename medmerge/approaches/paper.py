@@ -5,8 +5,8 @@ An approach is a function of one or several backbones and a :class:`~medmerge.ta
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import torch
@@ -19,8 +19,6 @@ from medmerge.backbones import Classifier
 from medmerge.devices import seeded
 from medmerge.merge import KernelMerge, zeros_like
 from medmerge.training import Task, fine_tune, linear_probe
-
-LINEAR_PROBE = frozenset({"lp_epochs", "lp_lr"})
 
 
 @dataclass(frozen=True)
@@ -47,27 +45,6 @@ class Outcome:
     def merge(self) -> Classifier | None:
         """The merging classifier as its linear probe left it; None where no merge was learnt."""
         return self.probed if self.kernel_weights else None
-
-
-@dataclass(frozen=True)
-class Approach:
-    """An entry of :data:`medmerge.approaches.APPROACHES`.
-
-    Attributes:
-        title: its name in tables.
-        run: the function; takes its sources, the task and the settings that it reads.
-        merges: whether it takes all sources at once; otherwise it is run from each source alone.
-        settings: the merging options that ``run`` takes by keyword.
-        reads: parameters that its numbers depend on, beyond those that all approaches share.
-        combines: approaches whose finished networks, from each of its sources alone, it takes.
-    """
-
-    title: str
-    run: Callable[..., Outcome]
-    merges: bool = False
-    settings: tuple[str, ...] = ()
-    reads: frozenset[str] = frozenset()
-    combines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -183,24 +160,3 @@ def classifier(backbone: nn.Module, task: Task) -> Classifier:
     """A backbone with a new head, whose initial values depend on the task's seed alone."""
     with seeded(torch.device("cpu"), task.seed):
         return Classifier(backbone, task.num_classes)
-
-
-_OPTIONS = tuple(option.name for option in fields(MergeOptions))
-_MERGES = {"merges": True, "settings": (*_OPTIONS, "score_controls")}
-_FIXED = LINEAR_PROBE | {"batchnorm_free", *_OPTIONS}
-_LEARNT = _FIXED | {"w_lr", "w_decay"}
-
-CORE = {
-    "ft": Approach("FT", ft),
-    "lp_ft": Approach("LP-FT", lp_ft, reads=LINEAR_PROBE | {"lp_batchnorm"}),
-    "lp_norms_ft": Approach("LP-FT, norms free", lp_norms_ft, reads=LINEAR_PROBE | {"batchnorm_free"}),
-    "medmerge": Approach("MedMerge", medmerge, **_MERGES, reads=_LEARNT),
-    "medmerge_zeros": Approach(
-        "MedMerge with zeros",
-        medmerge_zeros,
-        settings=("granularity", "batchnorm", "normalisation", "score_controls"),
-        reads=_LEARNT - {"align"},
-    ),
-    "fixed_w": Approach("MedMerge, w fixed", fixed_w, **_MERGES, reads=_FIXED),
-}
-"""These approaches by their names in parameter files; `medmerge.approaches` has all."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medmerge.approaches.ingredients import blend, finished, label, names, probed, reestimated, score, timed
-from medmerge.approaches.paper import CORE, Approach, MergeOptions, Outcome, lp_ft, measure
+from medmerge.approaches.paper import MergeOptions, Outcome, lp_ft, measure
 from medmerge.devices import seeded
 from medmerge.training import Task
 
@@ -203,22 +203,3 @@ def fisher_mean(
         mixed = sum(w * one[name].detach().to(w.device) for w, one in zip(weights, parameters, strict=True))
         mean[name] = (mixed / sum(weights)).to(first.dtype)
     return mean
-
-
-_FT, _LP_FT = CORE["ft"].reads, CORE["lp_ft"].reads
-
-RIVALS = {
-    "average": Approach("Average", average, merges=True, settings=("batchnorm",), reads=_LP_FT | {"batchnorm"}),
-    "fisher": Approach(
-        "Fisher average",
-        fisher,
-        merges=True,
-        settings=("batchnorm", "fisher_images"),
-        reads=_LP_FT | {"batchnorm", "fisher_images"},
-    ),
-    "interpolation": Approach("Interpolation of FT", interpolation, merges=True, reads=_FT, combines=("ft",)),
-    "wise_ft": Approach("WiSE-FT", wise_ft, reads=_LP_FT, combines=("lp_ft",)),
-    "soup": Approach("Greedy soup", soup, merges=True, reads=_FT | _LP_FT, combines=("ft", "lp_ft")),
-    "ensemble": Approach("Ensemble of FT", ensemble, merges=True, reads=_FT, combines=("ft",)),
-}
-"""The rivals by their names in parameter files."""

@@ -19,7 +19,7 @@ COMMANDS = {
     "train": ("runs", "run rows and seeds of a parameter file, without a notebook"),
     "rerun": ("runs", "compute finished runs again, and hold them against their records"),
     "data": ("data", "look into a dataset, its split and what that hides"),
-    "learn": ("learn", "merge two checkpoints for your own images, without a notebook"),
+    "learn": ("learn", "merge two checkpoints for your own images"),
 }
 """By name, the module of :mod:`medmerge.cli` that adds the command, and what it does."""
 

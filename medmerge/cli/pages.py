@@ -27,8 +27,8 @@ from papermill.exceptions import PapermillExecutionError
 from medmerge import files
 from medmerge.cli import plan, runs
 from medmerge.study import definitions, notebooks
-from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError, Parameters, load_yaml
+from medmerge.study.places import home
 
 
 def add(parser: argparse.ArgumentParser, name: str) -> None:
@@ -70,7 +70,7 @@ def _check_owner(output: Path, params: Path, p: Parameters) -> None:
     """
     there, own = notebooks.noted(output), notebooks.whose(params, p)
     other = [f"{name} {there[name]}, not {own[name]}" for name in own if there.get(name, own[name]) != own[name]]
-    if other:
+    if "study" in there and other:  # pages did not always note their study
         raise ParameterError(
             f"{output} is another's page ({'; '.join(other)}): rename {params}, give --output, or move that page away"
         )

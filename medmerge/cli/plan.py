@@ -17,8 +17,8 @@ from medmerge import backbones
 from medmerge.cli.endings import about
 from medmerge.study import definitions, inputs, notebooks
 from medmerge.study import run as study
-from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError, Parameters, of_seed
+from medmerge.study.places import home
 
 
 @dataclass(frozen=True)

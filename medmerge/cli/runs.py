@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from medmerge.approaches import APPROACHES
 from medmerge.cli import endings
-from medmerge.study import definitions, inputs, notebooks
+from medmerge.study import definitions, notebooks, places
 from medmerge.study.params import ParameterError, Parameters
 
 Chosen = list[tuple[definitions.Row, int]]
@@ -32,7 +33,7 @@ def add(parser: argparse.ArgumentParser, name: str) -> None:
 def project(params: Path) -> Iterator[Path]:
     """Work in the project of a parameter file, from where its relative paths count; yields the file's whole path."""
     whole = params.absolute()
-    place = inputs.home(whole.parent)
+    place = places.home(whole.parent)
     if "MEDMERGE_DATA" in os.environ:  # counts from where the command was given
         os.environ["MEDMERGE_DATA"] = os.path.abspath(os.environ["MEDMERGE_DATA"])
     try:
@@ -49,6 +50,8 @@ def show_progress() -> None:
 
 def to_run(p: Parameters) -> Chosen:
     """What is left to run, after all checks that take seconds; warnings are shown."""
+    if APPROACHES.keys() >= set(p.approaches) and definitions.all_finished(p):
+        return []
     from medmerge.study import run as study  # PyTorch, which takes seconds to load
 
     todo = study.check(p)

@@ -18,8 +18,8 @@ from medmerge.pages import report
 from medmerge.pages.contrast import ALPHA, Rows, against, by_row, contrast, margin, over_seeds
 from medmerge.pages.template import fill
 from medmerge.study import definitions, notebooks
-from medmerge.study.inputs import home
 from medmerge.study.params import Parameters
+from medmerge.study.places import home
 from medmerge.study.records import Record
 from medmerge.study.run import finished
 

@@ -8,8 +8,8 @@ import pandas as pd
 
 from medmerge.study import definitions, notebooks, records
 from medmerge.study import run as study
-from medmerge.study.inputs import home
 from medmerge.study.params import Parameters, load_yaml
+from medmerge.study.places import home
 from medmerge.study.records import Record, RecordError
 
 NOT_COMMITTED = "not committed"

@@ -26,9 +26,9 @@ from medmerge.approaches.paper import classifier
 from medmerge.data import Samples
 from medmerge.merge import KernelMerge
 from medmerge.study import records
-from medmerge.study.inputs import home
 from medmerge.study.measured import Measured, Sheet, save_json
 from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.places import home
 from medmerge.training import Protocol, Task
 
 CLASSES = 7
@@ -286,7 +286,7 @@ def measure(
         image_size: side in pixels.
         batch_size: images a step.
         repeats: rounds that are kept, after :data:`WARM_UP` that are not.
-        device, precision: as for :class:`~medmerge.training.Protocol`.
+        device, precision: as for :class:`~medmerge.task.Protocol`.
         variants: names from :data:`VARIANTS`.
 
     Returns:

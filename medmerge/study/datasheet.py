@@ -27,9 +27,9 @@ from medmerge.data.images import hash_row
 from medmerge.data.reading import read_rows
 from medmerge.data.table import Table
 from medmerge.study import records
-from medmerge.study.inputs import home, nothing_at, resolve
 from medmerge.study.measured import Measured, save_json
 from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.places import home, nothing_at, resolve
 from medmerge.training import Protocol, Task, features
 
 log = logging.getLogger(__name__)

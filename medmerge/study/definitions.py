@@ -9,8 +9,9 @@ from pathlib import Path
 
 from medmerge.approaches import APPROACHES
 from medmerge.study import records
-from medmerge.study.inputs import home, weights
 from medmerge.study.params import Parameters, of_role
+from medmerge.study.places import home, weights
+from medmerge.study.records import Record, RecordError
 
 PROTOCOL = 1
 """Counts changes of meaning: of a default, or of how a parameter is used. Part of what defines a run."""
@@ -113,6 +114,51 @@ def chosen(values: Mapping) -> dict:
     """A definition without defaults: the same whichever parameters there were when it was written."""
     fields = Parameters.model_fields
     return {name: value for name, value in values.items() if name not in fields or value != fields[name].default}
+
+
+def finished(p: Parameters, row: Row, seed: int) -> Record | None:
+    """The record of a run, if it is finished.
+
+    Raises:
+        RecordError: its folder holds a run of another definition; the message names the first difference.
+    """
+    where, wanted = folder(p, row, seed), definition(p, row, seed)
+    try:
+        record = records.read(where)
+    except FileNotFoundError:
+        return None
+    if record.run["hash"] != definition_hash(wanted):
+        there = {name: field.default for name, field in Parameters.model_fields.items() if name in wanted}
+        there |= record.run["definition"]
+        names = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
+        what = f"{names[0]} is {there.get(names[0])!r} there and {wanted.get(names[0])!r} here" if names else "protocol"
+        raise RecordError(
+            f"{where} holds a finished run of another definition: {what}. Give this one another `pair` name, or move "
+            "that folder away"
+        )
+    return record
+
+
+def all_finished(p: Parameters) -> bool:
+    """Whether every run that the parameters ask for is finished.
+
+    Raises:
+        RecordError: as :func:`finished`.
+    """
+    return all(finished(p, row, seed) for row in rows(p) for seed in p.seeds)
+
+
+def epochs(p: Parameters, row: Row) -> int:
+    """Epochs of a run in which images go through the whole network.
+
+    Those of a linear probe on features that are computed once are none, nor is what a row that combines networks trains
+    on the way where a part of it is missing.
+    """
+    approach, p = APPROACHES[row.approach], row.parameters(p)
+    if approach.combines:
+        return 0
+    through = "batchnorm_free" in approach.reads or p.lp_batchnorm == "train" and "lp_batchnorm" in approach.reads
+    return p.ft_epochs + (p.lp_epochs if through else 0)
 
 
 def needed(todo: list[tuple[Row, int]]) -> set[str]:

@@ -166,7 +166,7 @@ def maps(networks: Networks, images: Tensor, layers: Sequence[str]) -> dict[str,
     """What named modules give for images, in eval mode and float32. Modes and gradients are left as they were.
 
     Args:
-        images: prepared (:func:`medmerge.training.prepare`), float32 ``[B, 3, H, W]``, on the networks' device.
+        images: prepared (:func:`medmerge.samples.prepare`), float32 ``[B, 3, H, W]``, on the networks' device.
         layers: names of modules that every network has and calls once.
 
     Returns:

@@ -6,7 +6,7 @@ list of the images that they were trained on; it is compared with every target t
 
 import csv
 import logging
-import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from medmerge.backbones import backbone, state_sha256
 from medmerge.data import split_files
 from medmerge.data.audit import hidden, met
 from medmerge.data.table import SPLITS
-from medmerge.study.params import SEED, ParameterError, Parameters, of_seed
+from medmerge.study.params import SEED, ParameterError, Parameters
+from medmerge.study.places import home, nothing_at, resolve, weights
 from medmerge.study.records import Record, RecordError
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
 def _maker(weights: str) -> str:
     """How to come by weights that are not here: the parameter file of the project that saves them, if one does."""
     for path in sorted(home().glob("params/*/*.yaml")):
-        if f"save_weights: {weights}" in path.read_text(encoding="utf-8", errors="replace"):
+        if re.search(rf"save_weights\W+{re.escape(weights)}", path.read_text(encoding="utf-8", errors="replace")):
             return f"`medmerge run {path.relative_to(home())}` makes it"
     return "give the path of a file that is there, or imagenet to download torchvision's"
 
@@ -321,47 +322,3 @@ def learnt_from(p: Parameters, sources: Iterable[str]) -> pd.DataFrame:
     found = [seen for name in sorted(sources) if isinstance(seen := _seen(p, name), pd.DataFrame)]
     seen = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns, dtype=str)
     return seen[columns].drop_duplicates(ignore_index=True).assign(split="source")
-
-
-def weights(p: Parameters, seed: int | None = None) -> dict[str, str]:
-    """The weights of every source by its name, in order: b, then c and further ones where they are given.
-
-    Args:
-        seed: fills in :data:`~medmerge.params.SEED`; None leaves it.
-    """
-    second = {p.source_data: p.source_weights} if p.source_data else {}
-    found = {p.base_data: p.base_weights, **second, **dict(zip(p.more_data, p.more_weights, strict=True))}
-    return found if seed is None else {name: of_seed(given, seed) for name, given in found.items()}
-
-
-def home(start: Path | None = None) -> Path:
-    """The project's folder: the nearest one upwards that holds ``_config.yml``, else the one to start from.
-
-    Relative paths of a parameter file count from its project, whatever the working folder: commands start from the
-    file's folder, and work in its project; notebooks run there.
-
-    Args:
-        start: a folder; the working folder by default.
-    """
-    here = Path.cwd() if start is None else start
-    return next((path for path in (here, *here.parents) if (path / "_config.yml").is_file()), here)
-
-
-def resolve(path: str) -> Path:
-    """A path of the parameters: absolute, or from the project's folder, or from ``$MEDMERGE_DATA``."""
-    places = _places(path)
-    return next((place for place in places if place.exists()), places[-1])
-
-
-def _places(path: str) -> list[Path]:
-    """Where a path of the parameters is looked for, in this order."""
-    given = Path(os.path.expandvars(path)).expanduser()
-    data_folder = os.environ.get("MEDMERGE_DATA")
-    return [home() / given, *([Path(data_folder) / given] if data_folder else [])]
-
-
-def nothing_at(path: str, what: str = "") -> str:
-    """That a path of the parameters leads nowhere, with the places that were looked at."""
-    looked = " or ".join(map(str, dict.fromkeys(_places(path))))
-    hint = "" if os.environ.get("MEDMERGE_DATA") else ", and $MEDMERGE_DATA is not set"
-    return f"no {f'{what} ' if what else ''}{path}: there is no {looked}{hint}"

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from medmerge.study import records
-from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.places import home
 from medmerge.study.records import Record, RecordError
 
 

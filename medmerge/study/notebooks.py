@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medmerge.study import definitions
-from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError, Parameters, assigned_values, load_yaml
+from medmerge.study.places import home
 
 State = Mapping[str, Path | None]
 """What a page asks for by name, each with where its record lies, or None where there is none."""
@@ -147,8 +147,8 @@ def shown(p: Parameters) -> list[Path]:
     if one.runs:
         runs = [definitions.folder(p, row, seed) for row in definitions.rows(p) for seed in p.seeds]
         found = [file for run in runs for file in _files(run)]
-    measured = [] if one.shown(p) else [path for path in one.measured(p).values() if path]
-    return [path for path in [*found, *measured] if path.is_file()]
+    found += [path for path in one.measured(p).values() if path]
+    return [path for path in dict.fromkeys(found) if path.is_file()]
 
 
 def _files(run: Path) -> list[Path]:
@@ -173,7 +173,7 @@ def whose(params: Path, p: Parameters) -> dict[str, str]:
     """Which parameter file and study a page belongs to: no other may write it."""
     whole, project = params.resolve(), home().resolve()
     file = whole.relative_to(project).as_posix() if whole.is_relative_to(project) else whole.name
-    return {"parameters": file} | ({"study": p.pair} if kind(p).runs else {})
+    return {"parameters": file, "study": p.pair if kind(p).runs else ""}
 
 
 def noted(page: Path) -> dict[str, str]:

@@ -3,16 +3,19 @@
 import ast
 import difflib
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Number = BeforeValidator(lambda value: float(value) if isinstance(value, str) and _is_number(value) else value)
+"""Takes 1e-3 for a number, which YAML takes for text."""
+
+Positive = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
@@ -38,8 +41,10 @@ def _field(default: object, role: Role, description: str, **limits: object) -> A
 
 
 _PAGES = {
-    **{"datasets": ("data",), "cost_repeats": ("cost",), "premise": ("premise",)},
+    "datasets": ("data",),
     "studies": ("weights", "features", "findings", "paper_tables"),
+    "cost_repeats": ("cost",),
+    "premise": ("premise",),
 }
 """Parameters that one kind of page asks something with, and its notebooks."""
 
@@ -132,9 +137,7 @@ class Parameters(BaseModel):
     lp_lr: Positive = _field(1.0e-4, "approach", "its learning rate; the paper's")
     ft_epochs: int = _field(50, "training", "epochs of fine-tuning; the paper's; 0 ends after the linear probe", ge=0)
     ft_lr: Positive = _field(1.0e-5, "training", "its learning rate; the paper's")
-    weight_decay: float = _field(
-        0.01, "training", "AdamW's own default, on kernels only; the paper is silent", ge=0, allow_inf_nan=False
-    )
+    weight_decay: NotNegative = _field(0.01, "training", "AdamW's own default, on kernels only; the paper is silent")
     select: Literal["best", "last"] = _field(
         "best", "training", "epoch kept: best validation macro F1, or the last; the paper is silent"
     )
@@ -153,17 +156,15 @@ class Parameters(BaseModel):
     normalisation: Literal["auto", "affine", "softmax"] = _field(
         "auto", "approach", "affine: w and 1 - w (the paper); softmax: 0 to 1; auto: affine of two, softmax of more"
     )
-    w_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = _field(
+    w_lr: NotNegative | None = _field(
         None, "approach", "learning rate of the merging weights; empty for the linear probe's (the paper)"
     )
-    w_decay: float = _field(
-        0.0, "approach", "AdamW's decay of the merging weights, towards the last source", ge=0, allow_inf_nan=False
-    )
+    w_decay: NotNegative = _field(0.0, "approach", "AdamW's decay of the merging weights, towards the last source")
     align: Literal["none", "weights"] = _field(
         "none", "approach", "permute each further source's channels to match the first's before they are merged"
     )
     score_controls: bool = _field(True, "word", "score a merge on validation images with its weights replaced, too")
-    vary: dict[str, list] = _field({}, "run", "settings to compare, values by parameter")
+    vary: dict[str, list[Annotated[Any, _Number]]] = _field({}, "run", "settings to compare, values by parameter")
     fisher_images: Count = _field(256, "approach", "training images that the approach fisher estimates its weights on")
     device: Literal["auto", "cpu", "cuda"] = _field("auto", "device", "auto takes a GPU where there is one")
     precision: Literal["auto", "fp32", "bf16"] = _field(
@@ -357,10 +358,6 @@ def _explain(item: Mapping) -> list[str]:
         return item["msg"].removeprefix("Value error, ").split("\n")
     name = str(item["loc"][0]) + "".join(f"[{part}]" for part in item["loc"][1:] if isinstance(part, int))
     value, message = item["input"], item["msg"][0].lower() + item["msg"][1:]
-    if isinstance(value, str) and _is_number(value) and item["type"] in ("float_type", "int_type"):
-        hint = re.sub(r"^(-?\d+)e", r"\1.0e", repr(float(value)))
-        hint = hint if item["type"] == "float_type" else hint.removesuffix(".0")
-        return [f"{name}: {value!r} is text, not a number; write {hint} (YAML reads 1e-3 as text, 1.0e-3 as a number)"]
     return [f"{name}: {value!r}: {message}"]
 
 

@@ -28,9 +28,9 @@ from medmerge.backbones import Classifier, state_sha256
 from medmerge.batchnorm import layers, reestimate
 from medmerge.study import definitions, inputs, records
 from medmerge.study import run as study
-from medmerge.study.inputs import home
 from medmerge.study.measured import Measured, Sheet, save_json
 from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.places import home
 from medmerge.study.records import Record, RecordError
 from medmerge.training import Task, loss, validate
 

@@ -229,7 +229,7 @@ def write(
         tables: further tables, each written to ``<name>.csv``. One that is long, as of many test images, is compressed
             (:func:`medmerge.files.write_long`).
     """
-    files.write(folder / "history.csv", history.to_csv(index=False).encode())
+    files.write(folder / "history.csv", history_text(history))
     for name, table in {"predictions": predictions, **(tables or {})}.items():
         files.write_long(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g").encode())
     if kernel_weights:
@@ -242,6 +242,11 @@ def write(
     run = {**run, "layers": list(kernel_weights)}
     files.write(folder / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
     return Record(folder, run)
+
+
+def history_text(history: pd.DataFrame) -> str:
+    """The content of ``history.csv``, which a run that goes on writes after every epoch too."""
+    return history.to_csv(index=False)
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:

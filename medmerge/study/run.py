@@ -15,9 +15,11 @@ import pandas as pd
 from medmerge import backbones, data, devices, files
 from medmerge.approaches import APPROACHES, FINE_TUNED
 from medmerge.approaches.ingredients import PARTS
+from medmerge.approaches.paper import classifier
 from medmerge.backbones import state_sha256
 from medmerge.data import split_files
 from medmerge.data.table import SPLITS
+from medmerge.progress import Progress, duration
 from medmerge.saving import save
 from medmerge.stats import evaluation
 from medmerge.study import inputs, recall, records
@@ -27,6 +29,8 @@ from medmerge.study.definitions import (
     Row,
     definition,
     definition_hash,
+    epochs,
+    finished,
     folder,
     needed,
     part,
@@ -34,38 +38,15 @@ from medmerge.study.definitions import (
     rows,
     split_path,
 )
-from medmerge.study.inputs import home
 from medmerge.study.params import ParameterError, Parameters, of_role, of_seed
-from medmerge.study.records import Record, RecordError
-from medmerge.training import Protocol, Task, TrainingError, predict
+from medmerge.study.places import home
+from medmerge.study.records import Record
+from medmerge.training import Protocol, Task, TrainingError, predict, seconds_per_image
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 """File in a run's folder while a process computes it."""
-
-
-def finished(p: Parameters, row: Row, seed: int) -> Record | None:
-    """The record of a run, if it is finished.
-
-    Raises:
-        RecordError: its folder holds a run of another definition; the message names the first difference.
-    """
-    where, wanted = folder(p, row, seed), definition(p, row, seed)
-    try:
-        record = records.read(where)
-    except FileNotFoundError:
-        return None
-    if record.run["hash"] != definition_hash(wanted):
-        there = {name: field.default for name, field in Parameters.model_fields.items() if name in wanted}
-        there |= record.run["definition"]
-        names = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
-        what = f"{names[0]} is {there.get(names[0])!r} there and {wanted.get(names[0])!r} here" if names else "protocol"
-        raise RecordError(
-            f"{where} holds a finished run of another definition: {what}. Give this one another `pair` name, or move "
-            "that folder away"
-        )
-    return record
 
 
 def check(
@@ -168,10 +149,7 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
             if alone:
                 files.remove_leftovers(split_path(p).parent)
             split_files.write(split_path(p), dataset.table, dataset.parts, **drawn)
-        for row, seed in todo:
-            with _alone(p, row, seed) as unfinished, devices.memory_kept():
-                if unfinished:
-                    run_row(p, row, seed, dataset, {name: overlap[name] for name in row.sources if name in overlap})
+        _train(p, todo, dataset, overlap)
     for seed in p.seeds if p.save_weights else ():
         if only is None or any(one == seed for _, one in only):
             _share(p, seed, replace=any(one == seed for _, one in todo))
@@ -183,13 +161,43 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
     return [finished(p, *one) for one in asked]
 
 
+def _train(p: Parameters, todo: list[tuple[Row, int]], dataset: data.Dataset, overlap: Mapping[str, Mapping]) -> None:
+    """Compute what is left, one run after the other; says before how long it will take, and on the way."""
+    images = {one: len(dataset.train) * epochs(p, one[0]) for one in todo}
+    rate = _seconds_per_image(p, *todo[0], dataset) if sum(images.values()) else None
+    progress = Progress(sum(images.values()), rate=rate)
+    log.info(
+        "%d run%s to do, %s training images x %s epochs in all%s, on %s",
+        *(len(todo), "s" * (len(todo) > 1), f"{len(dataset.train):,}", f"{sum(epochs(p, row) for row, _ in todo):,}"),
+        "" if rate is None else f", about {duration(progress.left)} by a few timed steps",
+        devices.describe(devices.choose_device(p.device)),
+    )
+    for number, (row, seed) in enumerate(todo, 1):
+        with _alone(p, row, seed) as unfinished, devices.memory_kept():
+            progress.run(f"run {number} of {len(todo)}: {row.label}, seed {seed}")
+            if unfinished:
+                shared = {name: overlap[name] for name in row.sources if name in overlap}
+                run_row(p, row, seed, dataset, shared, progress)
+            else:
+                progress.advance(images[row, seed])
+    progress.close()
+
+
+def _seconds_per_image(p: Parameters, row: Row, seed: int, dataset: data.Dataset) -> float:
+    p = row.parameters(p)
+    task = Task(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p))
+    with _memory_explained(p, row, seed, task):
+        return seconds_per_image(classifier(inputs.load_source(p, row.sources[0], seed), task), task)
+
+
 @contextlib.contextmanager
 def _alone(p: Parameters, row: Row, seed: int) -> Iterator[bool]:
     """Wait for another process that computes this run, if there is one; yield whether it is left to do."""
     where, what = folder(p, row, seed), f"{row.label}, seed {seed}"
     with files.locked(where / LOCK, what) as alone:
         unfinished = not finished(p, row, seed)
-        log.info("%s" if unfinished else "%s: finished by another process", what)
+        if not unfinished:
+            log.info("%s: finished by another process", what)
         if alone:
             files.remove_leftovers(where)
             files.remove_leftovers(where / MODEL.parent)
@@ -210,12 +218,18 @@ def _done(p: Parameters) -> list[Record]:
 
 
 def run_row(
-    p: Parameters, row: Row, seed: int, dataset: data.Dataset, overlap: Mapping[str, Mapping] | None = None
+    p: Parameters,
+    row: Row,
+    seed: int,
+    dataset: data.Dataset,
+    overlap: Mapping[str, Mapping] | None = None,
+    progress: Progress | None = None,
 ) -> Record:
     """One run: load the sources, train, test once, write the record.
 
     Args:
         overlap: what :func:`medmerge.study.inputs.overlap` found about the row's sources.
+        progress: of all runs that are asked for.
     """
     where, defined = folder(p, row, seed), definition(p, row, seed)
     approach, p = APPROACHES[row.approach], row.parameters(p)
@@ -226,15 +240,18 @@ def run_row(
         *(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p), where / "checkpoint", key),
         sources=row.sources,
         recall=functools.partial(_recall, p, row, seed, dataset.fingerprint, prints),
+        progress=progress,
+        on_epoch=lambda _: files.write(where / "history.csv", records.history_text(task.history_frame())),
     )
     options = {name: getattr(p, name) for name in approach.settings}
     with _memory_explained(p, row, seed, task):
         outcome = approach.run(sources if approach.merges else sources[0], task, **options)
-        probabilities = records.kept(predict(outcome.model, dataset.test, task))
-        probed = {} if outcome.probed is None else {"linear_probe": outcome.probed}
-        stages = {name: records.kept(predict(model, dataset.test, task)) for name, model in probed.items()}
+        networks = {"": outcome.model} | ({} if outcome.probed is None else {"linear_probe": outcome.probed})
+        found = {stage: records.kept(predict(model, dataset.test, task)) for stage, model in networks.items()}
 
-    labels = dataset.test.labels.numpy()
+    labels, classes = dataset.test.labels.numpy(), dataset.classes
+    scores = {stage: evaluation.metrics(labels, each, classes) for stage, each in found.items()}
+    frames = {stage: records.prediction_frame(dataset.test.ids, labels, each, classes) for stage, each in found.items()}
     content = {
         "definition": defined,
         "hash": definition_hash(defined),
@@ -244,8 +261,8 @@ def run_row(
         "parameters": p.model_dump(),
         "data": _described(p, dataset) | {"overlap": dict(overlap or {})},
         "sources": prints,
-        "metrics": evaluation.metrics(labels, probabilities, dataset.classes),
-        "stages": {name: evaluation.metrics(labels, found, dataset.classes) for name, found in stages.items()},
+        "metrics": scores.pop(""),
+        "stages": scores,
         "choices": dict(outcome.choices),
         "network": state_sha256(outcome.model),
         "cost": task.cost,
@@ -253,19 +270,16 @@ def run_row(
         "precision": devices.choose_precision(p.precision, task.device),
         "provenance": records.provenance(),
     }
-    predictions = records.prediction_frame(dataset.test.ids, labels, probabilities, dataset.classes)
-    weights = {name: w.numpy() for name, w in outcome.kernel_weights.items()}
     if isinstance(outcome.model, backbones.Classifier):
         _save(outcome.model, where / MODEL, _left(p, [(row, seed)]), row, dataset)
-    epochs = {name: w.numpy() for name, w in task.kernel_history.items()}
     if outcome.merge is not None:
         recall.save_merge(outcome.merge, where / MERGE)
-    tables = {
-        f"predictions_{name}": records.prediction_frame(dataset.test.ids, labels, found, dataset.classes)
-        for name, found in stages.items()
-    }
-    tables |= outcome.tables
-    record = records.write(where, content, task.history_frame(), predictions, weights, epochs, tables)
+    weights, moved = (
+        {name: w.numpy() for name, w in learnt.items()} for learnt in (outcome.kernel_weights, task.kernel_history)
+    )
+    predictions = frames.pop("")
+    tables = {f"predictions_{stage}": frame for stage, frame in frames.items()} | dict(outcome.tables)
+    record = records.write(where, content, task.history_frame(), predictions, weights, moved, tables)
     _clear(where)
     return record
 
