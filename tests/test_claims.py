@@ -10,8 +10,7 @@ import test_report
 from sklearn.metrics import f1_score
 from test_report import make
 
-from medmerge.approaches import RIVALS
-from medmerge.approaches.paper import CORE
+from medmerge.approaches import CORE, RIVALS
 from medmerge.data import split_files
 from medmerge.pages import claims, papertables
 from medmerge.pages.claims import FAILURE, SUPPORT, UNDECIDED, Pair

@@ -8,7 +8,7 @@ from test_training import FAST, samples, source, state
 
 from medmerge import Classifier, KernelMerge
 from medmerge.approaches import controls
-from medmerge.pages import controls as tables
+from medmerge.pages.weights import control_summary
 from medmerge.training import Task, linear_probe, validate
 
 
@@ -87,7 +87,7 @@ def test_equal_sources_make_every_control_alike():
 
 def test_summary_spans_draws_and_runs(probed):
     table = controls.evaluate(*probed)
-    summary = tables.summary(table).set_index("control")
+    summary = control_summary(table).set_index("control")
     shuffled = table[table["control"] == "shuffled"]["score"]
     assert summary.loc["shuffled", "score min"] == shuffled.min() and summary.loc["shuffled", "draws"] == 3
     assert summary.loc["learnt", "score mean"] == table.iloc[0]["score"]

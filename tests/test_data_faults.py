@@ -11,7 +11,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from xray_fixtures import dicom, to_bytes
 
-from medmerge import cli, data
+from medmerge import data
+from medmerge.cli import main as cli
 from medmerge.data import DataError, load_images, load_table, read_ids, split
 
 FOUR = ("a.png", "b.png", "c.png", "d.png")

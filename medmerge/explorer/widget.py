@@ -251,6 +251,7 @@ def script() -> str:
 
 @functools.cache
 def style() -> str:
+    """The explorer's style sheet."""
     return _file("explorer.css")
 
 

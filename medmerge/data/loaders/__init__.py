@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from medmerge.data import synthetic
-from medmerge.data.loaders import chexpert, fundus, medmnist, own, skin, xray
+from medmerge.data.loaders import chexpert, folders, fundus, medmnist, own, skin, xray
 from medmerge.data.table import POLICIES, DataError, Listing, Table, settle
 
 Loader = Callable[[Path | None, str | None], Listing]
@@ -26,7 +26,7 @@ DATASETS: dict[str, Loader] = {
     "fundus4": fundus.fundus4,
     **{name: partial(medmnist.listing, name) for name in medmnist.SETS},
     "csv": own.labelled_csv,
-    "folder": own.labelled_folder,
+    "folder": folders.labelled_folder,
     **{name: partial(synthetic.listing, name) for name in synthetic.SETS},
 }
 """The datasets that are known, each with the function that lists it from `root` and `labels`."""

@@ -1,0 +1,176 @@
+"""A user's own images in a folder for each class, and the parts of a split that folders are named after.
+
+What could be meant in two ways is refused with both readings; what is read leniently is noted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from medmerge.data.reading import IMAGE_SUFFIXES, dataset_folder
+from medmerge.data.table import DataError, Listing, check_forms, listing_frame, plain_form
+
+_OF = r"(?:(?:ing)?(?:data)?sets?|data|images?|imgs?|splits?|folders?|parts?|samples?|cases|inputs?)?"
+
+_PARTS = {
+    "train": re.compile(rf"\d*(?:train(?:ing)?|trn){_OF}"),
+    "val": re.compile(rf"\d*(?:val(?:id(?:ation|ate)?)?|dev(?:elopment)?){_OF}"),
+    "test": re.compile(rf"\d*(?:test(?:ing)?|tst|holdout){_OF}"),
+    "val or test": re.compile(rf"\d*eval(?:uation)?{_OF}"),
+}
+"""Names of folders that are parts of a split, without blanks, signs and case."""
+
+_FOLDER_EXPECTED = (
+    "The dataset folder is <root>/<class>/*.jpg (or .png and so on), or, with its own split, "
+    "<root>/train/<class>/*.jpg, <root>/val/<class>/*.jpg and <root>/test/<class>/*.jpg."
+)
+
+
+def labelled_folder(root: Path | None, labels: str | None = None) -> Listing:
+    """Images in a folder for each class, or in such folders within those of train, val and test.
+
+    Classes are the names of the folders in alphabetical order. An image's id is its path below
+    `root`, with forward slashes; images in folders within a class's, and in folders that links lead
+    to, belong to the class. Images are files with a suffix that Pillow knows, and DICOM files.
+    Parts may be called `Training`, `test_set`, `valid` and the like, which a note says.
+
+    Args:
+        root: Folder of the folders.
+        labels: Not used.
+
+    Raises:
+        DataError: There is no folder with an image, folders of a split and others lie side by
+            side, folders could be classes or something else, or two classes differ only in form.
+    """
+    folder = dataset_folder("folder", root, _FOLDER_EXPECTED)
+    places, notes = _class_folders(folder)
+    check_forms("folder", f"classes in {folder}", (place.name for place, _ in places))
+    ids, classes, splits, others, empty, within = [], [], [], Counter(), [], {}
+    for place, split in places:
+        images = _images_below(place, folder, others)
+        if not images:
+            empty.append(place.relative_to(folder).as_posix())
+        within[place] = {plain_form(image.relative_to(place).parts[0]) for image in images if image.parent != place}
+        ids += [image.relative_to(folder).as_posix() for image in images]
+        classes += [place.name] * len(images)
+        splits += [split] * len(images)
+    if not ids:
+        read = "".join(f" {note}" for note in notes)
+        raise DataError(f"folder: no folder of a class in {folder} has an image.{read} {_FOLDER_EXPECTED}")
+    _check_depth(folder, within)
+    if others:
+        listed = ", ".join(f"{count:,} {what}" for what, count in sorted(others.items()))
+        notes.append(f"Files in the folders of classes that are not read: {listed}.")
+    if empty:
+        notes.append(f"Folders without an image, left out: {', '.join(empty)}.")
+    frame = listing_frame(ids, [str(folder / image) for image in ids], classes, splits=splits)
+    return Listing(frame, tuple(sorted(set(classes))), tuple(notes), _FOLDER_EXPECTED)
+
+
+def letters(name: str) -> str:
+    """Returns a name without blanks, signs and case."""
+    return re.sub(r"[^a-z0-9]", "", plain_form(name))
+
+
+def part_of(name: str) -> str | None:
+    """Returns the part of a split that a name means, if it means one."""
+    return next((part for part, pattern in _PARTS.items() if pattern.fullmatch(letters(name))), None)
+
+
+def _class_folders(folder: Path) -> tuple[list[tuple[Path, str | None]], list[str]]:
+    """Returns the folders of classes, each with its part of the split, and notes."""
+    inside, loose = _visible(folder)
+    parts = {place: part_of(place.name) for place in inside if part_of(place.name)}
+    named = ", ".join(f"{place.name} as {part}" for place, part in parts.items())
+    notes, places = [], [(place, None) for place in inside]
+    if parts and len(parts) < len(inside):
+        other, part = next(place for place in inside if place not in parts), next(iter(parts))
+        raise DataError(
+            f"folder: {folder} has the folder {part.name} of a split beside {other.name}, which is none. If "
+            f"{part.name} is a class, rename it; else move what is no part of the split out. {_FOLDER_EXPECTED}"
+        )
+    if "val or test" in parts.values() or len(set(parts.values())) < len(parts):
+        raise DataError(
+            f"folder: in {folder} it is not clear which part is which ({named}). Call them train, val, test"
+        )
+    if parts:
+        places = []
+        for part, meaning in parts.items():
+            below, files = _visible(part)
+            places += [(place, meaning) for place in below]
+            loose += files
+        if any(place.name != part for place, part in parts.items()):
+            notes.append(f"The folders are parts of a split, not classes: {named}.")
+    elif len(inside) == 1 and len(_visible(inside[0])[0]) > 1:
+        raise DataError(f"folder: the only folder in {folder} is {inside[0].name}; give {inside[0]} as the root")
+    if loose:
+        notes.append(f"{loose:,} files beside the folders of classes are left out.")
+    return places, notes
+
+
+def _check_depth(folder: Path, within: dict[Path, set[str]]) -> None:
+    """Raises where folders that would be classes hold the same folders, which could be the classes."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for place, names in within.items():
+        below[place.name] |= names
+    shared = sorted(name for name, count in Counter(n for names in below.values() for n in names).items() if count > 1)
+    if len(shared) > 1:
+        classes = " and ".join(name for name, names in below.items() if shared[0] in names)
+        raise DataError(
+            f"folder: {classes} in {folder} hold the same folders ({', '.join(shared[:4])}). If these are the classes, "
+            f"put them above: <root>/{shared[0]}/...; if {classes} are, put the images right into them. Or list the "
+            "images in a CSV file, for the dataset csv"
+        )
+
+
+def _visible(folder: Path) -> tuple[list[Path], int]:
+    """Returns the folders in a folder, sorted, and the number of its files; what systems leave there is not counted."""
+    entries = [entry for entry in sorted(folder.iterdir()) if not _of_system(entry.name) and entry.name[0] != "."]
+    folders = [entry for entry in entries if entry.is_dir()]
+    return folders, len(entries) - len(folders)
+
+
+def _images_below(place: Path, root: Path, others: Counter) -> list[Path]:
+    """Returns the images in a folder and in those within it, sorted; counts in `others` what else there is.
+
+    Links to folders are followed, but for those that lead back into the dataset.
+    """
+    images, seen = [], {root.resolve(), *root.resolve().parents}
+    for parent, folders, files in os.walk(place, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            target = Path(parent, name).resolve()
+            if name.startswith(".") and not _of_system(name):
+                others["hidden folder"] += 1
+            elif Path(parent, name).is_symlink() and (target in seen or root.resolve() in target.parents):
+                others["link to a folder that is read elsewhere"] += 1
+            elif not _of_system(name):
+                seen.add(target)
+                kept.append(name)
+        folders[:] = kept
+        for name in sorted(files):
+            suffix = os.path.splitext(name)[1].lower()
+            if _of_system(name):
+                continue
+            if name.startswith("."):
+                others["hidden"] += 1
+            elif suffix in IMAGE_SUFFIXES or (not suffix and _begins_as_dicom(Path(parent, name))):
+                images.append(Path(parent, name))
+            else:
+                others[suffix or "without suffix"] += 1
+    return images
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _of_system(name: str) -> bool:
+    """Whether an operating system leaves a file or folder of this name by itself."""
+    return name.startswith("._") or name in (".DS_Store", "__MACOSX", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints")
