@@ -11,10 +11,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medmerge.data import Table, load_images, load_table, split
-from medmerge.data.loaders import fundus, skin
+from medmerge.data import Table, catalogue, load_images, load_table, split
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def official(name: str) -> dict[str, int]:
+    """The rows of a dataset's official files; what a test changes holds in that test alone."""
+    return catalogue.entry(name).rows
 
 
 def real(*parts: str) -> Path:
@@ -68,7 +72,7 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (20, 15)) -> 
 
 def write_ham10k(root: Path, *, folder: str = "images", count: int = 14) -> Path:
     """A HAM10000 of a few images, two of each lesion, its classes in turn; counts as official."""
-    skin.ROWS["HAM10000_metadata"] = count
+    official("ham10k")["HAM10000_metadata"] = count
     classes = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
     lines = ["lesion_id,image_id,dx,dx_type,age,sex,localization"]
     for number in range(count):
@@ -91,12 +95,12 @@ def write_isic2018(root: Path, counts: dict[str, int], *, own_folders: bool = Tr
             write_image(root / f"ISIC2018_Task3_{part}_Input" / f"{image}.jpg", number)
             lines.append(f"{image}," + ",".join("1.0" if number % 7 == column else "0.0" for column in range(7)))
         write_lines(root / (name if own_folders else ".") / f"{name}.csv", "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC", lines)
-        skin.ROWS[name] = count
+        official("ham10k")[name] = count
         if part == "Training":
             groups = [f"{image},HAM_{number // 2:07d},histopathology" for number, image in enumerate(images)]
             grouping = "ISIC2018_Task3_Training_LesionGroupings"
             write_lines(root / f"{grouping}.csv", "image,lesion_id,diagnosis_confirm_type", groups)
-            skin.ROWS[grouping] = count
+            official("ham10k")[grouping] = count
     return root
 
 
@@ -108,7 +112,7 @@ def write_eyepacs(root: Path, train: dict[str, int], test: dict[str, int]) -> Pa
     write_lines(root / "trainLabels.csv", "image,level", [f"{image},{grade}" for image, grade in train.items()])
     solution = [f"{image},{grade},Private" for image, grade in test.items()]
     write_lines(root / "retinopathy_solution.csv", "image,level,Usage", solution)
-    fundus.ROWS.update({"trainLabels.csv": len(train), "retinopathy_solution.csv": len(test)})
+    official("eyepacs").update(trainLabels=len(train), retinopathy_solution=len(test))
     return root
 
 
@@ -119,13 +123,13 @@ def write_aptos2019(root: Path, grades: dict[str, int], folder: str = "train_ima
     write_lines(root / "train.csv", "id_code,diagnosis", [f"{image},{grade}" for image, grade in grades.items()])
     write_image(root / "test_images" / "0005cfc8afb6.png")
     write_lines(root / "test.csv", "id_code", ["0005cfc8afb6"])
-    fundus.ROWS["train.csv"] = len(grades)
+    official("aptos2019")["train"] = len(grades)
     return root
 
 
 def write_isic2019(root: Path, labels: dict[str, str], lesions: dict[str, str] | None = None) -> Path:
     """An ISIC-2019 with the class of each image, and its lesion where it has one; counts as the official one."""
-    skin.ROWS.update(dict.fromkeys(("ISIC_2019_Training_GroundTruth", "ISIC_2019_Training_Metadata"), len(labels)))
+    official("isic2019").update(dict.fromkeys(official("isic2019"), len(labels)))
     columns = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK")
     truth, metadata = (
         ["image," + ",".join(columns)],

@@ -105,7 +105,7 @@ def write_target(root):
 
 def test_a_source_of_the_same_archive_under_other_names_is_not_said_to_share_nothing(capsys, tmp_path, monkeypatch):
     patients = {f"p{number}": ((NORMAL, 0), (OPACITY, 1))[number % 2] for number in range(20)}
-    target, source = write_rsna(tmp_path / "rsna", patients, monkeypatch), write_nih(tmp_path / "nih")
+    target, source = write_rsna(tmp_path / "rsna", patients), write_nih(tmp_path / "nih")
     status, out, _ = run(capsys, "rsna", target, "--against", "nih_pneumonia", source, "--strict")
     assert status == 0 and "nih_pneumonia and rsna hold images of one archive, named anew." in out
 

@@ -26,8 +26,8 @@ TEST = [
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    return write_chexpert(tmp_path, monkeypatch=monkeypatch)
+def folder(tmp_path):
+    return write_chexpert(tmp_path)
 
 
 def edit(path, *changes):
@@ -44,8 +44,8 @@ def edit(path, *changes):
 
 @pytest.mark.parametrize("name", ["CheXpert-v1.0", "CheXpert-v1.0-small"])
 @pytest.mark.parametrize("above", [True, False])
-def test_both_versions_are_one_table(tmp_path, monkeypatch, name, above):
-    folder = write_chexpert(tmp_path, name=name, monkeypatch=monkeypatch)
+def test_both_versions_are_one_table(tmp_path, name, above):
+    folder = write_chexpert(tmp_path, name=name)
     table = load_table("chexpert", tmp_path if above else folder)
     assert table.multilabel
     frame = table.frame
@@ -79,8 +79,8 @@ def test_classes_that_nobody_has_are_taken_out_with_a_note(folder):
     assert any(note.startswith("Classes that all images have or none has") for note in table.notes)
 
 
-def test_without_test_labels_there_is_no_test(tmp_path, monkeypatch):
-    folder = write_chexpert(tmp_path, test=None, monkeypatch=monkeypatch)
+def test_without_test_labels_there_is_no_test(tmp_path):
+    folder = write_chexpert(tmp_path, test=False)
     table = load_table("chexpert", folder)
     assert table.frame["split"].tolist() == ["train"] * 4 + ["val"]
     assert any("no official test split" in note for note in table.notes)
@@ -187,9 +187,9 @@ def test_two_versions_in_one_folder_take_a_choice(folder, tmp_path):
         load_table("chexpert", tmp_path)
 
 
-def test_a_lateral_image_listed_in_place_of_a_frontal_one(tmp_path, monkeypatch):
+def test_a_lateral_image_listed_in_place_of_a_frontal_one(tmp_path):
     """The number of rows is as it should be, and lateral images are left out."""
-    folder = write_chexpert(tmp_path, monkeypatch=monkeypatch)
+    folder = write_chexpert(tmp_path)
     lines = (folder / "train.csv").read_text().splitlines()
     lateral = next(line for line in lines if "_lateral" in line)
     (folder / "train.csv").write_text("\n".join([*lines[:-1], lateral]) + "\n")

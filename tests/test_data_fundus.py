@@ -4,6 +4,7 @@ import zipfile
 
 import pytest
 from data_fixtures import (
+    official,
     write_aptos2019,
     write_eyepacs,
     write_image,
@@ -142,7 +143,7 @@ def four(tmp_path, monkeypatch):
     for folder, files in names.items():
         for number, file in enumerate(files):
             write_image(tmp_path / folder / file, number)
-        monkeypatch.setitem(fundus.ROWS, f"the folder {folder}", len(files))
+        official("fundus4")[f"the folder {folder}"] = len(files)
     monkeypatch.setattr(fundus, "GLAUCOMA_ORIGINALS", 3)
     return tmp_path
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from data_fixtures import real, write_image
+from data_fixtures import official, real, write_image
 from xray_fixtures import (
     KERMANY_IMAGES,
     NEITHER,
@@ -44,8 +44,8 @@ def edit(path, old, new, count=-1):
 
 
 @pytest.fixture
-def rsna(tmp_path, monkeypatch):
-    return write_rsna(tmp_path / "rsna", PATIENTS, monkeypatch)
+def rsna(tmp_path):
+    return write_rsna(tmp_path / "rsna", PATIENTS)
 
 
 def test_rsna_as_distributed(rsna, tmp_path):
@@ -163,8 +163,8 @@ def test_rsna_truncated_image_is_named(rsna, tmp_path):
 
 
 @pytest.fixture
-def kermany(tmp_path, monkeypatch):
-    return write_kermany(tmp_path / "kermany", monkeypatch=monkeypatch)
+def kermany(tmp_path):
+    return write_kermany(tmp_path / "kermany")
 
 
 def test_kermany_as_distributed(kermany):
@@ -201,16 +201,15 @@ def test_kermany_layouts(kermany, layout):
     assert load_table("kermany", root).frame.drop(columns="path").equals(expected)
 
 
-def test_kermany_without_val(kermany, monkeypatch):
+def test_kermany_without_val(kermany):
     shutil.rmtree(kermany / "chest_xray" / "val")
-    monkeypatch.setitem(xray_module.COUNTS, "val/NORMAL", 1)
-    monkeypatch.setitem(xray_module.COUNTS, "val/PNEUMONIA", 1)
+    official("kermany").update({"val/NORMAL": 1, "val/PNEUMONIA": 1})
     table = load_table("kermany", kermany)
     assert table.notes == ("The 16 official validation images are in no folder val.",)
     assert set(table.frame["split"]) == {"train", "test"}
 
 
-def test_kermany_as_the_authors_archived_it(tmp_path, monkeypatch):
+def test_kermany_as_the_authors_archived_it(tmp_path):
     """There val's images are in train, and names carry the patient's number."""
     images = {
         "train/NORMAL": ("NORMAL-1003233-0001", "NORMAL-1003233-0002", "NORMAL-1040-0001"),
@@ -218,12 +217,8 @@ def test_kermany_as_the_authors_archived_it(tmp_path, monkeypatch):
         "test/NORMAL": ("NORMAL-11419-0001",),
         "test/PNEUMONIA": ("VIRUS-11900-0001",),
     }
-    root = write_kermany(tmp_path, images, monkeypatch=monkeypatch)
-    monkeypatch.setattr(
-        xray_module,
-        "COUNTS",
-        dict.fromkeys(xray_module.COUNTS, 1) | {"train/NORMAL": 2},
-    )
+    root = write_kermany(tmp_path, images)
+    official("kermany").update(dict.fromkeys(official("kermany"), 1) | {"train/NORMAL": 2})
     table = load_table("kermany", root)
     assert table.frame["group"].nunique() == 6 and len(table.frame) == 7
     write_image(root / "chest_xray" / "train" / "NORMAL" / "NORMAL-99-0001.jpeg")
@@ -273,10 +268,10 @@ def test_kermany_altered(kermany, name, message):
         load_table("kermany", kermany)
 
 
-def test_kermany_image_in_two_folders(kermany, monkeypatch):
+def test_kermany_image_in_two_folders(kermany):
     source = kermany / "chest_xray" / "train" / "NORMAL" / "IM-0115-0001.jpeg"
     shutil.copy(source, kermany / "chest_xray" / "test" / "NORMAL")
-    monkeypatch.setitem(xray_module.COUNTS, "test/NORMAL", 2)
+    official("kermany")["test/NORMAL"] = 2
     with pytest.raises(DataError, match="the image IM-0115-0001 is listed more than once"):
         load_table("kermany", kermany)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_fixtures import write_aptos2019, write_eyepacs, write_image, write_isic2018, write_isic2019
+from data_fixtures import official, write_aptos2019, write_eyepacs, write_image, write_isic2018, write_isic2019
 from xray_fixtures import chexpert_lines, write_rsna
 
 from benchmarks import chapter
 from medmerge import Parameters
+from medmerge.data import CATALOGUE
 from medmerge.data.loaders import chexpert
 from medmerge.study import run as study
 from medmerge.study.params import load_yaml
@@ -30,7 +31,7 @@ PAPER = {"isic2019": "ISIC-2019", "aptos2019": "APTOS", "rsna": "RSNA-Pneumonia"
 TOTAL = {"isic2019": 180, "isic2019-clean": 110, "aptos2019": 100, "aptos2019-clean": 100, "rsna": 60}
 
 
-def write_small_chexpert(folder: Path, monkeypatch) -> None:
+def write_small_chexpert(folder: Path) -> None:
     """Sixty patients to train on, twenty to validate and twenty to test, with findings drawn at random."""
     draw, number = random.Random(0), 0
     for part, count, known in (("train", 60, ("1.0", "0.0", "-1.0", "")), ("valid", 20, "10"), ("test", 20, "10")):
@@ -42,7 +43,7 @@ def write_small_chexpert(folder: Path, monkeypatch) -> None:
             number += 1
         name, by = ("test_labels.csv", "Image") if part == "test" else (f"{part}.csv", "Path")
         (folder / name).write_text(chexpert_lines(rows, "CheXpert-v1.0/" if by == "Path" else "", by=by))
-        monkeypatch.setitem(chexpert.ROWS, name, count)
+        official("chexpert")[name.removesuffix(".csv")] = count
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +51,11 @@ def project(tmp_path_factory):
     """The six datasets, each in the folder that the parameter files name; the working folder is there."""
     root, draw = tmp_path_factory.mktemp("paper"), np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
-        from medmerge.data.loaders import fundus, skin, xray
-
         patch.chdir(root)
         patch.delenv("MEDMERGE_DATA", raising=False)
-        for module in (fundus, skin, xray, chexpert):
-            patch.setattr(module, "ROWS", dict(module.ROWS))
+        for known in CATALOGUE:
+            for what, count in known.rows.items():
+                patch.setitem(known.rows, what, count)
         write_isic2018(root / "ham10000", {"Training": 70, "Validation": 14, "Test": 14})
         names = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
         lesions = {f"ISIC_{number:07d}": f"HAM_{number // 2:07d}" for number in range(70)}
@@ -71,10 +71,10 @@ def project(tmp_path_factory):
         for k in range(0, 100, 10):
             copy = (root / "aptos2019/train_images" / f"{k:012x}.png").read_bytes()
             (root / "aptos2019/train_images" / f"{k + 5:012x}.png").write_bytes(copy)
-        write_small_chexpert(root / "CheXpert-v1.0", patch)
+        write_small_chexpert(root / "CheXpert-v1.0")
         kinds = (("Normal", 0), ("Lung Opacity", 2), ("No Lung Opacity / Not Normal", 0))
         patients = {f"{draw.bytes(8).hex()}-{k}": kinds[k % 3] for k in range(90)}
-        write_rsna(root / "rsna-pneumonia-detection-challenge", patients, patch)
+        write_rsna(root / "rsna-pneumonia-detection-challenge", patients)
         yield root
 
 

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from data_fixtures import write_image
+from data_fixtures import official, write_image
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -15,7 +15,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from medmerge.data.loaders import chexpert, xray
+from medmerge.data.loaders import chexpert
 
 NORMAL, OPACITY, NEITHER = "Normal", "Lung Opacity", "No Lung Opacity / Not Normal"
 
@@ -69,8 +69,8 @@ def to_bytes(dataset: FileDataset) -> bytes:
     return content.getvalue()
 
 
-def write_rsna(root: Path, patients: dict[str, tuple[str, int]], monkeypatch=None) -> Path:
-    """An RSNA dataset: for each patient the class and the number of boxes; counts as official with `monkeypatch`."""
+def write_rsna(root: Path, patients: dict[str, tuple[str, int]]) -> Path:
+    """An RSNA dataset: for each patient the class and the number of boxes; counts as official."""
     boxes, info = ["patientId,x,y,width,height,Target"], ["patientId,class"]
     for number, (patient, (label, count)) in enumerate(patients.items()):
         for box in range(max(count, 1)):
@@ -82,18 +82,17 @@ def write_rsna(root: Path, patients: dict[str, tuple[str, int]], monkeypatch=Non
         path.write_bytes(to_bytes(dicom(pixels, syntax=JPEGBaseline8Bit)))
     (root / "stage_2_train_labels.csv").write_text("\n".join(boxes) + "\n")
     (root / "stage_2_detailed_class_info.csv").write_text("\n".join(info) + "\n")
-    if monkeypatch is not None:
-        monkeypatch.setattr(xray, "ROWS", dict.fromkeys(xray.ROWS, len(info) - 1))
+    official("rsna").update(dict.fromkeys(official("rsna"), len(info) - 1))
     return root
 
 
 def chexpert_lines(rows: dict[str, str], prefix: str, by: str = "Path") -> str:
     """A CheXpert labels file: for each path its labels from No Finding to Support Devices, blank where they end.
 
-    `by` is "Path", or "Study", or "Image" for a test file, which has paths and not the other columns.
+    `by` is "Path", or "Image" for a test file, which has paths and not the other columns.
     """
     names = ("No Finding", *chexpert.CLASSES)
-    column = {"Path": "Path,Sex,Age,Frontal/Lateral,AP/PA", "Image": "Path", "Study": "Study"}[by]
+    column = {"Path": "Path,Sex,Age,Frontal/Lateral,AP/PA", "Image": "Path"}[by]
     lines = [f"{column},{','.join(names)}"]
     for path, labels in rows.items():
         view = f",Male,60,{'Frontal' if 'frontal' in path else 'Lateral'},AP" * (by == "Path")
@@ -101,10 +100,10 @@ def chexpert_lines(rows: dict[str, str], prefix: str, by: str = "Path") -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_chexpert(root: Path, *, name: str = "CheXpert-v1.0-small", test: str | None = "images", monkeypatch) -> Path:
+def write_chexpert(root: Path, *, name: str = "CheXpert-v1.0-small", test: bool = True) -> Path:
     """A CheXpert of three patients to train on, one to validate and two to test; counts as official.
 
-    `test` says how the test labels come: "images", "studies", or None for not at all.
+    `test` says whether it has the images and labels of test.
     """
     folder = root / name
     train = {
@@ -123,19 +122,16 @@ def write_chexpert(root: Path, *, name: str = "CheXpert-v1.0-small", test: str |
     tests = {
         f"{study}/{view}.jpg": studies[study] for study in studies for view in views.get(study, ("view1_frontal",))
     }
-    official = {"train.csv": len(train), "valid.csv": len(valid), "test_labels.csv": len(tests), "groundtruth.csv": 2}
+    official("chexpert").update(train=len(train), valid=len(valid), test_labels=len(tests))
     for number, path in enumerate([*train, *valid, *(tests if test else ())]):
         write_image(folder / path, number)
     (folder / "train.csv").write_text(chexpert_lines(train, f"{name}/"))
     (folder / "valid.csv").write_text(chexpert_lines(valid, f"{name}/"))
-    if test == "images":
+    if test:
         text = chexpert_lines(tests, "").replace(",Sex,Age,Frontal/Lateral,AP/PA", "")
         (folder / "test_labels.csv").write_text(
             text.replace(",Male,60,Frontal,AP", "").replace(",Male,60,Lateral,AP", "")
         )
-    if test == "studies":
-        (folder / "groundtruth.csv").write_text(chexpert_lines(studies, "CheXpert-v1.0/", by="Study"))
-    monkeypatch.setattr(chexpert, "ROWS", official)
     return folder
 
 
@@ -149,12 +145,12 @@ KERMANY_IMAGES = {
 }
 
 
-def write_kermany(root: Path, images=KERMANY_IMAGES, *, monkeypatch) -> Path:
+def write_kermany(root: Path, images=KERMANY_IMAGES) -> Path:
     """A Kermany dataset of a few images; counts as official."""
     for place, names in images.items():
         for name in names:
             write_image(root / "chest_xray" / place / f"{name}.jpeg", len(name))
-    monkeypatch.setattr(xray, "COUNTS", {place: len(images.get(place, ())) for place in xray.COUNTS})
+    official("kermany").update({place: len(images.get(place, ())) for place in official("kermany")})
     return root
 
 

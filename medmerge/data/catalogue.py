@@ -6,7 +6,7 @@ The texts are in `catalogue.yaml`, beside this module.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -26,6 +26,8 @@ class Entry:
         stated: Number of images in the paper (section 3), 0 for a dataset that it does not have.
         files: The number that the official files give when they are read as described.
         why: Sentences that explain the number, and the difference where there is one.
+        expected: Sentences for those whose folder is another: what it must hold, and where to get it.
+        rows: Rows of the official labels files, by their names without suffix, or images of official folders.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Entry:
     stated: int = 0
     files: int = 0
     why: str = ""
+    expected: str = ""
+    rows: dict[str, int] = field(default_factory=dict)
 
 
 CATALOGUE = tuple(

@@ -7,14 +7,15 @@ import io
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from medmerge.data.table import DataError, first_duplicate, plain_form
+from medmerge.data import catalogue
+from medmerge.data.table import DataError, Listing, first_duplicate, is_missing, plain_form
 
 Image.init()
 DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -165,55 +166,91 @@ def read_ids(path: str | os.PathLike) -> frozenset[str]:
     return frozenset(listed)
 
 
-def image_names(path: Path, values: pd.Series, pattern: str, example: str) -> tuple[list[str], tuple[str, ...]]:
-    """Checks a column of names of images; `.jpg` and the like are taken off, which a note says.
+class Source:
+    """The folder of a dataset as its loader reads it; gathers what is to be said about it.
 
     Args:
-        path: The labels file, for messages.
-        values: The column.
-        pattern: Regular expression that matches every whole name of the official file.
-        example: A name as it should be.
+        name: The dataset.
+        root: Its folder.
+        expected: What the folder must hold, if `catalogue` does not say.
 
-    Raises:
-        DataError: A name does not match.
-    """
-    names = values.str.replace(r"\.(jpe?g|png)$", "", case=False, regex=True)
-    wrong = ~names.str.fullmatch(pattern)
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            f"{path}: row {row + 1} names the image {values.iloc[row]!r}, and {int(wrong.sum()):,} of {len(values):,} "
-            f"rows are so; an official name is like {example}. Were the images renamed? Get the file again"
-        )
-    changed = int((names != values).sum())
-    notes = (f"{path.name}: the suffix is taken off {changed:,} names of images.",) if changed else ()
-    return names.tolist(), notes
-
-
-def dataset_folder(name: str, root: str | os.PathLike | None, expected: str) -> Path:
-    """Returns the folder of a dataset.
+    Attributes:
+        folder: Its folder.
+        notes: Sentences on what was read leniently or left out; loaders add theirs.
+        rows: See `Listing`.
 
     Raises:
         DataError: No folder is given, or it is not there.
     """
-    if root is None:
-        raise DataError(f"{name} needs the folder that it was unpacked to. {expected}")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"{name}: there is no folder {folder}. {expected}")
-    return folder
 
+    def __init__(self, name: str, root: str | os.PathLike | None, expected: str = ""):
+        known = catalogue.entry(name)
+        self.name, self.expected, self._official = name, expected or known.expected, known.rows
+        self.notes: list[str] = []
+        self.rows: dict[str, tuple[int, int]] = {}
+        if root is None:
+            raise DataError(f"{name} needs the folder that it was unpacked to. {self.expected}")
+        self.folder = Path(root).expanduser()
+        if not self.folder.is_dir():
+            raise DataError(f"{name}: there is no folder {self.folder}. {self.expected}")
 
-def first_file(name: str, root: Path, candidates: Sequence[str], expected: str) -> Path:
-    """Returns the first of `candidates` that is a file in `root`.
+    def file(self, *candidates: str, within: Path | None = None) -> Path:
+        """Returns the first of `candidates` that is a file in the folder, or in another.
 
-    Raises:
-        DataError: None of them is.
-    """
-    for candidate in candidates:
-        if (root / candidate).is_file():
-            return root / candidate
-    raise DataError(f"{name}: there is no {candidates[0]} in {root}. {expected}")
+        Raises:
+            DataError: None of them is.
+        """
+        folder = within or self.folder
+        found = next((folder / name for name in candidates if (folder / name).is_file()), None)
+        if found is None:
+            raise DataError(f"{self.name}: there is no {candidates[0]} in {folder}. {self.expected}")
+        return found
+
+    def table(self, path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> pd.DataFrame:
+        """Reads a table as `read_rows` does, and counts its rows where the official number is known."""
+        frame, notes = read_rows(path, columns, optional)
+        self.notes += notes
+        if path.name.partition(".")[0] in self._official:
+            self.count(path.name.removesuffix(".zip"), len(frame))
+        return frame
+
+    def count(self, what: str, found: int) -> None:
+        """Notes how many rows or images were found of an official file or folder."""
+        self.rows[what] = (found, self._official[what.partition(".")[0]])
+
+    def images(self, path: Path, values: pd.Series, pattern: str, example: str) -> list[str]:
+        """Checks a column of names of images; `.jpg` and the like are taken off, which a note says.
+
+        Args:
+            path: The labels file, for messages.
+            values: The column.
+            pattern: Regular expression that matches every whole name of the official file.
+            example: A name as it should be.
+
+        Raises:
+            DataError: A name does not match.
+        """
+        names = values.str.replace(r"\.(jpe?g|png)$", "", case=False, regex=True)
+        wrong = ~names.str.fullmatch(pattern)
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise DataError(
+                f"{path}: row {row + 1} names the image {values.iloc[row]!r}, and {int(wrong.sum()):,} of "
+                f"{len(values):,} rows are so; an official name is like {example}. Were the images renamed? Get the "
+                "file again"
+            )
+        if changed := int((names != values).sum()):
+            self.notes.append(f"{path.name}: the suffix is taken off {changed:,} names of images.")
+        return names.tolist()
+
+    def listing(self, frame: pd.DataFrame, classes: Iterable[str]) -> Listing:
+        """Returns the listing of a frame that may lack `group` and `split`; what is missing in them becomes None."""
+        optional = {name: frame[name] if name in frame else [None] * len(frame) for name in ("group", "split")}
+        filled = {
+            name: pd.Series([None if is_missing(value) else value for value in values], frame.index, dtype=object)
+            for name, values in optional.items()
+        }
+        return Listing(frame.assign(**filled), tuple(classes), tuple(self.notes), self.expected, self.rows)
 
 
 def index_images(folders: Iterable[Path]) -> dict[str, str]:

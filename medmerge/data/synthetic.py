@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from medmerge.data.table import DataError, Listing, listing_frame
+from medmerge.data.table import DataError, Listing
 
 VERSION = 2
 """Of the drawings; to be raised with every change of a pixel, or caches go stale."""
@@ -110,11 +111,15 @@ def listing(name: str, root: Path | None = None, labels: str | None = None) -> L
         for number, (kind, count) in enumerate(zip(kinds.tolist(), shots.tolist(), strict=True))
         for shot in range(count)
     ]
-    frame = listing_frame(
-        [f"{group}-{shot}" for group, _, shot in rows],
-        [f"{name}/{kind}/{group.rpartition('-')[2]}-{shot}" for group, kind, shot in rows],
-        [kind for _, kind, _ in rows],
-        [group for group, _, _ in rows],
+    frame = pd.DataFrame(
+        {
+            "id": [f"{group}-{shot}" for group, _, shot in rows],
+            "path": [f"{name}/{kind}/{group.rpartition('-')[2]}-{shot}" for group, kind, shot in rows],
+            "label": [kind for _, kind, _ in rows],
+            "group": [group for group, _, _ in rows],
+            "split": None,
+        },
+        dtype=object,
     )
     return Listing(frame=frame, classes=tuple(drawn_set.things))
 

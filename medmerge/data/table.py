@@ -94,27 +94,9 @@ def label_columns(classes: Iterable[str]) -> list[str]:
     return [f"label:{name}" for name in classes]
 
 
-def listing_frame(ids, paths, labels, groups=None, splits=None) -> pd.DataFrame:
-    """Builds the frame of a `Listing`; groups and splits that are missing, in any spelling, become None.
-
-    `labels` are the names of the classes, or a frame with a column of numbers for each class.
-    """
-    ids = list(ids)
-
-    def optional(values):
-        return [None] * len(ids) if values is None else [None if is_missing(value) else value for value in values]
-
-    columns = {"id": ids, "path": list(paths), "group": optional(groups), "split": optional(splits)}
-    frame = pd.DataFrame(columns, dtype=object)
-    if isinstance(labels, pd.DataFrame):
-        return pd.concat([frame, labels.astype(np.float32).add_prefix("label:").reset_index(drop=True)], axis=1)
-    frame.insert(2, "label", pd.Series(list(labels), dtype=object))
-    return frame
-
-
 def is_missing(value: str | None) -> bool:
     """Whether a cell says that there is no value: empty, signs alone such as "-" and "?", NA, NaN, None, unknown."""
-    if value is None:
+    if not isinstance(value, str):
         return True
     plain = " ".join(re.split(r"[\s_]+", value.casefold())).strip()
     return plain in _MISSING or re.fullmatch(r"[^\w+]*", plain) is not None

@@ -10,8 +10,10 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from medmerge.data.reading import IMAGE_SUFFIXES, dataset_folder
-from medmerge.data.table import DataError, Listing, check_forms, listing_frame, plain_form
+import pandas as pd
+
+from medmerge.data.reading import IMAGE_SUFFIXES, Source
+from medmerge.data.table import DataError, Listing, check_forms, plain_form
 
 _OF = r"(?:(?:ing)?(?:data)?sets?|data|images?|imgs?|splits?|folders?|parts?|samples?|cases|inputs?)?"
 
@@ -22,11 +24,6 @@ _PARTS = {
     "val or test": re.compile(rf"\d*eval(?:uation)?{_OF}"),
 }
 """Names of folders that are parts of a split, without blanks, signs and case."""
-
-_FOLDER_EXPECTED = (
-    "The dataset folder is <root>/<class>/*.jpg (or .png and so on), or, with its own split, "
-    "<root>/train/<class>/*.jpg, <root>/val/<class>/*.jpg and <root>/test/<class>/*.jpg."
-)
 
 
 def labelled_folder(root: Path | None, labels: str | None = None) -> Listing:
@@ -45,29 +42,28 @@ def labelled_folder(root: Path | None, labels: str | None = None) -> Listing:
         DataError: There is no folder with an image, folders of a split and others lie side by
             side, folders could be classes or something else, or two classes differ only in form.
     """
-    folder = dataset_folder("folder", root, _FOLDER_EXPECTED)
-    places, notes = _class_folders(folder)
+    source = Source("folder", root)
+    folder = source.folder
+    places = _class_folders(source)
     check_forms("folder", f"classes in {folder}", (place.name for place, _ in places))
-    ids, classes, splits, others, empty, within = [], [], [], Counter(), [], {}
+    rows, others, empty, within = [], Counter(), [], {}
     for place, split in places:
         images = _images_below(place, folder, others)
         if not images:
             empty.append(place.relative_to(folder).as_posix())
         within[place] = {plain_form(image.relative_to(place).parts[0]) for image in images if image.parent != place}
-        ids += [image.relative_to(folder).as_posix() for image in images]
-        classes += [place.name] * len(images)
-        splits += [split] * len(images)
-    if not ids:
-        read = "".join(f" {note}" for note in notes)
-        raise DataError(f"folder: no folder of a class in {folder} has an image.{read} {_FOLDER_EXPECTED}")
+        rows += [(image.relative_to(folder).as_posix(), str(image), place.name, split) for image in images]
+    if not rows:
+        read = "".join(f" {note}" for note in source.notes)
+        raise DataError(f"folder: no folder of a class in {folder} has an image.{read} {source.expected}")
     _check_depth(folder, within)
     if others:
         listed = ", ".join(f"{count:,} {what}" for what, count in sorted(others.items()))
-        notes.append(f"Files in the folders of classes that are not read: {listed}.")
+        source.notes.append(f"Files in the folders of classes that are not read: {listed}.")
     if empty:
-        notes.append(f"Folders without an image, left out: {', '.join(empty)}.")
-    frame = listing_frame(ids, [str(folder / image) for image in ids], classes, splits=splits)
-    return Listing(frame, tuple(sorted(set(classes))), tuple(notes), _FOLDER_EXPECTED)
+        source.notes.append(f"Folders without an image, left out: {', '.join(empty)}.")
+    frame = pd.DataFrame(rows, columns=["id", "path", "label", "split"], dtype=object)
+    return source.listing(frame, sorted(set(frame["label"])))
 
 
 def letters(name: str) -> str:
@@ -80,17 +76,18 @@ def part_of(name: str) -> str | None:
     return next((part for part, pattern in _PARTS.items() if pattern.fullmatch(letters(name))), None)
 
 
-def _class_folders(folder: Path) -> tuple[list[tuple[Path, str | None]], list[str]]:
+def _class_folders(source: Source) -> list[tuple[Path, str | None]]:
     """Returns the folders of classes, each with its part of the split, and notes."""
+    folder = source.folder
     inside, loose = _visible(folder)
     parts = {place: part_of(place.name) for place in inside if part_of(place.name)}
     named = ", ".join(f"{place.name} as {part}" for place, part in parts.items())
-    notes, places = [], [(place, None) for place in inside]
+    places = [(place, None) for place in inside]
     if parts and len(parts) < len(inside):
         other, part = next(place for place in inside if place not in parts), next(iter(parts))
         raise DataError(
             f"folder: {folder} has the folder {part.name} of a split beside {other.name}, which is none. If "
-            f"{part.name} is a class, rename it; else move what is no part of the split out. {_FOLDER_EXPECTED}"
+            f"{part.name} is a class, rename it; else move what is no part of the split out. {source.expected}"
         )
     if "val or test" in parts.values() or len(set(parts.values())) < len(parts):
         raise DataError(
@@ -103,12 +100,12 @@ def _class_folders(folder: Path) -> tuple[list[tuple[Path, str | None]], list[st
             places += [(place, meaning) for place in below]
             loose += files
         if any(place.name != part for place, part in parts.items()):
-            notes.append(f"The folders are parts of a split, not classes: {named}.")
+            source.notes.append(f"The folders are parts of a split, not classes: {named}.")
     elif len(inside) == 1 and len(_visible(inside[0])[0]) > 1:
         raise DataError(f"folder: the only folder in {folder} is {inside[0].name}; give {inside[0]} as the root")
     if loose:
-        notes.append(f"{loose:,} files beside the folders of classes are left out.")
-    return places, notes
+        source.notes.append(f"{loose:,} files beside the folders of classes are left out.")
+    return places
 
 
 def _check_depth(folder: Path, within: dict[Path, set[str]]) -> None:

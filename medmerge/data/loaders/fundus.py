@@ -8,42 +8,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from medmerge.data.reading import dataset_folder, first_file, image_names, index_images, read_rows
-from medmerge.data.table import DataError, Listing, listing_frame
+from medmerge.data.reading import Source, index_images
+from medmerge.data.table import DataError, Listing
 
 GRADES = ("0", "1", "2", "3", "4")
 """Of diabetic retinopathy: none, mild, moderate, severe, proliferative."""
 
 FUNDUS4_CLASSES = ("cataract", "diabetic_retinopathy", "glaucoma", "normal")
 
-ROWS = {
-    "trainLabels.csv": 35_126,
-    "retinopathy_solution.csv": 53_576,
-    "train.csv": 3_662,
-    "the folder cataract": 1_038,
-    "the folder diabetic_retinopathy": 1_098,
-    "the folder glaucoma": 1_007,
-    "the folder normal": 1_074,
-}
-"""Rows of each official labels file; images of each folder of fundus4."""
-
 _EYE = (r"\d+_(left|right)", "10_left")
 _EYEPACS_PARTS = {"train": "trainLabels.csv", "test": "retinopathy_solution.csv"}
-_EYEPACS_EXPECTED = (
-    "The folder must hold trainLabels.csv, retinopathy_solution.csv and the images *_left.jpeg and *_right.jpeg in "
-    "train and test, or beside them (Kaggle serves them as train.zip.001 and so on, which 7-Zip unpacks together). "
-    "Get them from https://www.kaggle.com/c/diabetic-retinopathy-detection/data; retinopathy_solution.csv, the labels "
-    "of test, was published in that competition's forum after its end."
-)
 _APTOS_NAMES = (r"[0-9a-f]{12}", "000c1434d8d7")
-_APTOS_EXPECTED = (
-    "The folder must hold train.csv (id_code, diagnosis) and the images *.png in train_images. Get them from "
-    "https://www.kaggle.com/c/aptos2019-blindness-detection/data. The images of test.csv have no public labels."
-)
-_FUNDUS4_EXPECTED = (
-    f"The folder must hold the folders {', '.join(FUNDUS4_CLASSES)} with images. Get them from "
-    "https://www.kaggle.com/datasets/gunavenkatdoddi/eye-diseases-classification."
-)
 GLAUCOMA_ORIGINALS = 407
 """Images in the folder glaucoma of fundus4 that are no copies; the copies count among these."""
 
@@ -66,28 +41,23 @@ def eyepacs(root: Path | None, labels: str | None = None) -> Listing:
         DataError: Both labels files are missing, one is broken, or no image is there. That one is
             missing is left to `load_table`, which counts its rows.
     """
-    folder = dataset_folder("eyepacs", root, _EYEPACS_EXPECTED)
-    homes = (folder, folder / "diabetic-retinopathy-detection")
-    ids, paths, grades, splits, notes, rows = [], [], [], [], (), {}
+    source, parts = Source("eyepacs", root), []
+    homes = (source.folder, source.folder / "diabetic-retinopathy-detection")
     for split, name in _EYEPACS_PARTS.items():
         path = next((home / f for home in homes for f in (name, f"{name}.zip") if (home / f).is_file()), None)
-        rows[name] = (0, ROWS[name])
         if path is None:
+            source.count(name, 0)
             continue
-        table, table_notes = read_rows(path, ("image", "level"))
-        images, name_notes = image_names(path, table["image"], *_EYE)
+        table = source.table(path, ("image", "level"))
+        ids = source.images(path, table["image"], *_EYE)
         places = [place for home in homes for place in (home / split, home)]
-        found = index_images([*places, folder / f"diabetic-retinopathy-{split}-unzipped" / split])
-        rows[name] = (len(table), ROWS[name])
-        notes += (*table_notes, *name_notes)
-        ids += images
-        paths += map(found.get, images)
-        grades += table["level"].tolist()
-        splits += [split] * len(images)
-    if not ids:
-        first_file("eyepacs", folder, tuple(_EYEPACS_PARTS.values()), _EYEPACS_EXPECTED)
-    groups = [f"EyePACS {image.partition('_')[0]}" for image in ids]
-    return Listing(listing_frame(ids, paths, grades, groups, splits), GRADES, notes, _EYEPACS_EXPECTED, rows)
+        found = index_images([*places, source.folder / f"diabetic-retinopathy-{split}-unzipped" / split])
+        groups = [f"EyePACS {image.partition('_')[0]}" for image in ids]
+        columns = {"id": ids, "path": map(found.get, ids), "label": table["level"], "group": groups, "split": split}
+        parts.append(pd.DataFrame(columns, dtype=object))
+    if not parts:
+        source.file(*_EYEPACS_PARTS.values())
+    return source.listing(pd.concat(parts, ignore_index=True), GRADES)
 
 
 def aptos2019(root: Path | None, labels: str | None = None) -> Listing:
@@ -103,14 +73,13 @@ def aptos2019(root: Path | None, labels: str | None = None) -> Listing:
     Raises:
         DataError: The labels file is missing or broken, or no image is there.
     """
-    folder = dataset_folder("aptos2019", root, _APTOS_EXPECTED)
-    path = first_file("aptos2019", folder, ("train.csv", "aptos2019-blindness-detection/train.csv"), _APTOS_EXPECTED)
-    table, notes = read_rows(path, ("id_code", "diagnosis"))
-    ids, name_notes = image_names(path, table["id_code"], *_APTOS_NAMES)
-    found = index_images([path.parent / "train_images", path.parent, folder / "train_images", folder])
-    frame = listing_frame(ids, map(found.get, ids), table["diagnosis"])
-    rows = {path.name: (len(ids), ROWS[path.name])}
-    return Listing(frame, GRADES, (*notes, *name_notes), _APTOS_EXPECTED, rows)
+    source = Source("aptos2019", root)
+    path = source.file("train.csv", "aptos2019-blindness-detection/train.csv")
+    table = source.table(path, ("id_code", "diagnosis"))
+    ids = source.images(path, table["id_code"], *_APTOS_NAMES)
+    found = index_images([path.parent / "train_images", path.parent, source.folder / "train_images", source.folder])
+    columns = {"id": ids, "path": map(found.get, ids), "label": table["diagnosis"]}
+    return source.listing(pd.DataFrame(columns, dtype=object), GRADES)
 
 
 def fundus4(root: Path | None, labels: str | None = None) -> Listing:
@@ -134,21 +103,25 @@ def fundus4(root: Path | None, labels: str | None = None) -> Listing:
     Raises:
         DataError: A folder is missing, or an image in diabetic_retinopathy is not named as in EyePACS.
     """
-    folder = dataset_folder("fundus4", root, _FUNDUS4_EXPECTED)
-    ids, paths, classes, groups, rows = [], [], [], [], {}
+    source, rows = Source("fundus4", root), []
     for name in FUNDUS4_CLASSES:
-        if not (folder / name).is_dir():
-            raise DataError(f"fundus4: there is no folder {name} in {folder}. {_FUNDUS4_EXPECTED}")
-        files = sorted(index_images([folder / name]).values())
-        names = [Path(path).name for path in files]
-        key = f"the folder {name}"
-        rows[key] = (len(files), ROWS[key])
-        ids += [f"{name}/{file}" for file in names]
-        paths += files
-        classes += [name] * len(files)
-        groups += _fundus4_groups(name, names)
-    frame = listing_frame(ids, paths, classes, groups)
-    return Listing(frame, FUNDUS4_CLASSES, _copy_notes(frame), _FUNDUS4_EXPECTED, rows)
+        folder = source.folder / name
+        if not folder.is_dir():
+            raise DataError(f"fundus4: there is no folder {name} in {source.folder}. {source.expected}")
+        paths = sorted(index_images([folder]).values())
+        source.count(f"the folder {name}", len(paths))
+        names = [Path(path).name for path in paths]
+        groups = _fundus4_groups(name, names)
+        rows += [(f"{name}/{n}", path, name, group) for n, path, group in zip(names, paths, groups, strict=True)]
+    frame = pd.DataFrame(rows, columns=["id", "path", "label", "group"], dtype=object)
+    copies = frame["id"].str.partition("/")[2].str.match(_COPY)
+    alone = copies & frame["group"].str.startswith("fundus4 ", na=False)
+    if copies.any():
+        source.notes.append(
+            f"{copies.sum():,} of {len(frame):,} images are flipped or shifted copies of others; {alone.sum():,} of "
+            "them are in groups without the original, which their names do not tell."
+        )
+    return source.listing(frame, FUNDUS4_CLASSES)
 
 
 def _fundus4_groups(folder: str, names: Sequence[str]) -> list[str | None]:
@@ -167,17 +140,6 @@ def _fundus4_groups(folder: str, names: Sequence[str]) -> list[str | None]:
         else:
             groups.append(f"fundus4 {folder} {copy[1]}")
     return groups
-
-
-def _copy_notes(frame: pd.DataFrame) -> tuple[str, ...]:
-    copies = frame["id"].str.partition("/")[2].str.match(_COPY)
-    alone = copies & frame["group"].str.startswith("fundus4 ", na=False)
-    if not copies.any():
-        return ()
-    return (
-        f"{copies.sum():,} of {len(frame):,} images are flipped or shifted copies of others; {alone.sum():,} of them "
-        "are in groups without the original, which their names do not tell.",
-    )
 
 
 def _patient(folder: str, name: str) -> str | None:

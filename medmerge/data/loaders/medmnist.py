@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medmerge.data.reading import dataset_folder
-from medmerge.data.table import SPLITS, DataError, Listing, listing_frame
+from medmerge.data.reading import Source
+from medmerge.data.table import SPLITS, DataError, Listing, label_columns
 
 NAMES = (
     "pathmnist",
@@ -63,7 +63,8 @@ def listing(name: str, root: Path | None, labels: str | None = None) -> Listing:
     info = _info(flag)
     file = f"{name.removeprefix('medmnist:')}.npz"
     expected = _expected(info, file, size)
-    path = _find(name, dataset_folder(name, root, expected), file, expected)
+    source = Source(name, root, expected)
+    path = source.file(file, *sorted(f"{found.parent.name}/{file}" for found in source.folder.glob(f"*/{file}")))
     classes = tuple(info["label"][str(index)] for index in range(len(info["label"])))
     multilabel = "multi-label" in info["task"]
     try:
@@ -80,13 +81,18 @@ def listing(name: str, root: Path | None, labels: str | None = None) -> Listing:
     counts = info["n_samples"]
     digits = max(5, len(str(max(counts.values()) - 1)))
     rows = [(part, row) for part in SPLITS for row in range(counts[part])]
-    frame = listing_frame(
-        [f"{part}/{row:0{digits}d}" for part, row in rows],
-        [f"{path}#{part}/{row}" for part, row in rows],
-        pd.DataFrame(values, columns=list(classes)) if multilabel else [classes[index] for index in values[:, 0]],
-        splits=[part for part, _ in rows],
+    frame = pd.DataFrame(
+        {
+            "id": [f"{part}/{row:0{digits}d}" for part, row in rows],
+            "path": [f"{path}#{part}/{row}" for part, row in rows],
+            "split": [part for part, _ in rows],
+        },
+        dtype=object,
     )
-    return Listing(frame, classes, expected=expected)
+    if multilabel:
+        labels = pd.DataFrame(values, columns=label_columns(classes), dtype=np.float32)
+        return source.listing(pd.concat([frame, labels], axis=1), classes)
+    return source.listing(frame.assign(label=np.array(classes, dtype=object)[values[:, 0]]), classes)
 
 
 @cache
@@ -103,13 +109,6 @@ def _expected(info: dict, file: str, size: int) -> str:
         f"The folder must hold {file}, with the MD5 {info[f'MD5{key}']}. Get it from {info[f'url{key}']}, "
         f'or with: python -c "import medmnist; {command}"'
     )
-
-
-def _find(name: str, folder: Path, file: str, expected: str) -> Path:
-    for path in (folder / file, *sorted(folder.glob(f"*/{file}"))):
-        if path.is_file():
-            return path
-    raise DataError(f"{name}: there is no {file} in {folder}. {expected}")
 
 
 def _check_arrays(path: Path, info: dict, size: int, width: int) -> None:

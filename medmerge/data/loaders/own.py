@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from medmerge.data.loaders.folders import letters, part_of
-from medmerge.data.reading import IMAGE_SUFFIXES, dataset_folder, read_rows
+from medmerge.data.reading import IMAGE_SUFFIXES, Source
 from medmerge.data.table import (
     SPLITS,
     DataError,
@@ -22,7 +22,6 @@ from medmerge.data.table import (
     check_forms,
     first_duplicate,
     is_missing,
-    listing_frame,
     plain_form,
 )
 
@@ -34,14 +33,6 @@ _GROUP = re.compile(
     r"|pid|mrn|(?:eye|scan|slide|series|session|nodule|tumou?r|wound|accession)(?:id|uid|no|nr|num(?:ber)?|code))"
 )
 """Names of columns that say which images belong together, without blanks, signs and case."""
-
-
-_CSV_EXPECTED = (
-    "The dataset csv is a folder of images and a CSV file with the columns image,label and, if "
-    "wanted, group and split; image is a path relative to the folder. Where an image may have any number of "
-    "classes, it has labels (such as Edema|Effusion; empty for none) instead of label, or a column label:<class> "
-    "for each class (1 present, 0 absent, -1 uncertain, or blank)."
-)
 
 
 def labelled_csv(root: Path | None, labels: str | None) -> Listing:
@@ -65,38 +56,43 @@ def labelled_csv(root: Path | None, labels: str | None) -> Listing:
             images differ only in form, a split is none of train, val and test, several columns
             could be the group, or labels are given in two ways.
     """
-    folder = dataset_folder("csv", root, _CSV_EXPECTED)
-    path = _labels_file(folder, labels)
-    rows, notes = read_rows(path, ("image",), ("label", "labels", "group", "split"))
+    source = Source("csv", root)
+    folder, path = source.folder, _labels_file(source, labels)
+    rows = source.table(path, ("image",), ("label", "labels", "group", "split"))
     ids = [_relative(image, path, row) for row, image in enumerate(rows["image"], start=1)]
     twice = first_duplicate(ids)
     if twice is not None:
         raise DataError(f"{path} lists the image {twice} more than once; keep one row an image")
     check_forms("csv", "images", ids, _form_of_path)
-    values, classes, used = _read_labels(rows, path)
+    values, used = _read_labels(rows, path, source.expected)
+    # A missing label is left for the check that all datasets share, which needs no class for it.
+    single = used == ["label"]
+    classes = sorted({label for label in values["label"] if not is_missing(label)}) if single else list(values)
     check_forms("csv", f"classes in {path}", classes)
     group = _group_column(rows.columns, used, path)
     if group is not None:
         check_forms("csv", f"groups in the column {group} of {path}", (v for v in rows[group] if not is_missing(v)))
         if group != "group":
-            notes = (*notes, f"The column {group} is taken for the group, which no grouped split cuts.")
+            source.notes.append(f"The column {group} is taken for the group, which no grouped split cuts.")
     unused = [name for name in rows.columns if name not in ("image", "split", group, *used)]
     if unused:
-        notes = (*notes, f"Columns not used: {', '.join(unused)}.")
+        source.notes.append(f"Columns not used: {', '.join(unused)}.")
     splits = _splits(rows["split"], path) if "split" in rows else None
-    paths, file_notes = _find_files(folder, ids)
-    frame = listing_frame(ids, paths, values, None if group is None else rows[group], splits)
-    return Listing(frame, classes, (*notes, *file_notes), f"{_hint(folder, ids, paths)}{_CSV_EXPECTED}")
+    paths = _find_files(source, ids)
+    source.expected = f"{_hint(folder, ids, paths)}{source.expected}"
+    columns = {"id": ids, "path": paths, "group": None if group is None else rows[group], "split": splits}
+    frame = pd.DataFrame(columns, index=rows.index, dtype=object)
+    return source.listing(pd.concat([frame, values if single else values.add_prefix(PREFIX)], axis=1), classes)
 
 
-def _labels_file(folder: Path, labels: str | None) -> Path:
+def _labels_file(source: Source, labels: str | None) -> Path:
     if labels is None:
-        raise DataError(f"csv needs labels, the path of the CSV file. {_CSV_EXPECTED}")
-    candidates = (Path(labels).expanduser(), folder / labels)
+        raise DataError(f"csv needs labels, the path of the CSV file. {source.expected}")
+    candidates = (Path(labels).expanduser(), source.folder / labels)
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise DataError(f"There is no labels file {labels}, nor {candidates[1]}. {_CSV_EXPECTED}")
+    raise DataError(f"There is no labels file {labels}, nor {candidates[1]}. {source.expected}")
 
 
 def _relative(image: str, path: Path, row: int) -> str:
@@ -142,22 +138,19 @@ def _splits(values: pd.Series, path: Path) -> list[str]:
     return found
 
 
-def _read_labels(rows: pd.DataFrame, path: Path) -> tuple[pd.Series | pd.DataFrame, tuple[str, ...], list[str]]:
-    """Returns the labels as `listing_frame` takes them, the classes, and the columns that were read."""
+def _read_labels(rows: pd.DataFrame, path: Path, expected: str) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the labels, as the column `label` or as numbers in a column for each class; and the columns read."""
     by_class = [name for name in rows.columns if name.startswith(PREFIX)]
     given = [name for name in ("label", "labels") if name in rows.columns] + by_class[:1]
     if not given:
-        raise DataError(f"{path} has no column label; its columns are {', '.join(rows.columns)}. {_CSV_EXPECTED}")
+        raise DataError(f"{path} has no column label; its columns are {', '.join(rows.columns)}. {expected}")
     if len(given) > 1:
-        raise DataError(f"{path} gives labels in two ways, {' and '.join(given)}; keep one. {_CSV_EXPECTED}")
+        raise DataError(f"{path} gives labels in two ways, {' and '.join(given)}; keep one. {expected}")
     if given == ["label"]:
-        # A missing label is left for the check that all datasets share, which needs no class for it.
-        return rows["label"], tuple(sorted({label for label in rows["label"] if not is_missing(label)})), given
+        return rows[given], given
     if given == ["labels"]:
-        values = _split_labels(rows["labels"], path)
-        return values, tuple(values.columns), given
-    values = _numbers(rows[by_class].rename(columns=lambda name: name.removeprefix(PREFIX).strip()), path)
-    return values, tuple(values.columns), by_class
+        return _split_labels(rows["labels"], path), given
+    return _numbers(rows[by_class].rename(columns=lambda name: name.removeprefix(PREFIX).strip()), path), by_class
 
 
 def _split_labels(column: pd.Series, path: Path) -> pd.DataFrame:
@@ -200,8 +193,9 @@ def _numbers(texts: pd.DataFrame, path: Path) -> pd.DataFrame:
     return values.astype(np.float32)
 
 
-def _find_files(folder: Path, ids: list[str]) -> tuple[list[str | None], tuple[str, ...]]:
-    """Returns the file of each image, None where there is none, and a note on those that are named otherwise."""
+def _find_files(source: Source, ids: list[str]) -> list[str | None]:
+    """Returns the file of each image, None where there is none; notes those that are named otherwise."""
+    folder = source.folder
     paths = {image: str(folder / image) if (folder / image).is_file() else None for image in ids}
     absent = [image for image, path in paths.items() if path is None]
     alike: dict[Path, dict[str, list[Path]]] = {}
@@ -222,11 +216,12 @@ def _find_files(folder: Path, ids: list[str]) -> tuple[list[str | None], tuple[s
     if twice is not None:
         both = " and ".join(repr(image) for image, path in paths.items() if path == twice)
         raise DataError(f"csv: the images {both} are both the file {twice}; keep one row an image")
-    note = ()
     if found:
         example = f"{found[0]} as {Path(paths[found[0]]).name}"
-        note = (f"{len(found):,} of {len(ids):,} images have another suffix or spelling on the disk: {example}.",)
-    return [paths[image] for image in ids], note
+        source.notes.append(
+            f"{len(found):,} of {len(ids):,} images have another suffix or spelling on the disk: {example}."
+        )
+    return [paths[image] for image in ids]
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:

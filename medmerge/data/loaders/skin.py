@@ -11,42 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medmerge.data.reading import dataset_folder, first_file, image_names, index_images, read_rows
-from medmerge.data.table import DataError, Listing, first_duplicate, listing_frame
+from medmerge.data.reading import Source, index_images, read_rows
+from medmerge.data.table import DataError, Listing, first_duplicate
 
 HAM10K_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 ISIC2018_COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 ISIC2019_CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 ISIC2019_UNKNOWN = "UNK"
 
-ROWS = {
-    "HAM10000_metadata": 10_015,
-    "ISIC2018_Task3_Training_GroundTruth": 10_015,
-    "ISIC2018_Task3_Training_LesionGroupings": 10_015,
-    "ISIC2018_Task3_Validation_GroundTruth": 193,
-    "ISIC2018_Task3_Test_GroundTruth": 1_512,
-    "ISIC_2019_Training_GroundTruth": 25_331,
-    "ISIC_2019_Training_Metadata": 25_331,
-}
-"""Rows of each official labels file, by its name without suffix."""
-
 _NAMES = (r"ISIC_\d+(_downsampled)?", "ISIC_0024306")
 _HAM10K_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")
 _HAM10K_FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2", "images", "ISIC2018_Task3_Training_Input", ".")
-_HAM10K_EXPECTED = (
-    "The folder must hold HAM10000_metadata.csv (Dataverse also calls it HAM10000_metadata or "
-    "HAM10000_metadata.tab), or the archive's ISIC2018_Task3_Training_GroundTruth.csv and "
-    "ISIC2018_Task3_Training_LesionGroupings.csv, and the images ISIC_*.jpg in HAM10000_images_part_1 and "
-    "HAM10000_images_part_2, in images, in ISIC2018_Task3_Training_Input, or beside it. The official split "
-    "further takes the ground truths and images of ISIC2018_Task3_Validation_* and ISIC2018_Task3_Test_* "
-    "(Dataverse's test images lack ISIC_0035068). Get them from Harvard Dataverse, "
-    "https://doi.org/10.7910/DVN/DBW86T, or the ISIC archive, https://challenge.isic-archive.com/data/#2018."
-)
-_ISIC2019_EXPECTED = (
-    "The folder must hold ISIC_2019_Training_GroundTruth.csv, ISIC_2019_Training_Metadata.csv and "
-    "the images ISIC_*.jpg in ISIC_2019_Training_Input. Get them from "
-    "https://challenge.isic-archive.com/data/#2019."
-)
 
 
 def ham10k(root: Path | None, labels: str | None = None) -> Listing:
@@ -64,28 +39,26 @@ def ham10k(root: Path | None, labels: str | None = None) -> Listing:
     Raises:
         DataError: A labels file is missing, broken, or does not fit another, or no image is there.
     """
-    folder = dataset_folder("ham10k", root, _HAM10K_EXPECTED)
+    source = Source("ham10k", root)
+    folder = source.folder
     metadata = next((folder / name for name in _HAM10K_METADATA if (folder / name).is_file()), None)
     if metadata is None and not _truth_file(folder, "Training"):
-        first_file("ham10k", folder, _HAM10K_METADATA, _HAM10K_EXPECTED)
-    frame, rows, notes = _metadata(metadata) if metadata else _isic2018_truth(folder, "Training")
+        source.file(*_HAM10K_METADATA)
+    frame = _metadata(source, metadata) if metadata else _isic2018_truth(source, "Training")
     if metadata and metadata.name != _HAM10K_METADATA[0]:
-        notes = (*notes, f"Labels are from {metadata.name}.")
+        source.notes.append(f"Labels are from {metadata.name}.")
     found = index_images(folder / name for name in _HAM10K_FOLDERS)
     parts = [frame.assign(path=frame["id"].map(found.get), split="train")]
     for part, split in (("Validation", "val"), ("Test", "test")):
         folders = [folder / f"ISIC2018_Task3_{part}_{kind}" for kind in ("Input", "Images")]
         truth = _truth_file(folder, part)
         if any(images.is_dir() for images in folders):
-            frame, part_rows, part_notes = _isic2018_truth(folder, part)
+            frame = _isic2018_truth(source, part)
             parts.append(frame.assign(path=frame["id"].map(index_images(folders).get), split=split))
-            rows, notes = rows | part_rows, (*notes, *part_notes)
         elif truth:
-            notes = (*notes, f"{truth.name} is left out: there is no folder {folders[0].name}.")
+            source.notes.append(f"{truth.name} is left out: there is no folder {folders[0].name}.")
     listed = pd.concat(parts, ignore_index=True)
-    splits = listed["split"] if len(parts) > 1 else None
-    frame = listing_frame(listed["id"], listed["path"], listed["label"], listed["group"], splits)
-    return Listing(frame, HAM10K_CLASSES, notes, _HAM10K_EXPECTED, rows)
+    return source.listing(listed if len(parts) > 1 else listed.drop(columns="split"), HAM10K_CLASSES)
 
 
 def isic2019(root: Path | None, labels: str | None = None) -> Listing:
@@ -102,46 +75,42 @@ def isic2019(root: Path | None, labels: str | None = None) -> Listing:
         DataError: The ground truth or the metadata is missing or broken, they are not about the
             same images, or no image is there.
     """
-    folder = dataset_folder("isic2019", root, _ISIC2019_EXPECTED)
+    source = Source("isic2019", root)
     names = ("ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv")
-    truth_path, metadata_path = (first_file("isic2019", folder, (name,), _ISIC2019_EXPECTED) for name in names)
-    truth, notes = read_rows(truth_path, ("image", *ISIC2019_CLASSES), (ISIC2019_UNKNOWN,))
-    ids, id_notes = image_names(truth_path, truth["image"], *_NAMES)
+    truth_path, metadata_path = map(source.file, names)
+    truth = source.table(truth_path, ("image", *ISIC2019_CLASSES), (ISIC2019_UNKNOWN,))
+    ids = source.images(truth_path, truth["image"], *_NAMES)
     labels_by_row, classes = _one_hot(truth, truth_path, ISIC2019_CLASSES, ISIC2019_UNKNOWN)
-    lesions, rows, metadata_notes = _lesions(metadata_path, truth_path, ids)
-    notes = (*notes, *id_notes, *metadata_notes)
+    lesions = _lesions(source, metadata_path, truth_path, ids)
     downsampled = sum(image.endswith("_downsampled") for image in ids)
     if downsampled:
-        notes = (*notes, f"{downsampled:,} of {len(ids):,} ids end in _downsampled.")
-    found = index_images([folder / "ISIC_2019_Training_Input"])
-    frame = listing_frame(ids, map(found.get, ids), labels_by_row, map(lesions.get, ids))
-    return Listing(frame, classes, notes, _ISIC2019_EXPECTED, _counted(truth_path, truth) | rows)
+        source.notes.append(f"{downsampled:,} of {len(ids):,} ids end in _downsampled.")
+    found = index_images([source.folder / "ISIC_2019_Training_Input"])
+    columns = {"id": ids, "path": map(found.get, ids), "label": labels_by_row, "group": map(lesions.get, ids)}
+    return source.listing(pd.DataFrame(columns, dtype=object), classes)
 
 
-def _isic2018_truth(folder: Path, part: str) -> tuple[pd.DataFrame, dict, tuple[str, ...]]:
-    """Returns `id`, `label` and `group` ("" for none) of one part of ISIC-2018 task 3, rows of its files, and notes."""
+def _isic2018_truth(source: Source, part: str) -> pd.DataFrame:
+    """Returns `id`, `label` and `group` ("" for none) of one part of ISIC-2018 task 3."""
     name = f"ISIC2018_Task3_{part}_GroundTruth"
-    path = _truth_file(folder, part) or first_file("ham10k", folder, (f"{name}.csv",), _HAM10K_EXPECTED)
+    path = _truth_file(source.folder, part) or source.file(f"{name}.csv")
     if "dx" in read_rows(path, ())[0]:  # Dataverse gives it in the format of HAM10000_metadata
-        return _metadata(path)
-    truth, notes = read_rows(path, ("image", *ISIC2018_COLUMNS))
-    ids, id_notes = image_names(path, truth["image"], *_NAMES)
+        return _metadata(source, path)
+    truth = source.table(path, ("image", *ISIC2018_COLUMNS))
+    ids = source.images(path, truth["image"], *_NAMES)
     labels = [label.lower() for label in _one_hot(truth, path, ISIC2018_COLUMNS)[0]]
-    lesions, rows = {}, _counted(path, truth)
+    lesions = {}
     if part == "Training":
         grouping = "ISIC2018_Task3_Training_LesionGroupings.csv"
         places = (grouping, f"{grouping.removesuffix('.csv')}/{grouping}", f"{name}/{grouping}")
-        lesions, more, _ = _lesions(first_file("ham10k", folder, places, _HAM10K_EXPECTED), path, ids)
-        rows |= more
-    frame = pd.DataFrame({"id": ids, "label": labels, "group": [lesions.get(image, "") for image in ids]}, dtype=object)
-    return frame, rows, (*notes, *id_notes)
+        lesions = _lesions(source, source.file(*places), path, ids)
+    return pd.DataFrame({"id": ids, "label": labels, "group": [lesions.get(id, "") for id in ids]}, dtype=object)
 
 
-def _metadata(path: Path) -> tuple[pd.DataFrame, dict, tuple[str, ...]]:
-    table, notes = read_rows(path, ("lesion_id", "image_id", "dx"))
-    ids, id_notes = image_names(path, table["image_id"], *_NAMES)
-    frame = pd.DataFrame({"id": ids, "label": table["dx"], "group": table["lesion_id"]}, dtype=object)
-    return frame, _counted(path, table), (*notes, *id_notes)
+def _metadata(source: Source, path: Path) -> pd.DataFrame:
+    table = source.table(path, ("lesion_id", "image_id", "dx"))
+    ids = source.images(path, table["image_id"], *_NAMES)
+    return pd.DataFrame({"id": ids, "label": table["dx"], "group": table["lesion_id"]}, dtype=object)
 
 
 def _truth_file(folder: Path, part: str) -> Path | None:
@@ -150,23 +119,21 @@ def _truth_file(folder: Path, part: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _counted(path: Path, table: pd.DataFrame) -> dict[str, tuple[int, int]]:
-    return {path.name: (len(table), ROWS[path.name.partition(".")[0]])}
-
-
-def _lesions(path: Path, truth_path: Path, ids: Sequence[str]) -> tuple[dict[str, str], dict, tuple[str, ...]]:
-    """Returns the lesion of each image ("" for none), the rows of the file, and notes.
+def _lesions(source: Source, path: Path, truth_path: Path, ids: Sequence[str]) -> dict[str, str]:
+    """Returns the lesion of each image, "" for none.
 
     Raises:
         DataError: The file lists an image twice, or its images and those of the ground truth differ
             by more than the rows that either file is short of.
     """
-    table, notes = read_rows(path, ("image", "lesion_id"))
-    images, id_notes = image_names(path, table["image"], *_NAMES)
+    table = source.table(path, ("image", "lesion_id"))
+    if "sex" not in table and "gender" in table:
+        source.notes.append(f"{path.name}: the column sex is called gender.")
+    images = source.images(path, table["image"], *_NAMES)
     twice = first_duplicate(images)
     if twice is not None:
         raise DataError(f"{path} lists the image {twice} more than once; keep one row an image")
-    official = ROWS[truth_path.name.partition(".")[0]]
+    official = source.rows[truth_path.name][1]
     strange, without = sorted(set(images) - set(ids)), sorted(set(ids) - set(images))
     if len(strange) > max(0, official - len(ids)) or len(without) > max(0, official - len(table)):
         raise DataError(
@@ -174,9 +141,7 @@ def _lesions(path: Path, truth_path: Path, ids: Sequence[str]) -> tuple[dict[str
             f"{f' ({strange[0]})' if strange else ''}, {len(without):,} only in the second"
             f"{f' ({without[0]})' if without else ''}. Get both files again: without lesions a split leaks"
         )
-    if "sex" not in table and "gender" in table:
-        notes = (*notes, f"{path.name}: the column sex is called gender.")
-    return dict(zip(images, table["lesion_id"], strict=True)), _counted(path, table), (*notes, *id_notes)
+    return dict(zip(images, table["lesion_id"], strict=True))
 
 
 def _one_hot(

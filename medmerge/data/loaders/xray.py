@@ -5,41 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 
 import pandas as pd
 
-from medmerge.data.reading import dataset_folder, first_file, index_images, read_rows
-from medmerge.data.table import SPLITS, DataError, Listing, listing_frame
+from medmerge.data.reading import Source, index_images
+from medmerge.data.table import SPLITS, DataError, Listing
 
 RSNA_CLASSES = ("Normal", "Lung Opacity")
 RSNA_LEFT_OUT = "No Lung Opacity / Not Normal"
 KERMANY_CLASSES = ("NORMAL", "PNEUMONIA")
 NIH_CLASSES = ("No Finding", "Pneumonia")
 
-ROWS = {"stage_2_train_labels.csv": 30_227, "stage_2_detailed_class_info.csv": 30_227}
-"""Rows of RSNA's official labels files, a row a box, or a row a patient without any."""
-
-COUNTS = {
-    "train/NORMAL": 1_341,
-    "train/PNEUMONIA": 3_875,
-    "val/NORMAL": 8,
-    "val/PNEUMONIA": 8,
-    "test/NORMAL": 234,
-    "test/PNEUMONIA": 390,
-}
-"""Images in each of Kermany's folders. In the authors' own archive val's are part of train."""
-
-_RSNA_EXPECTED = (
-    "The folder must hold stage_2_train_labels.csv, stage_2_detailed_class_info.csv and the images "
-    "stage_2_train_images/<patientId>.dcm. Get them from "
-    "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/data."
-)
-_KERMANY_EXPECTED = (
-    "The folder, or chest_xray in it, must hold train and test, and may hold val, each with the folders NORMAL and "
-    "PNEUMONIA of JPEG images. Get it from https://data.mendeley.com/datasets/rscbjbr9sj or "
-    "https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia."
-)
 _KERMANY_GROUPS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -47,11 +25,6 @@ _KERMANY_GROUPS = tuple(
         r"((?:NORMAL2-)?IM-\d+)-\d+(?:-\d+)?",
         r"(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d+",
     )
-)
-_NIH_EXPECTED = (
-    "The folder must hold labels.csv with the columns image, patient and finding, and the images in images, or as in "
-    "the archive in images_001/images to images_012/images. Get them from "
-    "https://nihcc.app.box.com/v/ChestXray-NIHCC."
 )
 
 
@@ -75,10 +48,10 @@ def rsna(root: Path | None, labels: str | None = None) -> Listing:
         DataError: A labels file is missing or broken, lists a box twice, has a Target that is not
             0 or 1 or that disagrees with the class, a patient's class is unknown, or the files' patients differ.
     """
-    folder = dataset_folder("rsna", root, _RSNA_EXPECTED)
-    paths = [first_file("rsna", folder, (name,), _RSNA_EXPECTED) for name in ROWS]
-    boxes, notes = read_rows(paths[0], ("patientId", "x", "y", "width", "height", "Target"))
-    info, info_notes = read_rows(paths[1], ("patientId", "class"))
+    source = Source("rsna", root)
+    paths = [source.file(f"stage_2_{name}.csv") for name in ("train_labels", "detailed_class_info")]
+    boxes = source.table(paths[0], ("patientId", "x", "y", "width", "height", "Target"))
+    info = source.table(paths[1], ("patientId", "class"))
     twice = boxes.duplicated()
     if twice.any():
         raise DataError(
@@ -91,18 +64,15 @@ def rsna(root: Path | None, labels: str | None = None) -> Listing:
             "class": _by_patient(paths[1], info, "class", (*RSNA_CLASSES, RSNA_LEFT_OUT)),
         }
     )
-    short = [ROWS[path.name] - len(rows) for path, rows in zip(paths, (boxes, info), strict=True)]
-    patients, class_notes = _rsna_classes(paths[1], patients, short)
+    patients = _rsna_classes(source, paths[1], patients)
     kept = patients[patients["class"] != RSNA_LEFT_OUT]
     left_out = f"{len(patients) - len(kept):,} of {len(patients):,} patients are {RSNA_LEFT_OUT!r} and left out."
-    images = folder / "stage_2_train_images"
+    source.notes.append(left_out)
+    images = source.folder / "stage_2_train_images"
     names = set(os.listdir(images)) if images.is_dir() else set()
     found = [str(images / f"{patient}.dcm") if f"{patient}.dcm" in names else None for patient in kept.index]
-    rows = {paths[0].name: (len(boxes), ROWS[paths[0].name])}
-    if short[1] < 0:
-        rows[paths[1].name] = (len(info), ROWS[paths[1].name])
-    frame = listing_frame(kept.index, found, kept["class"], kept.index)
-    return Listing(frame, RSNA_CLASSES, (*notes, *info_notes, *class_notes, left_out), _RSNA_EXPECTED, rows)
+    columns = {"id": kept.index, "path": found, "label": kept["class"].tolist(), "group": kept.index}
+    return source.listing(pd.DataFrame(columns, dtype=object), RSNA_CLASSES)
 
 
 def _by_patient(path: Path, rows: pd.DataFrame, column: str, allowed: Sequence[str]) -> pd.Series:
@@ -120,11 +90,12 @@ def _by_patient(path: Path, rows: pd.DataFrame, column: str, allowed: Sequence[s
     return pairs.set_index("patientId")[column]
 
 
-def _rsna_classes(path: Path, patients: pd.DataFrame, short: list[int]) -> tuple[pd.DataFrame, list[str]]:
-    """Returns Target and class of each patient that has a Target, and a note if the file of classes is short.
+def _rsna_classes(source: Source, path: Path, patients: pd.DataFrame) -> pd.DataFrame:
+    """Returns Target and class of each patient that has a Target.
 
-    A file lacks no more patients than it is short of rows, in the order Target, class.
+    A file lacks no more patients than it is short of rows. That the file of classes is short is noted, and no more.
     """
+    short = [official - found for found, official in source.rows.values()]
     for column, room in zip(("Target", "class"), short, strict=True):
         absent = patients.index[patients[column].isna()]
         if len(absent) > max(0, room):
@@ -132,7 +103,7 @@ def _rsna_classes(path: Path, patients: pd.DataFrame, short: list[int]) -> tuple
                 f"{path} and stage_2_train_labels.csv are not about the same patients: {len(absent):,} are in one "
                 f"alone, first {absent[0]}. Were they renamed? Get both files again"
             )
-    patients, notes = patients[patients["Target"].notna()], []
+    patients = patients[patients["Target"].notna()]
     unknown = patients.index[patients["class"].isna()]
     boxed = patients["Target"] == "1"
     wrong = patients.index[boxed != (patients["class"].fillna("Lung Opacity") == "Lung Opacity")]
@@ -146,9 +117,12 @@ def _rsna_classes(path: Path, patients: pd.DataFrame, short: list[int]) -> tuple
         follows = "each patient has another one"
         if len(unknown):
             follows = f"the class of {len(unknown):,} (first {unknown[0]}) follows from Target 1, Lung Opacity"
-        rows = f"{ROWS[path.name] - short[1]:,} of the official {ROWS[path.name]:,} rows"
-        notes.append(f"{path.name} has {rows}, which makes no difference: {follows}.")
-    return patients.fillna({"class": "Lung Opacity"}), notes
+        found, official = source.rows[path.name]
+        rows = f"{found:,} of the official {official:,} rows"
+        source.notes.append(f"{path.name} has {rows}, which makes no difference: {follows}.")
+    if short[1] >= 0:
+        del source.rows[path.name]
+    return patients.fillna({"class": "Lung Opacity"})
 
 
 def kermany(root: Path | None, labels: str | None = None) -> Listing:
@@ -173,37 +147,28 @@ def kermany(root: Path | None, labels: str | None = None) -> Listing:
     Raises:
         DataError: A folder is missing, has another class, or a name is of another form.
     """
-    folder = _kermany_folder(dataset_folder("kermany", root, _KERMANY_EXPECTED))
+    source = Source("kermany", root)
+    homes = (source.folder, source.folder / "chest_xray", source.folder / "chest_xray" / "chest_xray")
+    folder = next((home for home in homes if (home / "train").is_dir()), None)
+    if folder is None:
+        raise DataError(f"kermany: there is no folder train in {source.folder}. {source.expected}")
+    images = []
     for split in SPLITS:
         _check_classes(folder / split)
-    found = {place: _kermany_images(folder / place) for place in COUNTS}
-    rows = {place: (len(images), COUNTS[place]) for place, images in found.items()}
-    notes = []
-    if not found["val/NORMAL"] and not found["val/PNEUMONIA"]:
-        notes.append("The 16 official validation images are in no folder val.")
         for name in KERMANY_CLASSES:
-            images, official = rows[f"train/{name}"]
+            paths = _kermany_images(folder / split / name)
+            source.count(f"{split}/{name}", len(paths))
+            images += [(Path(path).stem, path, name, _kermany_group(path), split) for path in paths]
+    if not any(source.rows[f"val/{name}"][0] for name in KERMANY_CLASSES):
+        source.notes.append("The 16 official validation images are in no folder val.")
+        for name in KERMANY_CLASSES:
+            found, official = source.rows[f"train/{name}"]
             # The authors' archive has them in train.
-            rows[f"train/{name}"] = (images, official + COUNTS[f"val/{name}"] * (images > official))
-            del rows[f"val/{name}"]
-    paths = [path for images in found.values() for path in images]
-    places = [place.split("/") for place, images in found.items() for _ in images]
-    ids = [os.path.splitext(os.path.basename(path))[0] for path in paths]
-    groups = [_kermany_group(path, id) for path, id in zip(paths, ids, strict=True)]
-    return Listing(
-        frame=listing_frame(ids, paths, [name for _, name in places], groups, [split for split, _ in places]),
-        classes=KERMANY_CLASSES,
-        notes=tuple(notes),
-        expected=_KERMANY_EXPECTED,
-        rows=rows,
+            moved = source.rows.pop(f"val/{name}")[1]
+            source.rows[f"train/{name}"] = (found, official + moved * (found > official))
+    return source.listing(
+        pd.DataFrame(images, columns=["id", "path", "label", "group", "split"], dtype=object), KERMANY_CLASSES
     )
-
-
-def _kermany_folder(root: Path) -> Path:
-    for folder in (root, root / "chest_xray", root / "chest_xray" / "chest_xray"):
-        if (folder / "train").is_dir():
-            return folder
-    raise DataError(f"kermany: there is no folder train in {root}. {_KERMANY_EXPECTED}")
 
 
 def _check_classes(folder: Path) -> None:
@@ -223,10 +188,9 @@ def _kermany_images(folder: Path) -> list[str]:
     ]
 
 
-def _kermany_group(path: str, stem: str) -> str:
+def _kermany_group(path: str) -> str:
     for pattern in _KERMANY_GROUPS:
-        match = pattern.fullmatch(stem)
-        if match:
+        if match := pattern.fullmatch(Path(path).stem):
             return match[1]
     raise DataError(
         f"kermany: {path} is no official name, such as person1_bacteria_2.jpeg or IM-0115-0001.jpeg, so its patient is "
@@ -249,31 +213,23 @@ def nih_pneumonia(root: Path | None, labels: str | None = None) -> Listing:
     Raises:
         DataError: The list is missing or broken, or a patient is not the one of the image's name.
     """
-    folder = dataset_folder("nih_pneumonia", root, _NIH_EXPECTED)
-    path = first_file("nih_pneumonia", folder, ("labels.csv",), _NIH_EXPECTED)
-    rows, notes = read_rows(path, ("image", "patient", "finding"))
-    patients = [
-        _nih_patient(path, image, patient) for image, patient in zip(rows["image"], rows["patient"], strict=True)
-    ]
-    if "Pneumonia" in rows:
-        ill = rows["finding"] == "Pneumonia"
-        bare = int((ill & (rows["Pneumonia"] != "1")).sum())
-        if bare:
-            notes = (*notes, f"{bare:,} of {ill.sum():,} images of Pneumonia lack it in the archive's first labels.")
+    source = Source("nih_pneumonia", root)
+    path = source.file("labels.csv")
+    rows = source.table(path, ("image", "patient", "finding"))
+    ill = rows["finding"] == "Pneumonia"
+    bare = int((ill & (rows["Pneumonia"] != "1")).sum()) if "Pneumonia" in rows else 0
+    if bare:
+        source.notes.append(f"{bare:,} of {ill.sum():,} images of Pneumonia lack it in the archive's first labels.")
     ids = [os.path.splitext(image)[0] for image in rows["image"]]
-    found = index_images(
-        [folder / "images", *(folder / f"images_{part:03d}" / "images" for part in range(1, 13)), folder]
-    )
-    return Listing(
-        frame=listing_frame(ids, [found.get(id) for id in ids], rows["finding"], [f"NIH {name}" for name in patients]),
-        classes=NIH_CLASSES,
-        notes=notes,
-        expected=_NIH_EXPECTED,
-    )
+    archives = (source.folder / f"images_{part:03d}" / "images" for part in range(1, 13))
+    found = index_images([source.folder / "images", *archives, source.folder])
+    patients = map(_nih_patient, repeat(path), rows["image"], rows["patient"])
+    columns = {"id": ids, "path": map(found.get, ids), "label": rows["finding"], "group": patients}
+    return source.listing(pd.DataFrame(columns, dtype=object), NIH_CLASSES)
 
 
 def _nih_patient(path: Path, image: str, patient: str) -> str:
-    """Returns the patient with its eight digits, which a spreadsheet may have cut."""
+    """Returns the group: the patient with its eight digits, which a spreadsheet may have cut."""
     match = re.fullmatch(r"(\d{8})_\d{3}(?:\.\w+)?", image)
     if match is None:
         raise DataError(
@@ -281,4 +237,4 @@ def _nih_patient(path: Path, image: str, patient: str) -> str:
         )
     if patient.zfill(8) != match[1]:
         raise DataError(f"{path}: the image {image} is listed for patient {patient!r}; by its name it is of {match[1]}")
-    return match[1]
+    return f"NIH {match[1]}"
