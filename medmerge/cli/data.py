@@ -9,18 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medmerge.data import (
-    PAPER_NUMBERS,
-    DataError,
-    Table,
-    catalogue,
-    load_images,
-    load_table,
-    near,
-    read_ids,
-    split_files,
-    splits,
-)
+from medmerge import data
+from medmerge.data import DataError, Table, catalogue, near, split_files, splits
 from medmerge.data.audit import audit, hidden, shared
 from medmerge.data.reading import read_rows
 
@@ -88,15 +78,10 @@ def run(options: argparse.Namespace) -> int:
         examples = f" Such as {finding.examples}." if finding.examples else ""
         print(f"  {finding.severity.replace('leak', 'LEAK'):13}{finding.sentence}{examples}")
     joined = {column: found.identical[column].map("; ".join) for column in ("ids", "labels", "parts")}
-    tables = {
-        "summary": found.summary,
-        "counts": found.counts.rename_axis("class").reset_index(),
-        "straddling": found.straddling,
-        "identical": found.identical.assign(**joined),
-        "near": found.near,
-    }
+    tables = {**vars(found), "identical": found.identical.assign(**joined)}
+    tables["counts"] = found.counts.rename_axis("class").reset_index()
     if name:
-        other = load_table(name, _folder(rest[0]) if rest else None, missing="keep")
+        other = data.load_table(name, _folder(rest[0]) if rest else None, missing="keep")
         met = shared(other, table, None if options.no_images else _decode(other)[0], digests)
         print(f"\nShared with {name}\n  {_sharing(name, met, table, parts)}")
         tables["shared"] = met
@@ -118,11 +103,15 @@ def _read(
     options: argparse.Namespace, root: Path | None
 ) -> tuple[Table, list[str] | None, np.ndarray | None, tuple[str, ...]]:
     """The table, the digests of its files and its pixels as far as they are here and wanted, and notes on them."""
-    wanted = {"root": root, "labels": options.labels, "exclude": read_ids(options.exclude) if options.exclude else ()}
-    table = load_table(options.name, **wanted, missing="error" if options.missing == "error" else "keep")
+    wanted = {
+        "root": root,
+        "labels": options.labels,
+        "exclude": data.read_ids(options.exclude) if options.exclude else (),
+    }
+    table = data.load_table(options.name, **wanted, missing="error" if options.missing == "error" else "keep")
     here = table.frame["path"].notna()
     if options.missing == "drop" and here.any() and not here.all():
-        table = load_table(options.name, **wanted, missing="drop")
+        table = data.load_table(options.name, **wanted, missing="drop")
     digests, pixels, notes = (None, None, ()) if options.no_images else _decode(table)
     if options.digests:
         rows, _ = read_rows(Path(options.digests).expanduser(), ("id", "sha256"))
@@ -137,7 +126,7 @@ def _decode(table: Table) -> tuple[list[str] | None, np.ndarray | None, tuple[st
     here = table.frame["path"].notna().to_numpy()
     if not here.any():
         return None, None, ()
-    images = load_images(replace(table, frame=table.frame[here].reset_index(drop=True)), _SIZE)
+    images = data.load_images(replace(table, frame=table.frame[here].reset_index(drop=True)), _SIZE)
     digests = np.full(len(here), "", dtype=object)
     digests[here] = images.digests
     return digests.tolist(), images.pixels if here.all() else None, images.notes
@@ -149,12 +138,12 @@ def _split(options: argparse.Namespace, table: Table) -> np.ndarray:
     if options.split_file:
         parts, how = split_files.apply(table, options.split_file), f"from {options.split_file}"
         given = split_files.read(options.split_file)
-        chosen = {"method": given.method, "fractions": given.fractions, "seed": given.seed}
+        chosen = {name: getattr(given, name) for name in chosen}
     else:
         parts = splits.split(table, **chosen)
         shares = "/".join(f"{100 * share:g}" for share in options.fractions)
-        given = options.split == "official" and (table.frame["split"] == "val").any()
-        how = options.split if given else f"{options.split}, {shares}, seed {options.seed}"
+        drawn = options.split != "official" or (table.frame["split"] != "val").all()
+        how = f"{options.split}, {shares}, seed {options.seed}" if drawn else options.split
     print(f"\nSplit: {how} (sha256 {split_files.fingerprint(table.frame['id'], parts)[:12]})")
     if options.write_split:
         split_files.write(options.write_split, table, parts, **chosen)
@@ -163,22 +152,21 @@ def _split(options: argparse.Namespace, table: Table) -> np.ndarray:
 
 def _contents(name: str, root: Path | None, table: Table, notes: Sequence[str]) -> list[str]:
     """What is there, what is missing, and what the paper says."""
-    known, paper = catalogue.entry(name), PAPER_NUMBERS.get(name)
+    known = catalogue.entry(name)
     here, total = int(table.frame["path"].notna().sum()), len(table.frame)
     lines = [name, f"  {known.title}", f"  folder       {root or '-'}", f"  licence      {known.licence}"]
     groups = f"{total:,} in {len(table.classes)} classes, {table.frame['group'].nunique():,} groups"
     there = "" if here == total else f"; {here:,} of them are here" if here else "; none of them is here: labels only"
     lines += [f"  images       {groups}{there}", *(f"  note         {note}" for note in (*table.notes, *notes))]
-    if paper:
-        files = f"the official files {paper.files:,}; {here:,} are here"
-        lines.append(f"  paper        The paper counts {paper.stated:,} images, {files}. {paper.why}")
+    if known.paper:
+        counted = f"The paper counts {known.stated:,} images, the official files {known.files:,}; {here:,} are here."
+        lines.append(f"  paper        {counted} {known.why}")
     return lines
 
 
 def _sharing(name: str, met: pd.DataFrame, table: Table, parts: np.ndarray) -> str:
     if met.empty and hidden(table.name, [name]):
-        anew = f"Nothing is found in both, but {name} and {table.name} hold images of one archive, named anew."
-        return f"not checked  {anew}"
+        return f"not checked  Nothing is in both, but {name} and {table.name} hold images of one archive, named anew."
     if met.empty:
         return "ok           No image, no file and no group is in both."
     rows, tested = table.frame["id"].isin(met["id"]).to_numpy(), parts == "test"

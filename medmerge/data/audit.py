@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from medmerge.data import near, splits
-from medmerge.data.table import SPLITS, DataError, Table
+from medmerge.data.catalogue import CATALOGUE
+from medmerge.data.table import SPLITS, Table
 
 SEVERITIES = ("leak", "look", "not checked", "ok")
 
@@ -19,16 +20,7 @@ _EXAMPLES = 3
 ARCHIVES = {"ham10k": "isic", "isic2019": "isic"}
 """Datasets whose ids are of one archive, so that equal ids are the same image."""
 
-ORIGINS = {
-    "medmnist:dermamnist": "isic",
-    "medmnist:pneumoniamnist": "kermany",
-    "medmnist:chestmnist": "nih",
-    "nih_pneumonia": "nih",
-    "rsna": "nih",
-    "medmnist:organamnist": "lits",
-    "medmnist:organcmnist": "lits",
-    "medmnist:organsmnist": "lits",
-}
+ORIGINS = {name: archive for known in CATALOGUE for name, archive in known.origins.items()}
 """Where datasets were drawn from that gave the images names, and most of them bytes, of their own."""
 
 
@@ -77,33 +69,21 @@ def audit(
         pixels: uint8 [N, S, S, 3], best of 64 px, as in `Images.pixels`. Without any,
             near-duplicates are not looked for.
         distance: How many of 256 bits may differ in a pair of near-duplicates; see `near`.
-
-    Raises:
-        DataError: An argument is not aligned with the table.
     """
-    for name, values in (("parts", parts), ("digests", digests), ("pixels", pixels)):
-        if values is not None and len(values) != len(table.frame):
-            raise DataError(
-                f"{table.name} has {len(table.frame):,} images and {len(values):,} {name}; give one an image"
-            )
     straddling = _straddling(table, parts)
     identical = _identical(table, parts, digests)
     pairs = _near(table, parts, digests, pixels, distance)
-    rows = [
-        *_group_findings(table, parts, straddling),
-        *_file_findings(identical, digests, parts),
-        *_near_findings(pairs, None if pixels is None else distance),
-        *_class_findings(splits.count(table, parts)),
-    ]
-    rows.sort(key=lambda row: SEVERITIES.index(row[1]))
-    summary = pd.DataFrame(rows, columns=["finding", "severity", "count", "sentence", "examples"])
-    return Audit(
-        summary=summary.astype({"count": np.int64}),
-        counts=splits.count(table, parts),
-        straddling=straddling,
-        identical=identical,
-        near=pairs,
-    )
+    counts = splits.count(table, parts)
+    rows = {
+        "groups": _group_finding(table, parts, straddling),
+        "identical files": _file_finding(identical, digests, parts),
+        "conflicting labels": _conflict_finding(identical),
+        "near-duplicates": _near_finding(pairs, None if pixels is None else distance),
+        "classes": _class_finding(counts),
+    }
+    found = sorted(((name, *row) for name, row in rows.items() if row), key=lambda row: SEVERITIES.index(row[1]))
+    summary = pd.DataFrame(found, columns=["finding", "severity", "count", "sentence", "examples"])
+    return Audit(summary.astype({"count": np.int64}), counts, straddling, identical, pairs)
 
 
 def leakage(keys: Sequence[str | None], parts: np.ndarray) -> pd.DataFrame:
@@ -203,12 +183,10 @@ def _columns(table: Table, digests: Sequence[str | None] | None) -> pd.DataFrame
 
 
 def _straddling(table: Table, parts: np.ndarray) -> pd.DataFrame:
-    groups, members = np.unique(table.frame["group"].to_numpy(dtype=str), return_inverse=True)
-    columns = {part: np.bincount(members[parts == part], minlength=len(groups)) for part in SPLITS}
-    frame = pd.DataFrame({"group": groups.astype(object), **columns})
-    frame = frame[(frame[list(SPLITS)] > 0).sum(axis=1) > 1]
-    order = frame[list(SPLITS)].sum(axis=1).sort_values(ascending=False, kind="stable").index
-    return frame.loc[order].reset_index(drop=True)
+    counts = pd.crosstab(table.frame["group"].astype(object), parts).reindex(columns=list(SPLITS), fill_value=0)
+    counts = counts[(counts > 0).sum(axis=1) > 1].rename_axis(index="group", columns=None)
+    order = counts.sum(axis=1).sort_values(ascending=False, kind="stable").index
+    return counts.loc[order].reset_index()
 
 
 def _identical(table: Table, parts: np.ndarray, digests: Sequence[str | None] | None) -> pd.DataFrame:
@@ -250,87 +228,83 @@ def _label_names(table: Table) -> list[str]:
     ]
 
 
-Finding = tuple[str, str, int, str, str]
+Finding = tuple[str, int, str, str]
+"""Severity, count, sentence and examples."""
 
 
-def _group_findings(table: Table, parts: np.ndarray, straddling: pd.DataFrame) -> list[Finding]:
-    if table.frame["group"].is_unique:
-        sentence = "No two images share a group: if patients or lesions have several images, the labels do not say so."
-        return [("groups", "look", 0, sentence, "")]
-    if straddling.empty:
-        count = table.frame["group"].nunique()
-        return [("groups", "ok", 0, f"Each of the {count:,} groups is in one part.", "")]
-    test = leakage(table.frame["group"], parts).loc["test"]
-    sentence = (
-        f"{_number(len(straddling), 'group is', 'groups are')} in more than one part: {test['shared']:,.0f} of "
-        f"{test['images']:,.0f} test images ({_percent(test['share'])}) have another image of their group in train."
-    )
-    return [("groups", "leak", len(straddling), sentence, _some(straddling["group"]))]
+def _group_finding(table: Table, parts: np.ndarray, straddling: pd.DataFrame) -> Finding:
+    groups, count = table.frame["group"], len(straddling)
+    if groups.is_unique:
+        told = "No two images share a group: if patients or lesions have several images, the labels do not say so."
+        return "look", 0, told, ""
+    if not count:
+        return "ok", 0, f"Each of the {groups.nunique():,} groups is in one part.", ""
+    told = f"{_number(count, 'group is', 'groups are')} in more than one part: {_met(groups, parts)} have another image"
+    return "leak", count, f"{told} of their group in train.", _some(straddling["group"])
 
 
-def _file_findings(identical: pd.DataFrame, digests: Sequence[str | None] | None, parts: np.ndarray) -> list[Finding]:
-    if digests is None or not any(digests):
-        return [("identical files", "not checked", 0, "Byte-identical files: their digests are not known.", "")]
-    unknown = sum(not digest for digest in digests)
-    of = f" among the {len(digests) - unknown:,} whose digest is known" if unknown else ""
+def _file_finding(identical: pd.DataFrame, digests: Sequence[str | None] | None, parts: np.ndarray) -> Finding:
+    known = sum(map(bool, digests or ()))
+    if not known:
+        return "not checked", 0, "Byte-identical files: their digests are not known.", ""
+    of = "" if known == len(digests) else f" among the {known:,} whose digest is known"
     if identical.empty:
-        return [("identical files", "ok", 0, f"No two files are byte-identical{of}.", "")]
+        return "ok", 0, f"No two files are byte-identical{of}.", ""
     cut, ungrouped = identical[identical["straddles"]], identical[identical["groups"] > 1]
-    images = int(identical["ids"].map(len).sum())
-    sentence = f"{_number(len(identical), 'set', 'sets')} of byte-identical files, {images:,} images{of}: "
     if len(cut):
-        test = leakage(digests, parts).loc["test"]
-        sentence += (
-            f"{_number(len(cut), 'is', 'are')} in more than one part, and {test['shared']:,.0f} of "
-            f"{test['images']:,.0f} test images ({_percent(test['share'])}) have a copy in train."
-        )
+        apart = f"{_number(len(cut), 'is', 'are')} in more than one part"
+        severity, told = "leak", f"{apart}, and {_met(digests, parts)} have a copy in train."
     elif len(ungrouped):
-        sentence += f"this split cuts none, but {len(ungrouped):,} with several groups may be cut by another."
+        severity = "look"
+        told = f"this split cuts none, but {len(ungrouped):,} with several groups may be cut by another."
     else:
-        sentence += "each is in one group."
-    severity = "leak" if len(cut) else "look" if len(ungrouped) else "ok"
-    first = next((sets for sets in (cut, ungrouped) if len(sets)), identical)
-    found = [("identical files", severity, len(identical), sentence, _some(first["ids"]))]
-    disagree = identical[identical["conflicting"]]
-    if len(disagree):
-        sentence = f"{_number(len(disagree), 'set', 'sets')} of byte-identical files with different labels."
-        shown = [f"{'='.join(row.ids)} ({' / '.join(row.labels)})" for row in disagree.itertuples()]
-        found.append(("conflicting labels", "look", len(disagree), sentence, _some(shown)))
-    return found
+        severity, told = "ok", "each is in one group."
+    sets = (
+        f"{_number(len(identical), 'set', 'sets')} of byte-identical files, {identical['ids'].map(len).sum():,} images"
+    )
+    first = next(found for found in (cut, ungrouped, identical) if len(found))
+    return severity, len(identical), f"{sets}{of}: {told}", _some(first["ids"])
 
 
-def _near_findings(pairs: pd.DataFrame, distance: int | None) -> list[Finding]:
+def _conflict_finding(identical: pd.DataFrame) -> Finding | None:
+    rows = identical[identical["conflicting"]]
+    shown = [f"{'='.join(row.ids)} ({' / '.join(row.labels)})" for row in rows.itertuples()]
+    told = f"{_number(len(rows), 'set', 'sets')} of byte-identical files with different labels."
+    return ("look", len(rows), told, _some(shown)) if shown else None
+
+
+def _near_finding(pairs: pd.DataFrame, distance: int | None) -> Finding:
     if distance is None:
-        sentence = "Near-duplicates: the images were not decoded, or not all are here."
-        return [("near-duplicates", "not checked", 0, sentence, "")]
+        return "not checked", 0, "Near-duplicates: the images were not decoded, or not all are here.", ""
     within = f"within {distance} of {near.BITS} bits of their perceptual hash"
     if pairs.empty:
-        return [("near-duplicates", "ok", 0, f"No two different files look alike ({within}).", "")]
-    cut = pairs[pairs["part_a"] != pairs["part_b"]]
-    apart = pairs[~pairs["same_group"]]
-    sentence = (
+        return "ok", 0, f"No two different files look alike ({within}).", ""
+    cut, apart = pairs[pairs["part_a"] != pairs["part_b"]], pairs[~pairs["same_group"]]
+    unlike = (~pairs["same_label"]).sum()
+    told = (
         f"{_number(len(pairs), 'pair', 'pairs')} of images look alike ({within}): {len(cut):,} in different parts, "
-        f"{len(apart):,} of different groups, {(~pairs['same_label']).sum():,} of different labels."
+        f"{len(apart):,} of different groups, {unlike:,} of different labels."
     )
-    severity = "look" if len(cut) or len(apart) or not pairs["same_label"].all() else "ok"
-    first = next((part for part in (cut, apart, pairs) if len(part)), pairs)
-    return [("near-duplicates", severity, len(pairs), sentence, _some(zip(first["a"], first["b"], strict=True)))]
+    first = next(found for found in (cut, apart, pairs) if len(found))
+    severity = "look" if len(cut) or len(apart) or unlike else "ok"
+    return severity, len(pairs), told, _some(zip(first["a"], first["b"], strict=True))
 
 
-def _class_findings(counts: pd.DataFrame) -> list[Finding]:
+def _class_finding(counts: pd.DataFrame) -> Finding:
     absent = [f"{name} in {part}" for part in SPLITS for name in counts.index[counts[part] == 0]]
     if not absent:
-        return [("classes", "ok", 0, "Each class is in each part.", "")]
+        return "ok", 0, "Each class is in each part.", ""
     few = f"{_number(len(absent), 'class is', 'classes are')} absent from a part, where no score of theirs can be had."
-    return [("classes", "look", len(absent), few, _some(absent))]
+    return "look", len(absent), few, _some(absent)
+
+
+def _met(keys: Sequence[str | None], parts: np.ndarray) -> str:
+    images, met, share = leakage(keys, parts).loc["test"]
+    return f"{met:,.0f} of {images:,.0f} test images ({100 * share:.1f} %)"
 
 
 def _number(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _some(values: Iterable[str | Sequence[str]]) -> str:

@@ -28,6 +28,7 @@ class Entry:
         why: Sentences that explain the number, and the difference where there is one.
         expected: Sentences for those whose folder is another: what it must hold, and where to get it.
         rows: Rows of the official labels files, by their names without suffix, or images of official folders.
+        origins: For datasets that this entry stands for, the archive that they were drawn from.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Entry:
     why: str = ""
     expected: str = ""
     rows: dict[str, int] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 CATALOGUE = tuple(

@@ -92,14 +92,8 @@ def write(
     """
     ids = table.frame["id"].tolist()
     rows = sorted(zip(ids, parts.tolist(), strict=True))
-    head = {
-        "dataset": table.name,
-        "method": method,
-        "fractions": list(fractions),
-        "seed": seed,
-        "images": len(ids),
-        "sha256": fingerprint(ids, parts),
-    }
+    head = {"dataset": table.name, "method": method, "fractions": list(fractions), "seed": seed}
+    head |= {"images": len(ids), "sha256": fingerprint(ids, parts)}
     target = Path(path).expanduser()
     quoting = csv.QUOTE_ALL if any("#" in image for image in ids) else csv.QUOTE_MINIMAL
     try:

@@ -106,12 +106,8 @@ def count(table: Table, parts: np.ndarray) -> pd.DataFrame:
     Multi-label: the images that have the class, so that one image may count in several rows, or
     in none; `sizes` gives the number of images.
     """
-    if table.multilabel:
-        positive = table.labels == 1
-        columns = {part: positive[parts == part].sum(axis=0) for part in SPLITS}
-    else:
-        labels = table.frame["label"].to_numpy()
-        columns = {part: np.bincount(labels[parts == part], minlength=len(table.classes)) for part in SPLITS}
+    has = table.labels == 1 if table.multilabel else table.labels[:, None] == np.arange(len(table.classes))
+    columns = {part: has[parts == part].sum(axis=0) for part in SPLITS}
     return pd.DataFrame(columns, index=list(table.classes), dtype=np.int64)
 
 
@@ -134,12 +130,7 @@ def join_identical(table: Table, digests: Sequence[str | None]) -> Table:
     Returns:
         The table with other groups and a note that says how many were joined, or the same table
         if there are none to join.
-
-    Raises:
-        DataError: The number of digests is not that of the images.
     """
-    if len(digests) != len(table.frame):
-        raise DataError(f"{table.name} has {len(table.frame):,} images and {len(digests):,} digests; give one an image")
     names, groups = np.unique(table.frame["group"].to_numpy(dtype=str), return_inverse=True)
     known = np.array([bool(digest) for digest in digests])
     _, files = np.unique([digest for digest in digests if digest], return_inverse=True)
@@ -163,12 +154,9 @@ def check(table: Table, parts: np.ndarray) -> None:
             that val or test lacks.
     """
     counts, images = count(table, parts), sizes(parts)
-    for part in SPLITS:
-        if not images[part]:
-            raise DataError(
-                f"{table.name}: {part} is empty with {len(parts):,} images; it takes more images "
-                "or groups, or other fractions"
-            )
+    if not images.all():
+        empty = f"{images.idxmin()} is empty with {len(parts):,} images"
+        raise DataError(f"{table.name}: {empty}; it takes more images or groups, or other fractions")
     for part in SPLITS:
         absent = counts.index[counts[part] == 0]
         if not len(absent):
@@ -184,8 +172,8 @@ def check(table: Table, parts: np.ndarray) -> None:
 
 def _number(table: Table, label: str) -> str:
     """A class with the number of its images and of their groups."""
-    labels, index = table.labels, table.classes.index(label)
-    members = (labels[:, index] == 1) if table.multilabel else labels == index
+    index = table.classes.index(label)
+    members = table.labels[:, index] == 1 if table.multilabel else table.labels == index
     images, groups = int(members.sum()), table.frame["group"][members].nunique()
     return f"{label} ({images:,} image{'s' * (images != 1)}, {groups:,} group{'s' * (groups != 1)})"
 
@@ -216,9 +204,8 @@ def _folds(shares: tuple[float, ...]) -> list[int]:
             return folds
     given = ", ".join(f"{share:g}" for share in shares)
     raise DataError(
-        f"The shares {given} are not multiples of 1/k for any k up to {MAX_FOLDS}, so groups "
-        "cannot be dealt into that many equal folds; take near ones that are, such as "
-        "0.65, 0.15, 0.2, or 0.6, 0.2, 0.2"
+        f"The shares {given} are not multiples of 1/k for any k up to {MAX_FOLDS}, so groups cannot be dealt into that "
+        "many equal folds; take near ones that are, such as 0.65, 0.15, 0.2, or 0.6, 0.2, 0.2"
     )
 
 
@@ -268,10 +255,8 @@ def _official(table: Table, frame: pd.DataFrame, fractions: tuple[float, ...], s
     parts = frame["split"].to_numpy(dtype="<U5")
     absent = {"train", "test"} - set(parts)
     if absent:
-        raise DataError(
-            f"{table.name}: the official split has no {' and no '.join(sorted(absent))}; take split: grouped or split: "
-            "random"
-        )
+        lacks = " and no ".join(sorted(absent))
+        raise DataError(f"{table.name}: the official split has no {lacks}; take split: grouped or split: random")
     if "val" not in parts:
         train, val, _ = fractions
         rest, shares = parts == "train", (train / (train + val), val / (train + val))

@@ -152,11 +152,11 @@ def settle(
 
     Arguments, result and errors are those of `loaders.load_table`; `where` is the folder, for messages.
     """
-    multilabel = "label" not in listing.frame
     row_notes = _check_counts(name, listing, missing)
     twice = first_duplicate(listing.frame["id"])
     if twice is not None:
         raise DataError(f"{name}: the image {twice} is listed more than once")
+    multilabel = "label" not in listing.frame
     (_check_findings if multilabel else _check_labels)(name, listing)
     frame, notes = _leave_out(name, listing, where, missing, set(exclude))
     if multilabel:

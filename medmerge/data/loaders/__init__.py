@@ -71,13 +71,10 @@ def load_table(
             the classes, an id comes twice, no image is left, or only one class is.
     """
     loader = _find_loader(name)
-    for parameter, value, allowed in (
-        ("missing", missing, MISSING),
-        ("uncertain", uncertain, POLICIES),
-        ("blank", blank, POLICIES),
-    ):
-        if value not in allowed:
-            raise DataError(f"{parameter} is {value!r}; it is one of {', '.join(allowed)}")
+    allowed = {"missing": MISSING, "uncertain": POLICIES, "blank": POLICIES}
+    for parameter, value in (("missing", missing), ("uncertain", uncertain), ("blank", blank)):
+        if value not in allowed[parameter]:
+            raise DataError(f"{parameter} is {value!r}; it is one of {', '.join(allowed[parameter])}")
     if isinstance(exclude, str):
         raise DataError(f"exclude is the text {exclude!r}; give a list of ids")
     if labels is not None and name != "csv":
