@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medmerge.data import Table, catalogue, load_images, load_table, split
+from medmerge.data import Table, catalogue
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -185,22 +185,5 @@ def ask(processes, function: Callable, *arguments):
     return returned
 
 
-def load_at_once(barrier, results, root: str, cache: str) -> None:
-    """In a process of its own: waits for the others, then loads the same images as they do."""
-    table = load_table("ham10k", root, missing="drop")
-    barrier.wait(timeout=120)
-    images = load_images(table, 32, cache=Path(cache), workers=1)
-    results.put((images.fingerprint, int(images.pixels.astype(np.int64).sum())))
-
-
-def split_moles() -> list[list[str]]:
-    table = load_table("synthetic:moles")
-    return [split(table, method=method, seed=5).tolist() for method in ("grouped", "random")]
-
-
 def imported(package: str) -> bool:
     return package in sys.modules
-
-
-def string_hash(text: str) -> int:
-    return hash(text)

@@ -127,14 +127,6 @@ def test_columns_and_names_of_plain_meaning_are_read_and_said(tmp_path):
     )
 
 
-def test_isic2019_short_files_are_read_and_noted_when_asked_for(tmp_path):
-    root = altered(tmp_path, "isic2019", METADATA, lambda lines: lines[:-1])
-    table = load_table("isic2019", root, missing="keep")
-    assert len(table.frame) == 25_331
-    assert "ISIC_2019_Training_Metadata.csv has 25,330 of the official 25,331 rows." in table.notes
-    assert table.frame["group"].iloc[-1] == table.frame["id"].iloc[-1]
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

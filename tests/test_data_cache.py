@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_fixtures import load_at_once, write_ham10k, write_image
+from data_fixtures import write_ham10k, write_image
 
 from medmerge.data import DataError, load_images, load_table
 from medmerge.data import images as images_module
@@ -120,21 +120,6 @@ def test_image_removed_after_the_table_was_read(table, cache):
         load_images(table, 8, cache=cache)
 
 
-def test_two_processes_at_once(table, cache, processes):
-    barrier, results = processes.Barrier(2), processes.Queue()
-    root = str(cache.parent / "ham")
-    workers = [processes.Process(target=load_at_once, args=(barrier, results, root, str(cache))) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    answers = [results.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join(timeout=60)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    images = load_images(table, 32, cache=cache)
-    assert answers == [(images.fingerprint, int(images.pixels.astype(np.int64).sum()))] * 2
-    assert len(list(cache.iterdir())) == 2
-
-
 def decode_slowly(root: str, cache: str, begun, results, seconds: float) -> None:
     """In a process of its own: loads images, so many seconds for each; says when the first has begun."""
     decode, count = images_module._decode, 0
@@ -204,20 +189,6 @@ def test_file_systems_without_locks(table, cache, monkeypatch, code):
     part.touch()
     assert (load_images(table, 8, cache=cache).pixels == expected).all()
     assert part.exists()  # nobody knows that its process has ended
-
-
-# Speed and memory.
-
-
-def test_images_are_decoded_side_by_side(table, cache, monkeypatch):
-    meeting, decode = threading.Barrier(2), images_module._decode
-
-    def meet(*arguments):
-        meeting.wait(timeout=60)  # broken, unless two are decoded at once
-        return decode(*arguments)
-
-    monkeypatch.setattr(images_module, "_decode", meet)
-    assert load_images(table, 8, cache=cache, workers=2).pixels.any()
 
 
 # The folder.

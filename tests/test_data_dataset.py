@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from data_fixtures import real, write_csv
+from data_fixtures import real
 
 from medmerge import data
 
@@ -31,14 +31,6 @@ def test_parts_share_storage_and_nothing_else(moles):
         assert part.rows.dtype == part.labels.dtype == torch.int64
 
 
-def test_counts_are_those_of_the_labels(moles):
-    assert list(moles.counts.index) == list(moles.classes)
-    assert list(moles.counts.columns) == ["train", "val", "test"]
-    for name in ("train", "val", "test"):
-        labels = getattr(moles, name).labels
-        assert torch.bincount(labels, minlength=4).tolist() == moles.counts[name].tolist()
-
-
 def test_ids_labels_and_images_belong_together(moles):
     table = data.load_table("synthetic:moles").frame.set_index("id")
     for position in (0, 17, len(moles.test) - 1):
@@ -56,19 +48,6 @@ def test_fingerprint_follows_the_split(moles, cache):
     assert data.load("synthetic:moles", image_size=32, cache=cache).fingerprint == moles.fingerprint
     for change in ({"split_seed": 1}, {"split": "random"}, {"fractions": (0.8, 0.1, 0.1)}):
         assert data.load("synthetic:moles", image_size=16, cache=cache, **change).fingerprint != moles.fingerprint
-
-
-def test_own_images_with_their_own_split(tmp_path, cache):
-    names = [f"{number}.png" for number in range(6)]
-    parts = ["train", "train", "val", "val", "test", "test"]
-    rows = "".join(
-        f"{name},{'ab'[row % 2]},{part}\n" for row, (name, part) in enumerate(zip(names, parts, strict=True))
-    )
-    labels = write_csv(tmp_path, "image,label,split\n" + rows, tuple(names))
-    dataset = data.load("csv", tmp_path, labels=labels, image_size=8, split="official", cache=cache)
-    assert dataset.classes == ("a", "b")
-    assert dataset.val.ids == ("2.png", "3.png")
-    assert dataset.notes == ("6 of 6 images carry no group; each is a group of its own.",)
 
 
 def test_part_of_isic2019(cache):

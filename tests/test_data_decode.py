@@ -1,6 +1,5 @@
 """From a path to pixels: rows of npz files, and pixels that must never change."""
 
-import base64
 import hashlib
 
 import numpy as np
@@ -16,15 +15,6 @@ RANDOM = np.random.default_rng(0)
 
 
 # Rows of npz files.
-
-
-def npz_table(path, rows: int, folder=None) -> Table:
-    """The rows of an npz file's array "train" as a table of two classes."""
-    folder = folder or path.parent
-    lines = "".join(f"{row:04d},{'ab'[row % 2]}\n" for row in range(rows))
-    labels = write_csv(folder, "image,label\n" + lines)
-    frame = load_table("csv", folder, labels=labels, missing="keep").frame
-    return Table("rows", frame.assign(path=[f"{path}#train/{row}" for row in range(rows)]), ("a", "b"))
 
 
 @pytest.mark.parametrize("shape", [(6, 9, 7), (6, 9, 7, 3)])
@@ -43,45 +33,7 @@ def test_rows_of_an_npz_file(tmp_path, shape, save, order):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_real_npz_file(tmp_path):
-    path = real("medmnist", "retinamnist.npz")
-    with np.load(path) as data:
-        expected = data["train_images"][:40]
-    table = npz_table(path, 40, folder=tmp_path)
-    images = load_images(table, 28, cache=tmp_path / "cache")
-    assert (images.pixels == expected).all()
-    assert images.digests[17] == hashlib.sha256(expected[17].tobytes()).hexdigest()
-
-
 # What must never change: recorded results rest on these pixels and fingerprints.
-
-JPEG = (
-    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5aYVpQ"
-    "YEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAARCAASABgD"
-    "ASIAAhEBAxEB/8QAHwAAAQUBAQEBAQEAAAAAAAAAAAECAwQFBgcICQoL/8QAtRAAAgEDAwIEAwUFBAQAAAF9AQIDAAQRBRIhMUEGE1FhByJxFDKB"
-    "kaEII0KxwRVS0fAkM2JyggkKFhcYGRolJicoKSo0NTY3ODk6Q0RFRkdISUpTVFVWV1hZWmNkZWZnaGlqc3R1dnd4eXqDhIWGh4iJipKTlJWWl5iZ"
-    "mqKjpKWmp6ipqrKztLW2t7i5usLDxMXGx8jJytLT1NXW19jZ2uHi4+Tl5ufo6erx8vP09fb3+Pn6/8QAHwEAAwEBAQEBAQEBAQAAAAAAAAECAwQF"
-    "BgcICQoL/8QAtREAAgECBAQDBAcFBAQAAQJ3AAECAxEEBSExBhJBUQdhcRMiMoEIFEKRobHBCSMzUvAVYnLRChYkNOEl8RcYGRomJygpKjU2Nzg5"
-    "OkNERUZHSElKU1RVVldYWVpjZGVmZ2hpanN0dXZ3eHl6goOEhYaHiImKkpOUlZaXmJmaoqOkpaanqKmqsrO0tba3uLm6wsPExcbHyMnK0tPU1dbX"
-    "2Nna4uPk5ebn6Onq8vP09fb3+Pn6/9oADAMBAAIRAxEAPwDo7XWobl9qMCag1i6WHG49a4XQrl4roEsa2dcuTcBea6JUo08Qo0NWcuKwMvYtSNq0"
-    "PnoGWiqmjXHlwAGivJr5JVqVHJ7s8yOY+xXJ2OO03/j4Fa970FFFevhP9+ifV5h8Boad/qhRRRXuVPiZ+eYj+Iz/2Q=="
-)
-PNG16 = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAcAAAAFEAAAAAD8YXVHAAAAQ0lEQVR4nGNgYGBv5+cXmyYnp7pUV5fFZAtHBzscs5huhXE4trDbsJhuYbfhgOCt"
-    "HO0Mly7dinz48GXGhw8/yv//BwAJcht2nIm/YAAAAABJRU5ErkJggg=="
-)
-
-
-def test_pixels_and_fingerprints_of_files_are_as_ever(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(base64.b64decode(JPEG))
-    (tmp_path / "b.png").write_bytes(base64.b64decode(PNG16))
-    table = load_table("csv", tmp_path, labels=write_csv(tmp_path, "image,label\na.jpg,x\nb.png,y\n"))
-    images = load_images(table, 10, cache=tmp_path / "cache")
-    assert [hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in images.pixels] == [
-        "87bb423a3a10a22dcb9938faf3544a1232e14d425452df494a7a6434180875fc",
-        "aa3f71ccea80b523ef278362c25fedfbae50b1d48660cfb0ac49259d97002b3f",
-    ]
-    assert images.fingerprint == "c52fd21ecea50f4775d0643910a7ff7f2b94cb2ac3d1a4885451ed0ae70ae40c"
 
 
 def test_pixels_and_fingerprints_of_drawings_are_as_ever():

@@ -27,16 +27,6 @@ def test_isic2019_tells_what_is_odd_about_it():
     assert "UNK" not in listing.classes
 
 
-def test_a_random_split_of_isic2019_leaks_lesions_and_a_grouped_one_does_not():
-    table = load_table("isic2019", real("isic2019"), missing="keep")
-    lesions = table.frame["group"].where(table.frame["group"] != table.frame["id"])
-    assert lesions.notna().sum() == 23_247 and lesions.nunique() == 11_847
-    for method, leaked in (("random", 0.557), ("grouped", 0.0)):
-        parts = split(table, method=method)
-        train = set(lesions[parts == "train"].dropna())
-        assert lesions[parts == "test"].isin(train).mean() == pytest.approx(leaked, abs=5e-4)
-
-
 # Eyes.
 
 
@@ -68,13 +58,6 @@ def test_aptos2019_has_300_images_fewer_than_the_paper_says():
     unlabelled = pd.read_csv(real("aptos2019", "test.csv"))["id_code"]
     assert len(unlabelled) == 1_928 and not unlabelled.isin(table.frame["id"]).any()
     assert table.frame["split"].isna().all() and (table.frame["group"] == table.frame["id"]).all()
-
-
-def test_fundus4_has_four_folders():
-    table = load_table("fundus4", real("fundus4"))
-    assert len(table.frame) == 4_217
-    counts = dict(zip(table.classes, np.bincount(table.labels).tolist(), strict=True))
-    assert counts == {"cataract": 1_038, "diabetic_retinopathy": 1_098, "glaucoma": 1_007, "normal": 1_074}
 
 
 def test_fundus4_has_eyepacs_patients_under_eyepacs_names():

@@ -10,7 +10,7 @@ from data_fixtures import (
     write_image,
 )
 
-from medmerge.data import DataError, load_table, split
+from medmerge.data import DataError, load_table
 from medmerge.data.loaders import fundus
 
 TRAIN = {"10_left": 0, "10_right": 4, "13_left": 1, "13_right": 0}
@@ -35,15 +35,6 @@ def test_eyepacs(tmp_path):
     }  # fmt: skip
     assert frame["group"].value_counts().to_dict() == {"EyePACS 1": 2, "EyePACS 10": 2, "EyePACS 13": 2}
     assert (frame["split"] == "train").sum() == 4 and table.notes == ()
-
-
-def test_eyepacs_official_split_draws_val_from_train_by_patient(tmp_path):
-    train = {f"{number}_{side}": number % 5 for number in range(40) for side in ("left", "right")}
-    test = {f"{number}_{side}": number % 5 for number in range(40, 60) for side in ("left", "right")}
-    table = load_table("eyepacs", write_eyepacs(tmp_path, train, test))
-    parts = split(table, method="official")
-    assert set(table.frame["id"][parts == "test"]) == set(test)
-    assert table.frame["group"].groupby(parts).nunique().sum() == 60
 
 
 @pytest.mark.parametrize("layout", ["train/train", "beside", "kaggle"])
@@ -98,18 +89,6 @@ def test_eyepacs_with_one_labels_file(tmp_path):
         DataError, match=r"eyepacs: there is no trainLabels.csv in .*diabetic-retinopathy-detection/data"
     ):
         load_table("eyepacs", root, missing="drop")
-
-
-def test_eyepacs_names_with_suffixes_are_read_and_said(tmp_path):
-    root = write_eyepacs(tmp_path, TRAIN, TEST)
-    labels = root / "trainLabels.csv"
-    labels.write_text(labels.read_text().replace("_left,", "_left.jpeg,").replace("image,level", "Image,Level"))
-    table = load_table("eyepacs", root)
-    assert set(table.frame["id"]) == {*TRAIN, *TEST} and table.frame["path"].notna().all()
-    assert table.notes == (
-        "trainLabels.csv: Columns read under other names: Image as image, Level as level.",
-        "trainLabels.csv: the suffix is taken off 2 names of images.",
-    )
 
 
 # APTOS 2019.
@@ -170,14 +149,6 @@ def test_fundus4_groups(four):
         "normal/8_right.jpg": "ODIR 8",
     }
     assert table.notes[0].startswith("6 of 16 images are flipped or shifted copies of others; 3 of them")
-
-
-def test_fundus4_on_a_disk_that_macos_wrote(four):
-    """Its files of attributes have the images' names behind a dot and an underscore."""
-    before = load_table("fundus4", four).frame
-    for image in list(four.rglob("*.jpg")):
-        image.with_name(f"._{image.name}").write_bytes(b"attributes")
-    assert load_table("fundus4", four).frame.equals(before)
 
 
 def test_fundus4_with_an_original_gone_does_not_guess(four):

@@ -1,8 +1,5 @@
 """Decoding, fingerprints and batches."""
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -101,13 +98,6 @@ def test_fingerprint_follows_contents_ids_and_class_names_only(table, cache, tmp
         Table(table.name, table.frame[:-1], table.classes),
     ):
         assert load_images(other, 8, cache=cache).fingerprint != fingerprint
-
-
-def test_digests_are_those_of_the_files_in_the_order_of_the_table(table, cache):
-    backwards = Table(table.name, table.frame[::-1].reset_index(drop=True), table.classes)
-    for listed in (table, backwards):
-        digests = load_images(listed, 8, cache=cache).digests
-        assert digests == tuple(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in listed.frame["path"])
 
 
 def test_fingerprint_of_a_multi_label_table(table, cache):

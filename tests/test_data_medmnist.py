@@ -86,13 +86,6 @@ def test_ids_sort_as_rows_beyond_a_hundred_thousand(tmp_path, monkeypatch):
     assert train["path"].iloc[99_999].endswith("#train/99999") and train["id"].iloc[-1] == "train/100000"
 
 
-def test_a_file_one_folder_below_is_found(tmp_path, monkeypatch):
-    write_npz(tmp_path / "medmnist" / "breastmnist_128.npz", "breastmnist", 128, monkeypatch)
-    table = load_table("medmnist:breastmnist_128", tmp_path)
-    assert table.classes == ("malignant", "normal, benign")
-    assert table.frame["path"].iloc[0] == f"{tmp_path / 'medmnist' / 'breastmnist_128.npz'}#test/0"
-
-
 def test_a_missing_file_is_named_with_address_checksum_and_command(tmp_path, monkeypatch):
     write_npz(tmp_path / "breastmnist.npz", "breastmnist", 28, monkeypatch)
     with pytest.raises(DataError) as caught:

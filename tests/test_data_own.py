@@ -1,11 +1,9 @@
 """A user's own images: folders by class, and CSV files with one label an image or any number."""
 
 import numpy as np
-import pytest
 from data_fixtures import write_csv, write_image
-from xray_fixtures import dicom, to_bytes
 
-from medmerge.data import DataError, load_images, load_table, split
+from medmerge.data import load_table, split
 
 FILES = ("a.png", "b.png", "c.png")
 
@@ -35,22 +33,6 @@ def test_folder_with_train_and_test_in_the_layout_of_keras_and_torchvision(tmp_p
     table = load_table("folder", write_tree(tmp_path, *files))
     parts = split(table, method="official")
     assert set(table.frame["split"]) == {"train", "test"} and (parts == "val").sum() == 10
-
-
-def test_folder_reads_each_suffix_of_dicom(tmp_path):
-    write_tree(tmp_path, "cat/a.png", "dog/b.png")
-    (tmp_path / "dog/c.dicom").write_bytes(to_bytes(dicom(np.zeros((4, 4), dtype=np.uint8))))
-    (tmp_path / "cat/d.dcm").write_bytes(to_bytes(dicom(np.full((4, 4), 255, dtype=np.uint8))))
-    table = load_table("folder", tmp_path)
-    assert table.frame["id"].tolist() == ["cat/a.png", "cat/d.dcm", "dog/b.png", "dog/c.dicom"]
-    assert load_images(table, 4, cache=tmp_path.parent / "cache").pixels[[1, 3], 0, 0, 0].tolist() == [255, 0]
-
-
-def test_folder_takes_no_labels_file(tmp_path):
-    with pytest.raises(DataError, match="for the dataset csv"):
-        load_table("folder", write_tree(tmp_path, "a/1.png", "b/2.png"), labels="labels.csv")
-    with pytest.raises(DataError, match="folder needs the folder"):
-        load_table("folder")
 
 
 # Multi-label CSV.

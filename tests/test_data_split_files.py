@@ -2,13 +2,12 @@
 
 import json
 import logging
-import os
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
-from data_fixtures import ask, made_table, real
+from data_fixtures import made_table, real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,24 +77,6 @@ def test_any_id_is_read_as_it_was_written(tmp_path_factory, ids, seed):
     assert apply(other, path).tolist() == parts[order].tolist()
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(["grouped", "random"]))
-def test_a_drawn_split_comes_back(tmp_path_factory, seed, method):
-    path = tmp_path_factory.mktemp("split") / "split.csv"
-    table = made_table([0, 1, 2] * 60, np.repeat(np.arange(60), 3))
-    parts = split(table, method=method, seed=seed)
-    write(path, table, parts, method=method, fractions=(0.6, 0.2, 0.2), seed=seed)
-    assert (apply(table, path) == parts).all()
-
-
-def test_another_process_finds_the_same_fingerprint(tmp_path, processes):
-    """With other hashes of strings, and another locale."""
-    path = tmp_path / "split.csv"
-    mark = written(path)
-    assert ask(processes, os.getenv, "LC_ALL") == "C"
-    assert ask(processes, read, path).fingerprint == mark
-
-
 def test_windows_line_ends_and_byte_order_marks_are_read(tmp_path):
     path = tmp_path / "split.csv"
     mark = written(path)
@@ -136,19 +117,6 @@ def test_a_changed_file_is_refused(tmp_path, change, message):
     assert str(path) in str(error.value)
 
 
-def test_rows_in_another_order_are_the_same_split(tmp_path):
-    path = tmp_path / "split.csv"
-    mark = written(path)
-    first, header, *rows = path.read_text().splitlines()
-    path.write_text("\n".join([first, header, *reversed(rows)]))
-    assert read(path).fingerprint == mark and list(read(path).parts) == sorted(read(path).parts)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"none\.csv cannot be read"):
-        read(tmp_path / "none.csv")
-
-
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be written to"):
@@ -157,14 +125,6 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(DataError, match="cannot be written to"):
         written(tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
-
-
-def test_an_image_that_the_file_lacks_is_named(tmp_path):
-    path = tmp_path / "split.csv"
-    written(path)
-    table = made_table([0, 1] * 21, ids=[f"image{row:05d}" for row in range(40)] + ["zebra", "yak"])
-    with pytest.raises(DataError, match=r"made: 2 of 42 images are not in the split .*, first yak"):
-        apply(table, path)
 
 
 def test_images_that_are_not_here_are_counted(tmp_path, caplog):

@@ -163,13 +163,6 @@ def test_isic2018_parts_without_images_are_left_out_and_said(tmp_path):
     )
 
 
-def test_isic2018_images_without_their_truth(tmp_path):
-    root = write_isic2018(tmp_path, ISIC2018, own_folders=False)
-    (root / "ISIC2018_Task3_Test_GroundTruth.csv").unlink()
-    with pytest.raises(DataError, match="ham10k: there is no ISIC2018_Task3_Test_GroundTruth.csv in"):
-        load_table("ham10k", root)
-
-
 def test_isic2018_without_lesions_would_leak_them(tmp_path):
     root = write_isic2018(tmp_path, ISIC2018)
     grouping = root / "ISIC2018_Task3_Training_LesionGroupings.csv"
