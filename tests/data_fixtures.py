@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,23 +166,3 @@ def made_table(labels, groups=None, official=None, ids=None) -> Table:
         }
     )
     return Table("made", frame, tuple(f"class{label}" for label in range(int(max(labels)) + 1)))
-
-
-def answer(results, function: Callable, arguments: tuple) -> None:
-    """In a process of its own: what a function returns."""
-    results.put(function(*arguments))
-
-
-def ask(processes, function: Callable, *arguments):
-    """What a function returns in one of the `processes`; both it and what it returns are pickled."""
-    results = processes.Queue()
-    process = processes.Process(target=answer, args=(results, function, arguments))
-    process.start()
-    returned = results.get(timeout=120)
-    process.join(timeout=60)
-    assert process.exitcode == 0
-    return returned
-
-
-def imported(package: str) -> bool:
-    return package in sys.modules

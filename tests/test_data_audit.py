@@ -83,21 +83,6 @@ def test_everything_hidden_is_found():
     assert found.summary["examples"][1] == "image00001=image00003, image00004=image00005"
 
 
-def test_labels_of_copies_may_disagree():
-    table = made_table([0, 1, 1, 0, 1, 1], ["p", "p", "q", "q", "r", "r"])
-    parts = np.array(["train", "train", "val", "val", "test", "test"])
-    found = audit(table, parts, digests=["1", "1", "2", "3", "", None])
-    assert found.identical["conflicting"].tolist() == [True]
-    assert severities(found) == {
-        **{"conflicting labels": "look", "classes": "look", "near-duplicates": "not checked"},
-        **{"groups": "ok", "identical files": "ok"},
-    }
-    row = found.summary.set_index("finding").loc["conflicting labels"]
-    assert row["examples"] == "image00000=image00001 (class0 / class1)"
-    files = found.summary.set_index("finding").loc["identical files", "sentence"]
-    assert "among the 4 whose digest is known" in files
-
-
 def test_copies_in_several_groups_are_told_and_can_be_joined():
     table = made_table([0, 1, 0, 1, 0, 1], ["p", "p", "q", "r", "s", "s"])
     parts = np.array(["train", "train", "val", "test", "train", "train"])

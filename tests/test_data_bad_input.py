@@ -27,7 +27,6 @@ def test_no_folder_and_no_image(tmp_path, name, where):
     ("arguments", "message"),
     [
         ({"missing": "ignore"}, "missing is 'ignore'; it is one of error, drop"),
-        ({"blank": "ask"}, "blank is 'ask'; it is one of ignore, zeros, ones"),
         ({"exclude": "ISIC_0000001"}, "give a list of ids"),
         ({"labels": "labels.csv"}, "for the dataset csv"),
         ({"name": "csv"}, "csv needs labels"),
@@ -45,7 +44,6 @@ def test_bad_arguments(tmp_path, arguments, message):
     [
         ("0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0", "MEL='0.0'"),
         ("1.0,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0", "NV='1.0'"),
-        ("2.0,-1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0", "NV='-1.0'"),
         ("1.0,,0.0,0.0,0.0,0.0,0.0,0.0,0.0", "NV=''"),
     ],
 )
@@ -132,12 +130,9 @@ def test_columns_and_names_of_plain_meaning_are_read_and_said(tmp_path):
     [
         ("image,diagnosis\na.png,x\n", "no column label; its columns are image, diagnosis.*label:<class>"),
         ("image,label\na.png,x\n./a.png,y\n", "lists the image a.png more than once"),
-        ("image,label\nsub/../../a.png,x\n", "row 1: image 'sub/../../a.png' leads out"),
         ("image,label\n/etc/a.png,x\n", "leads out of the folder"),
-        ("image,label\nC:\\a.png,x\n", "leads out of the folder"),
         ("image,label\n,x\n", "row 1: the column image is empty"),
         ("image,label,split\na.png,x,train\nb.png,y,dave\n", "row 2: split 'dave' is none of train, val, test"),
-        ("image,label,split\na.png,x,train\nb.png,y,\n", "split '' is none of"),
         ("image,label\na.png,x\nc.png,y\n", "1 of 2 images are missing.*first c.png"),
         ("image,label\na.png,x\nb.png,x\n", "of one class, x"),
         ("image,label,labels\na.png,x,x\n", "gives labels in two ways, label and labels; keep one"),
@@ -145,7 +140,6 @@ def test_columns_and_names_of_plain_meaning_are_read_and_said(tmp_path):
         ("image,labels\na.png,x;y\nb.png,x\n", "the class 'x;y' in labels; put '|' between classes"),
         ('image,labels\na.png,"x, y"\nb.png,y\n', "the class 'x, y' in labels; put '|' between classes, not ','"),
         ("image,labels\na.png,\nb.png,|\n", "no class in labels: the column is empty in all 2 rows"),
-        ("image,labels\na.png,x\nb.png,x\n", "no class is both present and absent"),
         ("image,label:x\na.png,1\nb.png,yes\n", "row 2: label:x is 'yes'; a label is 1"),
         ("image,label:x\na.png,1\nb.png,0.5\n", "row 2, image b.png, has x = 0.5; a label is 1"),
         ("image,label:x,label: x\na.png,1,0\n", "two columns label:x"),

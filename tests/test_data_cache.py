@@ -114,12 +114,6 @@ def test_interrupt_leaves_nothing(table, cache, monkeypatch, error):
     assert list(cache.iterdir()) == []
 
 
-def test_image_removed_after_the_table_was_read(table, cache):
-    os.unlink(table.frame["path"][4])
-    with pytest.raises(DataError, match=r"ISIC_0000004\.jpg is gone"):
-        load_images(table, 8, cache=cache)
-
-
 def decode_slowly(root: str, cache: str, begun, results, seconds: float) -> None:
     """In a process of its own: loads images, so many seconds for each; says when the first has begun."""
     decode, count = images_module._decode, 0

@@ -151,14 +151,6 @@ def test_fundus4_groups(four):
     assert table.notes[0].startswith("6 of 16 images are flipped or shifted copies of others; 3 of them")
 
 
-def test_fundus4_with_an_original_gone_does_not_guess(four):
-    (four / "glaucoma" / "1020_left.jpg").unlink()
-    with pytest.raises(DataError, match="the folder glaucoma has 5 rows, the official file 6"):
-        load_table("fundus4", four)
-    groups = load_table("fundus4", four, missing="drop").frame.set_index("id")["group"]
-    assert groups["glaucoma/_1_2.jpg"] == "fundus4 glaucoma 1"
-
-
 def test_fundus4_folders_that_are_not_the_sets(four):
     write_image(four / "diabetic_retinopathy" / "mine.jpeg")
     with pytest.raises(DataError, match=r"diabetic_retinopathy/mine.jpeg is not named as in EyePACS, such as 10_left"):

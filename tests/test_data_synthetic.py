@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from medmerge.data import DataError, load_table, synthetic
+from medmerge.data import load_table, synthetic
 
 # Of the first three images of each class, and of the listing. A change of a pixel changes these:
 # then raise synthetic.VERSION, or caches of the old drawings will be taken for the new.
@@ -48,7 +48,3 @@ def test_photographs_of_a_lesion_are_alike_and_not_equal(name):
     assert distance[same].mean() < 0.5 * distance[groups[:, None] != groups[None]].mean()
 
 
-@pytest.mark.parametrize("path", ["synthetic:moles", "synthetic:moles/nevus/0000-0", "synthetic:moles/common/0000-x"])
-def test_path_of_no_image(path):
-    with pytest.raises(DataError, match="names no drawn image"):
-        synthetic.draw(path)

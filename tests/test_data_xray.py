@@ -1,7 +1,6 @@
 """RSNA, Kermany and NIH: official layouts, the facts about the real files, and copies that were altered."""
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +99,8 @@ def test_rsna_short_class_info(rsna):
             "003d8fa0,,,,,1",
             r"003d8fa0 has the class 'Normal' and the Target 1 in stage_2_train",
         ),
-        (LABELS, "00704310,264.0,152.0,213.0,379.0,1", "00704310,,,,,0", r"the class 'Lung Opacity' and the Target 0"),
-        (LABELS, "00436515,265.0,152.0,213.0,379.0,1", "00436515,,,,,0", r"00436515 has the Target '1' and '0'"),
         (LABELS, "00436515,265.0", "00436515,264.0", r"1 rows are there twice, the first of patient 00436515"),
         (LABELS, "003d8fa0,,,,,0", "003d8fa0,,,,,no", r"patient 003d8fa0 has the Target 'no'; it is one of 0, 1"),
-        (LABELS, "Target", "Class", r"stage_2_train_labels\.csv has no column Target"),
         (LABELS, "003d8fa0,,,,,0\n", "", r"has 5 rows, the official file 6: 1 are missing"),
         (LABELS, "003d8fa0,,,,,0\n", "003d8fa0,,,,,0\n003d8fa0,1,1,1,1,0\n", r"has 7 rows.*rows were added"),
         (INFO, f"003d8fa0,{NORMAL}", f"003d8fa0,{NORMAL}\n003d8fa0,{NORMAL}", r"info\.csv has 7 rows.*rows were added"),
@@ -121,21 +117,12 @@ def test_rsna_short_class_info(rsna):
             r"00436515 has the class 'Normal' and 'Lung Opacity'",
         ),
         (LABELS, "00704310", "99704310", r"not about the same patients: 1 are in one alone, first 00704310"),
-        (INFO, f"00436515,{OPACITY}", f"99436515,{OPACITY}", r"not about the same patients: 1 are in one .* 99436515"),
     ],
 )
 def test_rsna_altered_files(rsna, file, old, new, message):
     edit(rsna / file, old, new, 1 if new else -1)
     with pytest.raises(DataError, match=message):
         load_table("rsna", rsna)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_rsna_truncated_image_is_named(rsna, tmp_path):
-    path = rsna / "stage_2_train_images" / "00704310.dcm"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"(?s)1 of 4 images cannot be decoded.*00704310\.dcm \("):
-        load_images(load_table("rsna", rsna), 8, cache=tmp_path / "cache")
 
 
 # Kermany.
@@ -217,26 +204,13 @@ def test_kermany_real_images():
     ("name", "message"),
     [
         ("train/NORMAL/IM-0115-0001_flipped.jpeg", r"IM-0115-0001_flipped\.jpeg is no official name, such as person1"),
-        ("train/PNEUMONIA/scan7.jpeg", r"scan7\.jpeg is no official name.*the dataset csv"),
         ("train/COVID19/person1_virus_1.jpeg", r"train has a folder COVID19; the classes are NORMAL and PNEUMONIA"),
-        ("train/NORMAL/IM-0001-0001.jpeg", r"train/NORMAL has 4 rows|the image IM-0001-0001 is listed more than once"),
         ("test/NORMAL/IM-0002-0001.jpeg", r"test/NORMAL has 2 rows, the official file 1: rows were added"),
     ],
 )
 def test_kermany_altered(kermany, name, message):
     write_image(kermany / "chest_xray" / name)
     with pytest.raises(DataError, match=message):
-        load_table("kermany", kermany)
-
-
-def test_kermany_parts(kermany):
-    (kermany / "chest_xray" / "train" / "NORMAL" / "IM-0115-0001.jpeg").unlink()
-    with pytest.raises(DataError, match="train/NORMAL has 2 rows, the official file 3: 1 are missing"):
-        load_table("kermany", kermany)
-    table = load_table("kermany", kermany, missing="drop")
-    assert any(note.startswith("train/NORMAL has 2 of the official 3") for note in table.notes)
-    shutil.rmtree(kermany / "chest_xray" / "train")
-    with pytest.raises(DataError, match=r"there is no folder train in .*mendeley"):
         load_table("kermany", kermany)
 
 
@@ -269,9 +243,7 @@ def test_nih_real_list():
         ("_000.png,00000061", "_000.png,00000099", r"00000061_000\.png is listed for patient '00000099'; by its name"),
         ("00000062_002.png", "img2.png", r"the image 'img2\.png' has no official name, such as 00000061_012\.png"),
         ("00000062_002.png", "00000061_000.png", r"is listed for patient '00000062'; by its name it is of 00000061"),
-        ("00000061_001.png", "00000061_000.png", r"the image 00000061_000 is listed more than once"),
         ("No Finding", "Normal", r"has the label 'Normal', which is none of No Finding, Pneumonia"),
-        ("image,patient,finding", "image,patient,label", r"labels\.csv has no column finding"),
     ],
 )
 def test_nih_altered_lists(tmp_path, old, new, message):

@@ -16,7 +16,6 @@ from medmerge.data.table import SPLITS, Table
 SEVERITIES = ("leak", "look", "not checked", "ok")
 
 _EXAMPLES = 3
-
 ARCHIVES = {"ham10k": "isic", "isic2019": "isic"}
 """Datasets whose ids are of one archive, so that equal ids are the same image."""
 
@@ -29,19 +28,17 @@ class Audit:
     """The findings on a dataset and its split, each a table that is empty where there is nothing.
 
     Attributes:
-        summary: A row for each finding, the worst first: `finding`, its name; `severity`, "leak"
-            (test images that training has met), "look" (to be judged by eye), "not checked" or
-            "ok"; `count`, how many there are, int64; `sentence`; `examples`, ids or groups.
+        summary: A row for each finding, the worst first: `finding`, its name; `severity`, "leak" (training
+            has met test images), "look" (judge by eye), "not checked" or "ok"; `count`, int64; `sentence`;
+            `examples`, ids or groups.
         counts: Images of each class by part; see `splits.count`.
-        straddling: Groups in more than one part: `group`, and the number of images `train`, `val`
-            and `test`, int64. The largest first.
-        identical: Sets of byte-identical files: `digest`; the tuples `ids`, `labels` and `parts`,
-            one of each for an image; `straddles`, whether they are in more than one part;
-            `conflicting`, whether labels differ; `groups`, the number of their groups, int64.
-        near: Pairs of images that look nearly the same, the closest first: the ids `a` and `b`;
-            `distance`, bits of 256; `same_group`; `same_label`; `part_a`; `part_b`. They are
-            candidates, to be looked at: see `near`. Byte-identical files are left to `identical`
-            where digests are known.
+        straddling: Groups in more than one part, the largest first: `group`; images in `train`, `val`, `test`.
+        identical: Sets of byte-identical files: `digest`; the tuples `ids`, `labels` and `parts`, aligned;
+            `straddles`, whether they are in more than one part; `conflicting`, whether labels differ;
+            `groups`, the number of their groups, int64.
+        near: Pairs of images that look nearly the same, the closest first: the ids `a` and `b`; `distance`,
+            bits of 256; `same_group`; `same_label`; `part_a`; `part_b`. They are candidates, to be looked
+            at: see `near`. Byte-identical files are left to `identical` where digests are known.
     """
 
     summary: pd.DataFrame
@@ -64,11 +61,9 @@ def audit(
     Args:
         table: The dataset; its images are not read.
         parts: str [N], "train", "val" or "test".
-        digests: SHA-256 of each image's file, as in `Images.digests`, or from elsewhere; None or
-            "" where it is not known. Without any, byte-identical files are not looked for.
-        pixels: uint8 [N, S, S, 3], best of 64 px, as in `Images.pixels`. Without any,
-            near-duplicates are not looked for.
-        distance: How many of 256 bits may differ in a pair of near-duplicates; see `near`.
+        digests: SHA-256 of each file; None or "" where it is not known. Without any, copies are not looked for.
+        pixels: uint8 [N, S, S, 3], best of 64 px. Without any, near-duplicates are not looked for.
+        distance: Bits of 256 that may differ in near-duplicates; see `near`.
     """
     straddling = _straddling(table, parts)
     identical = _identical(table, parts, digests)
@@ -90,13 +85,12 @@ def leakage(keys: Sequence[str | None], parts: np.ndarray) -> pd.DataFrame:
     """Counts the images of val and test that share something with an image of train.
 
     Args:
-        keys: What may be shared, for each image: its group (patient, lesion), or the digest of its
-            file; None or "" where it is not known, which is shared with nothing.
+        keys: What may be shared, for each image: its group, or the digest of its file; None or "" where it
+            is not known, which is shared with nothing.
         parts: str [N], "train", "val" or "test".
 
     Returns:
-        The rows val and test, with the columns `images` and `shared`, int64, and `share`, their
-        ratio (NaN for a part without images).
+        The rows val and test of `images` and `shared`, int64, and `share`, their ratio (NaN for no images).
     """
     given = pd.Series(list(keys), dtype=object)
     known = given.notna() & (given != "")
@@ -120,9 +114,8 @@ def shared(
         digests_a, digests_b: SHA-256 of the files, aligned with the tables, where they are known.
 
     Returns:
-        The rows of `b` that are found, by id: `id`, `group`, and `shares`: "image" (the same id of
-        one archive, where ISIC's `_downsampled` does not count), "file" (another id, the same
-        bytes) or "group" (another image of the patient or lesion). See `met`.
+        The rows of `b` that are found, by id: `id`, `group`, and `shares`: "image" (the same id of one archive),
+        "file" (another id, the same bytes) or "group" (another image of the patient or lesion). See `met`.
     """
     images, seen = _columns(b, digests_b), _columns(a, digests_a).assign(dataset=a.name)
     by_name = met(images.assign(sha256=""), seen.assign(sha256=""), b.name)
@@ -142,9 +135,8 @@ def hidden(name: str, others: Iterable[str]) -> list[str]:
 def met(images: pd.DataFrame, seen: pd.DataFrame, name: str) -> pd.Series:
     """Tells for each image whether it, or another of its patient or lesion, is among those seen.
 
-    Images are the same if their files are byte-identical, or if their ids are equal and come from
-    one archive: from the same dataset (but not from two lists of users' own files), or from HAM10000
-    and ISIC-2019, where `_downsampled` at the end of an id is not counted.
+    Images are the same if their files are byte-identical, or if their ids are equal and of one archive: of one dataset
+    (but not of two lists of users' own files), or of HAM10000 and ISIC-2019, without `_downsampled` at the end.
 
     Args:
         images: A dataset's images: the columns id, group and sha256 (empty where it is not known).
@@ -152,18 +144,15 @@ def met(images: pd.DataFrame, seen: pd.DataFrame, name: str) -> pd.Series:
         name: The dataset of `images`.
 
     Returns:
-        str, with the index of `images`: "image" (the same image), "group" (another image of the
-        group), or "".
+        str, with the index of `images`: "image" (the same), "group" (another of the group), or "".
     """
     archive = _archive(name)
     ids = set(_plain(seen["id"][seen["dataset"].map(_archive) == archive])) if archive else set()
     digests = set(seen["sha256"]) - {""}
     groups = set(seen["group"][seen["group"] != seen["id"]])
     same = _plain(images["id"]).isin(ids) | images["sha256"].isin(digests)
-    found = pd.Series("", index=images.index, dtype=object)
-    found[images["group"].isin(groups)] = "group"
-    found[same] = "image"
-    return found
+    found = np.select([same, images["group"].isin(groups)], ["image", "group"], "")
+    return pd.Series(found, index=images.index, dtype=object)
 
 
 def _archive(name: str) -> str:
@@ -194,16 +183,13 @@ def _identical(table: Table, parts: np.ndarray, digests: Sequence[str | None] | 
     frame = _columns(table, digests).assign(label=_label_names(table), part=parts)
     frame = frame[(frame["sha256"] != "") & frame["sha256"].duplicated(keep=False)]
     rows = []
-    for digest, members in frame.groupby("sha256"):
+    for digest, members in sorted(frame.groupby("sha256"), key=lambda pair: tuple(pair[1]["id"])):
         ids, labels, owners = (tuple(members[name]) for name in ("id", "label", "part"))
         rows.append((digest, ids, labels, owners, len({*owners}) > 1, len({*labels}) > 1, members["group"].nunique()))
-    rows.sort(key=lambda row: row[1])
     return pd.DataFrame(rows, columns=columns).astype({"straddles": bool, "conflicting": bool, "groups": np.int64})
 
 
-def _near(
-    table: Table, parts: np.ndarray, digests: Sequence[str | None] | None, pixels: np.ndarray | None, distance: int
-) -> pd.DataFrame:
+def _near(table: Table, parts: np.ndarray, digests: Sequence | None, pixels: np.ndarray | None, distance: int):
     """Returns the pairs, without those of identical files."""
     hashed = np.empty((0, near.BITS // 64), dtype=np.uint64) if pixels is None else near.hashes(pixels)
     found, distances = near.pairs(hashed, distance)
@@ -221,11 +207,11 @@ def _label_names(table: Table) -> list[str]:
     """The class of each image; multi-label: all that it has, those that are not known with a question mark."""
     if not table.multilabel:
         return [table.classes[label] for label in table.labels]
-    signs = np.where(np.isnan(table.labels), "?", "")
-    return [
-        ", ".join(name + sign for name, sign, value in zip(table.classes, row, values, strict=True) if value != 0)
-        for row, values in zip(signs, table.labels, strict=True)
+    signs = {1.0: "", 0.0: None}
+    rows = [
+        [(name, signs.get(value, "?")) for name, value in zip(table.classes, row, strict=True)] for row in table.labels
     ]
+    return [", ".join(name + sign for name, sign in row if sign is not None) for row in rows]
 
 
 Finding = tuple[str, int, str, str]

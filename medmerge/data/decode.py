@@ -67,7 +67,6 @@ def read_image(path: str, arrays: Arrays) -> Decoded:
         arrays: The arrays that `open_arrays` opened.
 
     Raises:
-        DataError: The path names no drawn image.
         Exception: One of `UNDECODABLE`.
     """
     if synthetic.is_drawn(path) or _ROW.fullmatch(path):

@@ -179,8 +179,6 @@ def _decode_all(table: Table, pixels: np.ndarray, resize: str, folder: Path, wor
     def decode_row(row: int) -> None:
         try:
             pixels[row], found = _decode(paths[row], pixels.shape[1], resize, arrays)
-        except DataError:
-            raise
         except decode.UNDECODABLE as error:
             failures[row] = str(error)  # the error itself would keep the file's content
             return
@@ -191,8 +189,7 @@ def _decode_all(table: Table, pixels: np.ndarray, resize: str, folder: Path, wor
             odd[row] = kind
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = workers if workers is not None else min(8, cores)
-    title = f"decoding {table.name}"
+    threads, title = workers or min(8, cores), f"decoding {table.name}"
     thread_map(decode_row, range(len(paths)), max_workers=threads, desc=title, unit="image", disable=None)
     if failures:
         listed = "".join(f"\n{ids[row]}: {paths[row]} ({failures[row]})" for row in sorted(failures))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from medmerge import files
 from medmerge.data import splits
@@ -115,15 +116,21 @@ def read(path: str | os.PathLike) -> SplitFile:
     file = Path(path).expanduser()
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            head = _head(file, lines.readline())
-            rows = list(csv.reader(lines, strict=True))
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"The split {file} cannot be read: {error}") from error
-    if not rows or rows[0] != _COLUMNS:
-        found = ",".join(rows[0]) if rows else "nothing"
-        raise DataError(f"{file}, line 2: the columns are {','.join(_COLUMNS)}, not {found}. {_AGAIN}")
-    _check_rows(file, rows[1:])
-    parts = dict(sorted(rows[1:]))
+            first = lines.readline()
+            rows = pd.read_csv(lines, dtype=str, keep_default_na=False) if first.startswith("#") else None
+    except (OSError, ValueError) as error:
+        raise DataError(f"The split {file} cannot be read: {error}. {_AGAIN}") from error
+    head = _head(file, first)
+    if list(rows) != _COLUMNS:
+        raise DataError(f"{file}, line 2: the columns are {','.join(_COLUMNS)}, not {','.join(rows)}. {_AGAIN}")
+    wrong = rows[~rows["split"].isin(SPLITS)]
+    if len(wrong):
+        image, part = wrong.iloc[0]
+        raise DataError(f"{file}: {image} is in {part!r}, which is none of {', '.join(SPLITS)}. {_AGAIN}")
+    twice = first_duplicate(rows["id"])
+    if twice is not None:
+        raise DataError(f"{file} lists {twice} more than once; keep one row an image. {_AGAIN}")
+    parts = dict(sorted(zip(rows["id"], rows["split"], strict=True)))
     actual = fingerprint(list(parts), list(parts.values()))
     if actual != head["sha256"]:
         raise DataError(
@@ -185,14 +192,3 @@ def _head(file: Path, line: str) -> dict:
             f"{', '.join(types)}; a program that saved it again may have changed that line. {_AGAIN}"
         )
     return head
-
-
-def _check_rows(file: Path, rows: list[list[str]]) -> None:
-    for line, row in enumerate(rows, start=3):
-        if len(row) != 2:
-            raise DataError(f"{file}, line {line}: {len(row)} values instead of 2. {_AGAIN}")
-        if row[1] not in SPLITS:
-            raise DataError(f"{file}, line {line}: {row[0]} is in {row[1]!r}, which is none of {', '.join(SPLITS)}")
-    twice = first_duplicate(row[0] for row in rows)
-    if twice is not None:
-        raise DataError(f"{file} lists {twice} more than once; keep one row an image. {_AGAIN}")

@@ -77,9 +77,8 @@ class Listing:
             1 present, 0 absent, -1 uncertain, NaN blank.
         classes: Names of the classes in the dataset's official order.
         notes: What was read leniently.
-        expected: A sentence that says which files belong where and how to get them.
-        rows: For each labels file that is always the same, by its name, the rows that it has and
-            the rows of the official file.
+        expected: Sentences that say which files belong where and how to get them.
+        rows: For each official labels file or folder, by its name: rows that it has, and officially.
     """
 
     frame: pd.DataFrame
@@ -183,10 +182,8 @@ def _check_counts(name: str, listing: Listing, missing: str) -> list[str]:
                 "again, or use the dataset csv for a list of your own"
             )
         if found < official and missing == "error":
-            raise DataError(
-                f"{name}: {counted}: {official - found:,} are missing. Get it again, or set missing: drop to work with "
-                "a part"
-            )
+            cut = f"{official - found:,} are missing. Get it again, or set missing: drop to work with a part"
+            raise DataError(f"{name}: {counted}: {cut}")
         if found < official:
             notes.append(f"{file} has {found:,} of the official {official:,} rows.")
     return notes
@@ -198,14 +195,13 @@ def _check_labels(name: str, listing: Listing) -> None:
         return
     row = int(wrong.to_numpy().argmax())
     image, label = listing.frame[["id", "label"]].iloc[row]
+    what = f"the label {label!r}, which is none of {', '.join(listing.classes)}"
     if is_missing(label):
-        raise DataError(
-            f"{name}: row {row + 1}, image {image}, has no label ({label!r}), and {int(wrong.sum()):,} rows are so; "
-            "label them or remove them. A class that is meant so takes another name"
+        what = (
+            f"no label ({label!r}), and {wrong.sum():,} rows are so; label them or remove them. A class that is meant"
         )
-    raise DataError(
-        f"{name}: row {row + 1}, image {image}, has the label {label!r}, which is none of {', '.join(listing.classes)}"
-    )
+        what += " so takes another name"
+    raise DataError(f"{name}: row {row + 1}, image {image}, has {what}")
 
 
 def _check_findings(name: str, listing: Listing) -> None:

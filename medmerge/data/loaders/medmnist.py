@@ -18,20 +18,21 @@ import pandas as pd
 from medmerge.data.reading import Source
 from medmerge.data.table import SPLITS, DataError, Listing, label_columns
 
-NAMES = (
-    "pathmnist",
-    "chestmnist",
-    "dermamnist",
-    "octmnist",
-    "pneumoniamnist",
-    "retinamnist",
-    "breastmnist",
-    "bloodmnist",
-    "tissuemnist",
-    "organamnist",
-    "organcmnist",
-    "organsmnist",
+_KINDS = (
+    "path",
+    "chest",
+    "derma",
+    "oct",
+    "pneumonia",
+    "retina",
+    "breast",
+    "blood",
+    "tissue",
+    "organa",
+    "organc",
+    "organs",
 )
+NAMES = tuple(f"{kind}mnist" for kind in _KINDS)
 SIZES = (28, 64, 128, 224)
 SETS: Mapping[str, tuple[str, int]] = {
     f"medmnist:{name}" + (f"_{size}" if size != 28 else ""): (name, size) for name in NAMES for size in SIZES

@@ -156,7 +156,7 @@ def kermany(root: Path | None, labels: str | None = None) -> Listing:
     for split in SPLITS:
         _check_classes(folder / split)
         for name in KERMANY_CLASSES:
-            paths = _kermany_images(folder / split / name)
+            paths = sorted(index_images([folder / split / name]).values())
             source.count(f"{split}/{name}", len(paths))
             images += [(Path(path).stem, path, name, _kermany_group(path), split) for path in paths]
     if not any(source.rows[f"val/{name}"][0] for name in KERMANY_CLASSES):
@@ -176,16 +176,6 @@ def _check_classes(folder: Path) -> None:
     for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
         if (folder / name).is_dir() and name not in KERMANY_CLASSES and not name.startswith((".", "__")):
             raise DataError(f"kermany: {folder} has a folder {name}; the classes are {' and '.join(KERMANY_CLASSES)}")
-
-
-def _kermany_images(folder: Path) -> list[str]:
-    """Returns the images in a folder, without the companions that macOS adds."""
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [
-        str(folder / name)
-        for name in names
-        if name.lower().endswith((".jpeg", ".jpg", ".png")) and not name.startswith(".")
-    ]
 
 
 def _kermany_group(path: str) -> str:
