@@ -140,7 +140,7 @@ def test_columns_and_names_of_plain_meaning_are_read_and_said(tmp_path):
         ("image,labels\na.png,x;y\nb.png,x\n", "the class 'x;y' in labels; put '|' between classes"),
         ('image,labels\na.png,"x, y"\nb.png,y\n', "the class 'x, y' in labels; put '|' between classes, not ','"),
         ("image,labels\na.png,\nb.png,|\n", "no class in labels: the column is empty in all 2 rows"),
-        ("image,label:x\na.png,1\nb.png,yes\n", "row 2: label:x is 'yes'; a label is 1"),
+        ("image,label:x\na.png,1\nb.png,yes\n", "row 2: x is 'yes'; a label is 1"),
         ("image,label:x\na.png,1\nb.png,0.5\n", "row 2, image b.png, has x = 0.5; a label is 1"),
         ("image,label:x,label: x\na.png,1,0\n", "two columns label:x"),
         ("image,label:\na.png,1\n", "a column label: of no class"),

@@ -46,5 +46,3 @@ def test_photographs_of_a_lesion_are_alike_and_not_equal(name):
     same = (groups[:, None] == groups[None]) & ~np.eye(200, dtype=bool)
     assert distance[same].min() > 0
     assert distance[same].mean() < 0.5 * distance[groups[:, None] != groups[None]].mean()
-
-

@@ -93,29 +93,14 @@ def test_rsna_short_class_info(rsna):
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        (
-            LABELS,
-            "003d8fa0,,,,,0",
-            "003d8fa0,,,,,1",
-            r"003d8fa0 has the class 'Normal' and the Target 1 in stage_2_train",
-        ),
+        (LABELS, "003d8fa0,,,,,0", "003d8fa0,,,,,1", "003d8fa0 has the class 'Normal' and the Target 1"),
         (LABELS, "00436515,265.0", "00436515,264.0", r"1 rows are there twice, the first of patient 00436515"),
         (LABELS, "003d8fa0,,,,,0", "003d8fa0,,,,,no", r"patient 003d8fa0 has the Target 'no'; it is one of 0, 1"),
         (LABELS, "003d8fa0,,,,,0\n", "", r"has 5 rows, the official file 6: 1 are missing"),
         (LABELS, "003d8fa0,,,,,0\n", "003d8fa0,,,,,0\n003d8fa0,1,1,1,1,0\n", r"has 7 rows.*rows were added"),
         (INFO, f"003d8fa0,{NORMAL}", f"003d8fa0,{NORMAL}\n003d8fa0,{NORMAL}", r"info\.csv has 7 rows.*rows were added"),
-        (
-            INFO,
-            f"003d8fa0,{NORMAL}",
-            "003d8fa0,Healthy",
-            r"003d8fa0 has the class 'Healthy'; it is one of Normal, Lung Op",
-        ),
-        (
-            INFO,
-            f"00436515,{OPACITY}\n00",
-            f"00436515,{NORMAL}\n00",
-            r"00436515 has the class 'Normal' and 'Lung Opacity'",
-        ),
+        (INFO, f"003d8fa0,{NORMAL}", "003d8fa0,Healthy", "the class 'Healthy'; it is one of Normal, Lung Op"),
+        (INFO, f"00436515,{OPACITY}\n00", f"00436515,{NORMAL}\n00", "the class 'Normal' and 'Lung Opacity'"),
         (LABELS, "00704310", "99704310", r"not about the same patients: 1 are in one alone, first 00704310"),
     ],
 )

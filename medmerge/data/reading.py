@@ -166,6 +166,24 @@ def read_ids(path: str | os.PathLike) -> frozenset[str]:
     return frozenset(listed)
 
 
+def label_numbers(path: Path, texts: pd.DataFrame) -> pd.DataFrame:
+    """Returns the columns of labels, one for each class, as float32, NaN where blank.
+
+    Raises:
+        DataError: A text is no number.
+    """
+    blank = texts.isin([text for text in pd.unique(texts.to_numpy().ravel()) if is_missing(text)])
+    values = texts.mask(blank).apply(pd.to_numeric, errors="coerce")
+    wrong = np.argwhere((values.isna() & ~blank).to_numpy())
+    if len(wrong):
+        row, column = wrong[0]
+        raise DataError(
+            f"{path}, row {row + 1}: {texts.columns[column]} is {texts.iloc[row, column]!r}; a label is 1 (present), 0 "
+            "(absent), -1 (uncertain) or blank"
+        )
+    return values.astype(np.float32)
+
+
 class Source:
     """The folder of a dataset as its loader reads it; gathers what is to be said about it.
 

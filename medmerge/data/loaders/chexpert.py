@@ -6,10 +6,9 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from medmerge.data.reading import Source
+from medmerge.data.reading import Source, label_numbers
 from medmerge.data.table import DataError, Listing, first_duplicate, label_columns
 
 CLASSES = (
@@ -104,15 +103,7 @@ def _read(source: Source, path: Path, part: str) -> pd.DataFrame:
             raise DataError(f"{path}: {rows['Path'][wrong].iloc[0]} is {given!r}; a view is Frontal or Lateral")
     elif part != "test":
         source.notes.append(f"{path.name} has no column Frontal/Lateral; views are as the images' names say.")
-    for name in CLASSES:
-        values = pd.to_numeric(rows[name], errors="coerce").astype(np.float32)
-        frame[f"label:{name}"], wrong = values, values.isna() & (rows[name] != "")
-        if wrong.any():
-            raise DataError(
-                f"{path}: {rows['Path'][wrong].iloc[0]} has {name} = {rows[name][wrong].iloc[0]!r}; a label is 1 "
-                "(present), 0 (absent), -1 (uncertain) or blank"
-            )
     others = sorted(set(frame["prefix"].dropna()) - set(_FOLDERS))
     if others:
         source.notes.append(f"{path.name}: paths begin with {' or '.join(others[:3])}, which is passed over.")
-    return frame
+    return pd.concat([frame, label_numbers(path, rows[list(CLASSES)]).add_prefix("label:")], axis=1)

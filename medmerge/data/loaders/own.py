@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from medmerge.data.loaders.folders import letters, part_of
-from medmerge.data.reading import IMAGE_SUFFIXES, Source
+from medmerge.data.reading import IMAGE_SUFFIXES, Source, label_numbers
 from medmerge.data.table import (
     SPLITS,
     DataError,
@@ -181,16 +181,7 @@ def _numbers(texts: pd.DataFrame, path: Path) -> pd.DataFrame:
     if twice is not None or "" in texts.columns:
         what = f"two columns {PREFIX}{twice}" if twice else f"a column {PREFIX} of no class"
         raise DataError(f"{path} has {what}")
-    blank = texts.map(is_missing)
-    values = texts.mask(blank).apply(pd.to_numeric, errors="coerce")
-    wrong = (values.isna() & ~blank).to_numpy()
-    if wrong.any():
-        row, column = (int(index[0]) for index in np.nonzero(wrong))
-        raise DataError(
-            f"{path}, row {row + 1}: {PREFIX}{texts.columns[column]} is {texts.iloc[row, column]!r}; "
-            "a label is 1 (present), 0 (absent), -1 (uncertain) or blank"
-        )
-    return values.astype(np.float32)
+    return label_numbers(path, texts)
 
 
 def _find_files(source: Source, ids: list[str]) -> list[str | None]:
