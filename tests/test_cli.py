@@ -145,7 +145,7 @@ def test_run_refuses_before_anything_is_written(project, capsys, changes, messag
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: "nowhere.ipynb", "no notebook at nowhere.ipynb"),
+        (lambda: "nowhere.ipynb", "nowhere.ipynb; in "),
         (lambda: write_notebook("n.ipynb", "1", parameters=None), "n.ipynb has 0 cells tagged `parameters`"),
         (lambda: write_notebook("n.ipynb", "1", parameters="track = str(1)"), "must hold `name = value` lines"),
         (lambda: Path("n.ipynb").write_text("{") and "n.ipynb", "n.ipynb is not a notebook"),
@@ -179,7 +179,7 @@ def test_run_executes_the_pair_notebook(project, capsys):
     assert cli.main(["run", str(ROOT / "notebooks/pair.ipynb"), path]) == 0
     output = project / "results/demo/tiny.ipynb"
     last = capsys.readouterr().out.splitlines()[-3:]
-    assert last[:2] == [str(output), "To look at it: jupyter lab results/demo/tiny.ipynb"] and "--html" in last[2]
+    assert last[:2] == [str(output), f"To look at it: jupyter lab {output}"] and "--html" in last[2]
     notebook = nbformat.read(output, 4)
     nbformat.validate(notebook)
     content = texts(notebook)
@@ -287,7 +287,7 @@ def test_plain_papermill_refuses_an_unknown_parameter(project):
 def test_notebooks_check_their_parameters_before_they_run(name):
     cells = [c.source for c in nbformat.read(ROOT / f"notebooks/{name}.ipynb", 4).cells if c.cell_type == "code"]
     checks = [k for k, source in enumerate(cells) if "medmerge.Parameters.from_notebook(globals())" in source]
-    runs = [k for k, source in enumerate(cells) if "study.run(p)" in source]
+    runs = [k for k, source in enumerate(cells) if "run(p)" in source]
     assert len(checks) == len(runs) == 1 and checks < runs
 
 

@@ -53,7 +53,7 @@ def test_unknown_names_give_the_nearest():
 
 def test_all_problems_come_at_once():
     lines = refused(
-        {"ft_epoch": 3, "ft_lr": "1e-3", "batch_size": 1, "seeds": [0, -1], "track": "dmo"}, origin="x.yaml"
+        {"ft_epoch": 3, "ft_lr": "fast", "batch_size": 1, "seeds": [0, -1], "track": "dmo"}, origin="x.yaml"
     )
     assert [line.split(":")[0] for line in lines] == ["ft_epoch", "track", "batch_size", "seeds[1]", "ft_lr"]
     lines = refused({"fractions": [0.5, 0.2, 0.2], "seeds": [1, 1], "source_data": "a", "target_data": "csv"})

@@ -133,7 +133,7 @@ def test_a_bad_file_is_an_error_where_it_is_asked_for_and_a_note_elsewhere(proje
 
 def test_a_misspelt_file(project):
     with pytest.raises(
-        ParameterError, match=r"no parameter file at params/own/piar\.yaml; is it params/own/pair\.yaml\?"
+        ParameterError, match=r"no parameter file at params/own/piar\.yaml; is it pair\.yaml\?"
     ):
         plan.load([Path("params/own/piar.yaml")])
 
@@ -154,9 +154,7 @@ def test_a_misspelt_file(project):
             r"other\.yaml and params/own/pair\.yaml ask for different runs in .*: ft_lr is 0\.5 and 0\.002",
         ),
         (
-            lambda: (
-                Path("params/mine").mkdir() or Path("params/mine/pair.yaml").write_text("notebook: pair\ntrack: own")
-            ),
+            lambda: write("../mine/pair", **SMALL, pair="q"),
             r"pair\.yaml and params/.*/pair\.yaml are both drawn as .*own/pair\.ipynb; rename one",
         ),
     ],
@@ -243,7 +241,7 @@ def test_train_runs_what_it_is_asked_for_alone(project, capsys, caplog, monkeypa
         (["pair", "--seed", "4"], "--seed 4: the file's seeds are 0; add it there"),
         (["weights"], "params/own/weights.yaml asks for a page, not for runs: medmerge run params/own/weights.yaml"),
         (["pair"], "and $MEDMERGE_DATA is not set; `medmerge run params/own/base.yaml` makes it"),
-        (["piar"], "no parameter file at params/own/piar.yaml; is it params/own/pair.yaml?"),
+        (["piar"], "no parameter file at params/own/piar.yaml; is it pair.yaml?"),
     ],
 )
 def test_train_refuses(project, capsys, words, message):

@@ -51,12 +51,14 @@ def _run(options: argparse.Namespace) -> int:
         p = notebooks.parameters(params, given)
         if not p.notebook:
             raise ParameterError(f"{params} names no notebook: medmerge run notebooks/pair.ipynb {params}")
+        notebook = given or notebooks.notebook(p)
+        notebooks.defaults(notebook)
         output = asked or notebooks.output(p, params)
         _check_owner(output, params, p)
         runs.left(p)
-        status = execute(given or notebooks.notebook(p), params, p, output)
+        status = execute(notebook, params, p, output)
         if not status:
-            print(f"{output}\nTo look at it: {_html(output) if options.html else f'jupyter lab {_short(output)}'}")
+            print(f"{output}\nTo look at it: {_html(output) if options.html else f'jupyter lab {output}'}")
             if not options.html:
                 print("With --html it is one file for a browser too, without code")
     return status

@@ -147,6 +147,8 @@ def load(more: Sequence[Path] = ()) -> Plan:
     for path in [*paths, *asked.values()]:
         try:
             p = notebooks.parameters(path)
+            if p.notebook:
+                notebooks.defaults(notebooks.notebook(p))
             if notebooks.kind(p).runs and (problems := study.impossible(p)):
                 raise ParameterError(f"{path}: " + "\n".join(problems))
             read[path] = p

@@ -120,20 +120,19 @@ def parameters(params: Path, notebook: Path | None = None) -> Parameters:
     """The parameters in a file, over the defaults of the notebook that takes them.
 
     Args:
-        notebook: any; the one that the file names by default.
+        notebook: any; by default the one that the file names, if it is there.
 
     Raises:
         ParameterError: with a line for each problem, or the file is for another notebook.
     """
     given = load_yaml(params)
-    named = given.get("notebook")
+    named = str(given.get("notebook", ""))
     if named and notebook and named != notebook.stem:
         raise ParameterError(f"{params} is for the notebook {named}, not for {notebook.stem}")
-    if isinstance(named, str) and not notebook:
-        notebook = home() / "notebooks" / f"{named}.ipynb"
-    own = {"notebook": notebook.stem, **defaults(notebook)} if notebook else {}
-    takes = KINDS.get(notebook.stem, Kind()).takes if notebook else None
-    return Parameters.parse({**own, **given}, str(params), takes)
+    place = notebook or home() / "notebooks" / f"{named}.ipynb"
+    own = defaults(place) if notebook or place.is_file() else {}
+    name = notebook.stem if notebook else named
+    return Parameters.parse({**own, "notebook": name, **given}, str(params), KINDS.get(name, Kind()).takes)
 
 
 def output(p: Parameters, params: Path) -> Path:

@@ -306,7 +306,7 @@ def load_yaml(path: Path) -> dict:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")], 1)
-        hint = f"; is it {Path(path).with_name(near[0])}?" if near else ""
+        hint = f"; is it {near[0]}?" if near else ""
         raise ParameterError(f"no parameter file at {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path} cannot be read: {error}") from error
