@@ -48,7 +48,7 @@ run = @echo "Running $(1) with $(2)"; $(BIN)/medmerge run $(1) $(2)
 DEMO     := base source pair weights features cost
 ABLATION := ablation-batchnorm ablation-zeros ablation-granularity controls rivals premise
 FURTHER  := source-scratch premise-elsewhere three transformer-source transformer-source-lesions transformer
-.PHONY: $(patsubst %,demo/%,$(DEMO) $(ABLATION) $(FURTHER))
+.PHONY: demo/status $(patsubst %,demo/%,$(DEMO) $(ABLATION) $(FURTHER))
 
 demo: $(DEMO:%=demo/%) ## Run the demo: drawn images, a small backbone, a minute or two
 
@@ -108,14 +108,17 @@ explore: demo ## Open JupyterLab on the explorer of merging weights
 	@$(BIN)/jupyter lab notebooks/weights.ipynb
 
 # --all: a second build would not repeat the warnings of the first, and -W would pass.
-book: demo $(filter demo-all,$(MAKECMDGOALS)) ## Run the demo, then build the book; any warning is an error
+demo/status: demo $(filter demo-all,$(MAKECMDGOALS))
+	$(call run,notebooks/status.ipynb,params/demo/status.yaml)
+
+book: demo/status ## Run the demo, then build the book; any warning is an error
 	@echo "Building the book"
 	@rm -rf $(HTML)
 	@$(BIN)/jupyter-book build . --all -W -n --keep-going -q >/dev/null || { echo "The book did not build; the reasons are above" >&2; exit 1; }
 	@test -s $(HTML)/index.html -a -s $(HTML)/book/index.html || { echo "The build made no $(HTML)/index.html" >&2; exit 1; }
 	@echo "The book: file://$(CURDIR)/$(HTML)/index.html"
 
-links: demo ## Follow the book's links to other people's pages; needs a network
+links: demo/status ## Follow the book's links to other people's pages; needs a network
 	@$(BIN)/jupyter-book build . --path-output _build/links --all --builder linkcheck -q >/dev/null 2>&1 || { \
 	  echo "Links that lead nowhere:" >&2; cat _build/links/_build/html/output.txt >&2; exit 1; }
 	@echo "All links lead somewhere"

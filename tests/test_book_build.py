@@ -123,7 +123,6 @@ MISTAKES = {
     "{glue:text}`../results/run.ipynb::f1:s`": "'f1' not found in doc 'results/run'",
     "{glue:text}`../results/gone.ipynb::f1:s`": "'f1' not found in doc 'results/gone'",
     "```{glued} ../results/run.ipynb nothing\n```": "has glued nothing as nothing",
-    "```{status-parameters}\n```": "results/open/skin.ipynb shows runs whose records are missing: ft-tinyimagenet",
 }
 
 

@@ -259,7 +259,7 @@ def test_the_files_share_a_pair_and_ask_for_every_rival_and_control():
     for name in claims.FURTHER:
         path = ROOT / f"params/open/{name}.yaml"
         p = pages.parameters(path)
-        own = ("title", "note", "approaches", "vary", "seeds")
+        own = ("notebook", "title", "note", "approaches", "vary", "seeds")
         assert {**p.model_dump(), **dict.fromkeys(own)} == {**five.model_dump(), **dict.fromkeys(own)}, name
         asked |= set(p.approaches)
     assert asked - set(RIVALS) <= set(CORE) and {*RIVALS, "ft", "lp_ft", "medmerge", "fixed_w"} <= asked

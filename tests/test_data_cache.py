@@ -173,7 +173,7 @@ def other(table, cache, processes):
 def test_second_process_waits_and_decodes_nothing(table, cache, decoded, other, caplog):
     process, results = other(seconds=0.2)
     images = load_images(table, 32, cache=cache)
-    assert decoded == [] and re.search(r"decoding ham10k-32px-\S+: waiting for process \d+ on ", caplog.text)
+    assert decoded == [] and re.search(r"decoding ham10k-32px-\S+: waiting for another process", caplog.text)
     assert results.get(timeout=60) == (14, images.fingerprint)
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
 
@@ -183,7 +183,7 @@ def test_second_process_takes_over_from_one_that_dies(table, cache, decoded, oth
     answers = []
     thread = threading.Thread(target=lambda: answers.append(load_images(table, 32, cache=cache)))
     thread.start()
-    while "waiting for process" not in caplog.text:
+    while "waiting for another process" not in caplog.text:
         time.sleep(0.05)
     assert decoded == [] and len(list(cache.glob(".*.npy.*.partial"))) == 1
     process.kill()

@@ -31,16 +31,7 @@ def answers(generator, labels, accuracy, seeds=None):
 
 
 def macro_f1(labels, predicted):
-    """scikit-learn's F1 of each class over the images where it is known."""
-    scores = []
-    for k in range(labels.shape[1]):
-        known = ~np.isnan(labels[:, k])
-        scores.append(f1_score(labels[known, k], predicted[known, k], zero_division=0) if known.any() else 0.0)
-    return np.mean(scores)
-
-
-def quick_macro_f1(labels, predicted):
-    """The same from the definition, a hundred times faster."""
+    """From the definition; scikit-learn agrees, a hundred times slower."""
     known, there = ~np.isnan(labels), labels == 1
     hits = (there & (predicted == 1)).sum(axis=0)
     both = there.sum(axis=0) + (known & (predicted == 1)).sum(axis=0)
@@ -52,7 +43,7 @@ def accuracy(labels, predicted):
     return (labels == predicted)[known].mean()
 
 
-SCORES = {"macro_f1": quick_macro_f1, "accuracy": accuracy}
+SCORES = {"macro_f1": macro_f1, "accuracy": accuracy}
 
 
 def difference(score, labels, a, b):
@@ -181,16 +172,6 @@ def test_decisions():
     assert decide([[[0.5, 0.49999997], [1, 0]]], multilabel=True).tolist() == [[[1, 0], [1, 0]]]
 
 
-def test_point_scores_are_those_of_the_metrics():
-    generator = np.random.default_rng(4)
-    labels, probabilities = truth(generator, 70, [0.5, 0.3, 0.1], unknown=0.2), generator.random((2, 70, 3))
-    a, b = (metrics(labels, one, list("abc")) for one in probabilities)
-    predicted_a, predicted_b = (decide(one, multilabel=True) for one in probabilities)
-    for metric in SCORES:
-        found = compare(labels, predicted_a, predicted_b, 3, metric, resamples=1)
-        assert found.difference == pytest.approx(a[metric] - b[metric])
-
-
 @pytest.mark.parametrize("metric", SCORES)
 @pytest.mark.parametrize("seeds", [None, 3])
 def test_intervals_match_drawing_images(metric, seeds):
@@ -207,17 +188,6 @@ def test_intervals_match_drawing_images(metric, seeds):
     assert found == pytest.approx(np.quantile(scores, [0.025, 0.975]), abs=0.015)
     compared = compare(labels, a, b, 3, metric, resamples=20_000)
     assert (compared.low, compared.high) == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=0.02)
-
-
-def test_resamples_score_as_scikit_learn_does():
-    generator = np.random.default_rng(6)
-    labels = truth(generator, 40, [0.5, 0.2, 0.05], unknown=0.3)
-    predicted = answers(generator, labels, 0.6)
-    drawn = [generator.integers(0, 40, 40) for _ in range(400)]
-    scores = [macro_f1(labels[d], predicted[d]) for d in drawn]
-    assert scores == pytest.approx([quick_macro_f1(labels[d], predicted[d]) for d in drawn])
-    found = bootstrap_interval(labels, predicted, 3, confidence=0.5, resamples=20_000)
-    assert found == pytest.approx(np.quantile(scores, [0.25, 0.75]), abs=0.02)
 
 
 @pytest.mark.parametrize("metric", SCORES)
@@ -281,25 +251,6 @@ def test_labels_of_an_image_are_no_independent_evidence():
     one = compare(labels, a, b, 1)
     ten = compare(*(np.tile(values, 10) for values in (labels, a, b)), 10)
     assert (ten.low, ten.high, ten.p_value) == pytest.approx((one.low, one.high, one.p_value), abs=1e-9)
-
-
-def test_order_of_images_does_not_matter():
-    generator = np.random.default_rng(10)
-    labels = truth(generator, 60, [0.5, 0.3, 0.2], unknown=0.1)
-    a, b = answers(generator, labels, 0.8, 2), answers(generator, labels, 0.6, 2)
-    order = generator.permutation(60)
-    shuffled = compare(labels[order], a[:, order], b[:, order], 3, resamples=500)
-    assert compare(labels, a, b, 3, resamples=500) == shuffled
-
-
-def test_more_than_one_batch_gives_the_same(monkeypatch):
-    generator = np.random.default_rng(11)
-    labels = truth(generator, 80, [0.5, 0.3, 0.2], unknown=0.1)
-    a, b = answers(generator, labels, 0.7), answers(generator, labels, 0.5)
-    whole = compare(labels, a, b, 3)
-    monkeypatch.setattr("medmerge.stats.resampling._DRAWS_AT_ONCE", 1700)
-    parts = compare(labels, a, b, 3)
-    assert (parts.low, parts.high, parts.p_value) == pytest.approx((whole.low, whole.high, whole.p_value), abs=0.01)
 
 
 def test_memory_does_not_grow_with_the_number_of_resamples():

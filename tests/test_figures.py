@@ -288,12 +288,12 @@ def test_kinds_of_layers_have_a_colour_each(backbone, said):
     assert said in figure.alt and "← B" in axes.get_ylabel()
 
 
-def test_displacement_stands_beside_its_budget():
-    moved = {"w_lr": [0.0, 1e-3, 1e-4], "mean": 0.01, "largest": 0.1, "budget": 0.2, "reach": 0.4}
-    figure = figures_weights.displacement_by_rate(pd.DataFrame(moved))
-    assert list(figure.axes[0].lines[0].get_xdata()) == [1e-4, 1e-3] and "largest 0.1 of a budget of 0.2" in figure.alt
-    with pytest.raises(ValueError, match="no run with w_lr above 0"):
-        figures_weights.displacement_by_rate(pd.DataFrame(moved).assign(w_lr=0.0))
+def test_a_scatter_leaves_out_what_has_no_place_on_its_axes():
+    points = pd.DataFrame({"rate": [0.0, 1e-3, 1e-4], "moved": [0.1, 0.2, 0.0], "what": "w"})
+    figure = figures.curves(points, "rate", "moved", xlabel="rate", ylabel="moved", hue="what", scatter=True)
+    (line,) = figure.axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1e-3], [0.2])
+    assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
 
 
 def test_confusion_has_true_rows_and_predicted_columns():

@@ -1,14 +1,12 @@
-"""What this book needs beyond Jupyter Book: pages computed from the records, the API, links to the source.
+"""What this book needs beyond Jupyter Book: text lent by notebooks and benchmarks, the API, links to the source.
 
 Directives
-    ``{status-built}``, ``{status-parameters}``, ``{status-runs}``: tables of the status page, from ``results/``.
     ``{benchmark} text``: of the chapter on speed, by its module's ``TEXTS``.
     ``{glued} notebook.ipynb name``: Markdown that an executed notebook keeps under a name, with more than a word.
     ``{api} modules``: what modules offer.
 """
 
 import ast
-import contextlib
 import functools
 import importlib
 import inspect
@@ -16,9 +14,7 @@ import json
 import operator
 import pkgutil
 import re
-import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from docutils import nodes
@@ -27,82 +23,31 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
-MODULES = {"benchmark": "benchmarks.chapter"}
 COLON = "\ue000"
 """Stands for a colon while napoleon reads."""
 
-# The package is imported where it is used: with torch that takes seconds, which pages without tables need not wait for.
-
-
 class Computed(SphinxDirective):
-    """A directive that stands for the Markdown that it computes; what is wrong with the records stops the build."""
+    """A directive that stands for the Markdown that it computes; what is missing stops the build."""
 
     def run(self) -> list[nodes.Node]:
-        from medmerge.study.params import ParameterError
-        from medmerge.study.records import RecordError
-
-        self.env.note_reread()  # it reads whatever records there are
+        self.env.note_reread()  # what it reads is no source of this page
         try:
-            with contextlib.chdir(ROOT):  # parameter files name places relative to the project
-                lines = self.markdown().splitlines()
-        except (FileNotFoundError, ParameterError, RecordError) as error:
+            lines = self.markdown().splitlines()
+        except FileNotFoundError as error:
             raise self.error(str(error)) from error
         container = nodes.container()
         self.state.nested_parse(StringList(lines, self.name), self.content_offset, container)
         return [container]
 
 
-class Text(Computed):
+class Benchmark(Computed):
     required_arguments = 1
 
     def markdown(self) -> str:
-        texts, wanted = importlib.import_module(MODULES[self.name]).TEXTS, self.arguments[0]
+        texts, wanted = importlib.import_module("benchmarks.chapter").TEXTS, self.arguments[0]
         if wanted not in texts:
             raise self.error(f"no text {wanted}; there are {', '.join(texts)}")
         return texts[wanted]()
-
-
-class Status(Computed):
-    def markdown(self) -> str:
-        from medmerge.pages import status
-
-        return getattr(self, self.name.removeprefix("status-"))(status)
-
-    def built(self, status: object) -> str:
-        facts = status.built()
-        return _table("what | version", [("commit", self.commit(facts.pop("commit"))), *facts.items()])
-
-    def parameters(self, status: object) -> str:
-        rows = []
-        for row in status.parameter_files(ROOT / "params").itertuples():
-            link = f"[`{row.file}`]({_repository(self.config)}/blob/main/params/{row.file})"
-            name = row.page and row.page.relative_to(self.env.srcdir).with_suffix("").as_posix()
-            page = f"{{doc}}`/{name}`" if name in self.env.found_docs else row.title
-            recorded = "all" if row.recorded == row.asked else f"{row.recorded} of {row.asked}"
-            rows.append((link, page, row.asked, recorded if row.recorded else "not run"))
-        return _table("parameter file | page | asks for | recorded", rows)
-
-    def runs(self, status: object) -> str:
-        """Every record, those of the repository before those that a build makes."""
-        from medmerge.study import records
-
-        found = sorted(records.gather(ROOT / "results"), key=lambda record: record.folder.parts[-5] == "demo")
-        rows = []
-        for row in status.runs(found).itertuples():
-            what = f"{row.track}/{row.pair}", row.run, row.seed, f"{row.seconds:,.0f}", f"`{row.definition[:8]}`"
-            where = f"{row.backbone}, {row.device}, {row.precision}"
-            rows.append((*what, self.commit(row.commit), row.recorded, where))
-        strangers = status.unasked(found, status.parameter_files(ROOT / "params"))
-        names = ", ".join(f"`{record.folder.relative_to(ROOT)}`" for record in strangers)
-        heads = "study | run | seed | seconds | definition | commit | recorded | backbone, device, precision"
-        return _table(heads, rows) + (f"\n\nNo parameter file asks for {names}." if strangers else "")
-
-    def commit(self, commit: str) -> str:
-        """A link, where it is one of this history: others, and ``unknown``, could not be followed."""
-        plain = commit.removesuffix("+changes")
-        link = f"[`{plain[:8]}`]({_repository(self.config)}/commit/{plain})"
-        changes = " with changes" if plain != commit else ""
-        return (link if any(one.startswith(plain) for one in _history()) else f"`{plain[:8]}`") + changes
 
 
 class Glued(Computed):
@@ -149,19 +94,8 @@ def modules(patterns: str) -> list[str]:
     return [name for name in found if name.rpartition(".")[2] not in left_out]
 
 
-def _table(heads: str, rows: Iterable[Iterable[object]]) -> str:
-    lines = [heads, " | ".join("---" for _ in heads.split("|")), *(" | ".join(map(str, row)) for row in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
 def _repository(config: object) -> str:
     return config.html_theme_options["repository_url"].rstrip("/")
-
-
-@functools.cache
-def _history() -> list[str]:
-    listed = subprocess.run(["git", "-C", str(ROOT), "rev-list", "HEAD"], capture_output=True, text=True)
-    return listed.stdout.split()
 
 
 def link_to_source(config: object, domain: str, info: dict[str, str]) -> str | None:
@@ -195,9 +129,7 @@ def shorten_signature(app: Sphinx, what: str, name: str, thing: object, *rest: o
 
 def setup(app: Sphinx) -> dict[str, object]:
     sys.path.append(str(ROOT))  # for the benchmarks, which nobody installs
-    for name in ("built", "parameters", "runs"):
-        app.add_directive(f"status-{name}", Status)
-    for name, kind in {"benchmark": Text, "glued": Glued, "api": Reference}.items():
+    for name, kind in {"benchmark": Benchmark, "glued": Glued, "api": Reference}.items():
         app.add_directive(name, kind)
     app.config.linkcode_resolve = functools.partial(link_to_source, app.config)
     app.connect("autodoc-process-docstring", keep_words, priority=400)  # before napoleon, which has 500

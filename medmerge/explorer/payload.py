@@ -130,14 +130,14 @@ def _recorded(record: Record) -> Run:
     )
     return Run(
         f"{study}/{backbone}/{row}/{seed}",
-        _vectors(record.kernel_weights, str(record.folder)),
+        record.kernel_weights,
         record.ends,
         study,
         backbone,
         record.label,
         seed.removeprefix("seed"),
         epochs,
-        _vectors(weights, str(record.folder), 2) if weights else {},
+        weights,
         best,
         f"{facts} {p.get('note', '')}".strip(),
     )
@@ -162,7 +162,7 @@ def _two(sources: Sequence[str]) -> tuple[str, str]:
     return str(sources[0]), str(sources[1])
 
 
-def _vectors(weights: Mapping, where: str, dims: int = 1) -> dict[str, np.ndarray]:
+def _vectors(weights: Mapping, where: str) -> dict[str, np.ndarray]:
     if not weights:
         raise ValueError(f"{where}: there are no layers; give {{layer: w}}")
     vectors = {}
@@ -171,7 +171,7 @@ def _vectors(weights: Mapping, where: str, dims: int = 1) -> dict[str, np.ndarra
             w = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: w of {name} is no array of numbers: {error}") from None
-        if w.ndim != dims or not w.size:
+        if w.ndim != 1 or not w.size:
             raise ValueError(f"{where}: w of {name} has shape {list(w.shape)}; each layer needs a vector [kernels]")
         if not np.isfinite(w).all():
             raise ValueError(f"{where}: w of {name} is not finite")

@@ -57,11 +57,15 @@ def difference_table(table: pd.DataFrame, *columns: str) -> object:
 
     Args:
         columns: those that are shown, ``interval`` among them made of ``low`` and ``high``; by default what names
-            the line, the difference, its interval and both p.
+            the line, the difference, its interval and both p. Over one seed (column ``seeds``) nothing is judged.
     """
     table = table.assign(interval=spans(table, "+.3f"))
+    if {"seeds", "superior"} <= {*table}:
+        few = table["seeds"] == 1
+        table["superior"] = table["superior"].mask(few, "one seed")
+        table["equivalence"] = table["equivalence"].mask(few, "–")
     chosen = columns or [*table.columns[: table.columns.get_loc("difference")], "difference", "interval", "p", "p_holm"]
-    formats = {"difference": "{:+.3f}", "p": "{:.3g}", "p_holm": "{:.3g}"}
+    formats = {"mean": "{:.3f}", "difference": "{:+.3f}", "p": "{:.3g}", "p_holm": "{:.3g}"}
     shown = {_NAMES.get(name, name): form for name, form in formats.items() if name in chosen}
     return table[list(chosen)].rename(columns=_NAMES).style.hide().format(shown)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from medmerge.study import definitions, notebooks, records
-from medmerge.study import run as study
 from medmerge.study.params import Parameters, load_yaml
 from medmerge.study.places import home
 from medmerge.study.records import Record, RecordError
+from medmerge.study.run import finished
 
 NOT_COMMITTED = "not committed"
 """Stands for the date of a record that git does not know, or of which it no longer has the history."""
@@ -85,7 +85,7 @@ def _state(p: Parameters) -> Mapping[str, Path | None]:
     state = dict(kind.measured(p))
     for row in definitions.rows(p) if kind.runs else ():
         for seed in p.seeds:
-            record = study.finished(p, row, seed)
+            record = finished(p, row, seed)
             state[f"{row.name}, seed {seed}"] = record.folder if record else None
     return state
 
@@ -114,6 +114,12 @@ def _dates(folders: set[Path]) -> dict[Path, str]:
             if dates.get(folder) == NOT_COMMITTED:
                 dates[folder] = date
     return dates
+
+
+def history() -> set[str]:
+    """The first ten digits of every commit of this history: the link to another could not be followed."""
+    listed = subprocess.run(["git", "-C", str(home()), "rev-list", "HEAD"], capture_output=True, text=True)
+    return {commit[:10] for commit in listed.stdout.split()}
 
 
 def built() -> dict[str, str]:

@@ -78,6 +78,7 @@ KINDS = {
     "weights": Kind("merges", _of_studies, False, (*_ALL, "studies")),
     "features": Kind("features", _of_studies, False, (*_ALL, "studies")),
     "findings": Kind("merges", _of_studies, False, (*_ALL, "studies")),
+    "status": Kind(runs=False, takes=_ALL),
     "paper_tables": Kind("merges", _of_studies, False, (*_ALL, "studies")),
     "cost": Kind("cost", runs=False, takes=(*_ALL, *_NETWORK, "cost_repeats", "batch_size", "lp_epochs", "ft_epochs")),
     "premise": Kind("premise"),

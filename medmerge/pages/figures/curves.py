@@ -64,7 +64,16 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
 @book_style
 def curves(
-    table: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str, hue: str = "", style: str = "", panel: str = ""
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    hue: str = "",
+    style: str = "",
+    panel: str = "",
+    scatter: bool = False,
 ) -> BookFigure:
     """A line for every level of ``hue`` (colour and marker) and ``style``, a panel a level of ``panel``.
 
@@ -73,6 +82,7 @@ def curves(
     Args:
         table: a line a point, in the order in which they are joined.
         x, y, xlabel, ylabel: columns of the axes, and what they are.
+        scatter: points alone, on logarithmic axes; those that are not above 0 have no place there.
 
     Raises:
         ValueError: no lines, or values that are not finite.
@@ -90,11 +100,15 @@ def curves(
         for (level, kind), own in part.groupby(["_hue", "_style"], sort=False):
             colour, marker = LOOKS[levels.index(level) % len(LOOKS)]
             name = ", ".join(filter(None, (level, kind)))
-            look = {"color": colour, "marker": marker, "linestyle": _LINE_STYLES[styles.index(kind)]}
+            own = own[(own[[x, y]] > 0).all(axis=1)] if scatter else own
+            line = "" if scatter else _LINE_STYLES[styles.index(kind)]
+            look = {"color": colour, "marker": marker, "linestyle": line}
             axes.plot(own[x], own[y], markersize=3, linewidth=1, label=name, **look)
             where = " ".join(filter(None, (title, name)))
-            said.append(f"{where} from {own[y].iloc[0]:.3f}, at most {own[y].max():.3f}")
+            said.append(f"{where} from {own[y].iloc[0]:.3g}, at most {own[y].max():.3g}" if len(own) else where)
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        if scatter:
+            axes.set(xscale="log", yscale="log")
         axes.set_title(title, fontsize=9)
         axes.grid(axis="y")
     for axes in found[len(panels) :]:

@@ -36,8 +36,8 @@ def forest(
         value: column of the dots.
         xlabel: what the value is.
         hue: column that colour and marker stand for, told in a legend.
-        panel: column of the panels' titles; each has its own rows. ``columns`` of them stand side by side: by default
-            all, which then share the rows.
+        panel: column of the panels' titles. ``columns`` of them stand side by side, by default all; these have the
+            same rows, and panels below them have their own.
         colours: of the hue's levels; no legend is drawn where ``rows`` says the level already.
         lines: values that a line marks, the first one solid.
         bands: by panel half the width of a grey band around 0.
@@ -60,7 +60,8 @@ def forest(
     tall = max(part["_row"].nunique() for _, part in panels) * (0.15 + 0.17 * spread)
     figure = BookFigure(figsize=(8, 0.45 * (spread > 1) + down * (0.55 + tall) + 0.25), layout="constrained")
     sharex = "row" if across > 1 else "col"
-    grid = figure.subplots(down, across, sharey=shared, sharex=sharex, squeeze=False)
+    sharey = "row" if across > 1 else False
+    grid = figure.subplots(down, across, sharey=sharey, sharex=sharex, squeeze=False)
     for axes, (title, part) in zip(grid.flat, panels, strict=False):
         own = labels if shared else list(dict.fromkeys(part["_row"]))
         for level, lot in part.groupby("_hue", sort=False):

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
 from numpy.typing import ArrayLike
 
 from medmerge.pages.figures.depth import along_depth, depth_heatmap
-from medmerge.pages.figures.style import APPROACH_COLOURS, BookFigure, book_style
+from medmerge.pages.figures.style import BookFigure, book_style
 from medmerge.pages.weights import alternation, layer_kinds, mean_weights, merged_rows
 from medmerge.study.records import Record
 
@@ -66,39 +65,3 @@ def kinds_along_depth(weights: Mapping[str, ArrayLike], backbone: str, first: st
     return along_depth(
         table, {"mean": label}, hue="kind", lines={"mean": 0.5}, joined=False, title=title, what="convolution"
     )
-
-
-@book_style
-def displacement_by_rate(table: pd.DataFrame) -> BookFigure:
-    """``|w - 0.5|`` against w's learning rate, on log axes, beside what AdamW could do.
-
-    Args:
-        table: as :func:`~medmerge.pages.weights.displacements` gives it. Runs whose w did not learn (w_lr 0) have no
-            place on a log axis and are left out.
-
-    Raises:
-        ValueError: no run whose w learnt.
-    """
-    table = table[table["w_lr"] > 0].sort_values("w_lr", kind="stable") if len(table) else table
-    if table.empty:
-        raise ValueError("the table has no run with w_lr above 0: give at least one whose w learnt")
-    figure = BookFigure(figsize=(8, 3.6), layout="constrained")
-    axes, colour = figure.subplots(), APPROACH_COLOURS["medmerge"]
-    for name, (marker, shade, label) in {
-        "reach": ("_", "0.6", "largest that any gradients allow"),
-        "budget": ("_", "black", "budget: learning rate × steps"),
-        "largest": ("^", colour, "largest |w - 0.5|"),
-        "mean": ("o", colour, "mean |w - 0.5|"),
-    }.items():
-        moved = table[table[name] > 0]
-        axes.plot(moved["w_lr"], moved[name], marker, color=shade, markersize=14 if marker == "_" else 5, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="learning rate of w", ylabel="displacement of w from 0.5")
-    axes.margins(x=0.15)
-    axes.grid()
-    figure.legend(loc="outside right upper")
-    each = "; ".join(
-        f"at {row.w_lr:g} mean {row.mean:.3g} and largest {row.largest:.3g} of a budget of {row.budget:.3g}"
-        for row in table.iloc[[0, -1] if len(table) > 1 else [0]].itertuples()
-    )
-    figure.alt = f"Displacement of w from 0.5 against its learning rate, {len(table)} runs: {each}."
-    return figure
