@@ -77,7 +77,8 @@ def test_a_step_trains_what_it_says_and_nothing_else(name):
     assert changed == learning | (statistics if VARIANTS[name].learns in ("all", "merge") else set())
     parts = {re.sub(r"backbone\.(merged\.)?(\w+?)\d\.(\w+)", r"\2.\3", key) for key in learning}
     norms, head = {"norm.weight", "norm.bias"}, {"head.weight", "head.bias"}
-    expected = {"all": {"conv.weight"} | norms | head, "merge": {"conv.parametrizations.weight.0.w"} | norms | head, "head": head}
+    merge = {"conv.parametrizations.weight.0.w"} | norms | head
+    expected = {"all": {"conv.weight"} | norms | head, "merge": merge, "head": head}
     assert parts == ({"weight", "bias"} if VARIANTS[name].cached else expected[VARIANTS[name].learns])
 
 
