@@ -146,7 +146,7 @@ def pair(name: str, backbone: str = "densenet121") -> Pair:
     Raises:
         RecordError: a record is damaged, or of another definition than the parameter file's.
     """
-    p = _parameters(f"{name}{BACKBONES[backbone]}")
+    p = parameters(f"{name}{BACKBONES[backbone]}")
     rows = definitions.rows(p)
     found = {seed: [r for row in rows if (r := finished(p, row, seed))] for seed in SEEDS}
     whole = [record for runs in found.values() if len(runs) == len(rows) for record in runs]
@@ -165,11 +165,12 @@ def begun() -> list[Pair]:
 
 def recorded(name: str) -> list[Record]:
     """The finished runs of a parameter file of the open track."""
-    p = _parameters(name)
+    p = parameters(name)
     return [record for row in definitions.rows(p) for seed in p.seeds if (record := finished(p, row, seed))]
 
 
-def _parameters(name: str) -> Parameters:
+def parameters(name: str) -> Parameters:
+    """Of a parameter file of the open track."""
     return notebooks.parameters(home() / FILES / f"{name}.yaml")
 
 
@@ -278,7 +279,7 @@ def others() -> list[Claim]:
     runs = recorded("skin-batchnorm")
     frozen = ablation.differences(runs).itertuples() if len(runs) > 1 else ()
     norms = "; ".join(f"{row.stage} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in frozen)
-    sheet = cost.SHEET.read(_parameters("cost-densenet121"))
+    sheet = cost.SHEET.read(parameters("cost-densenet121"))
     low, middle, high = sheet.ratio("kernel", "lp") if sheet else (0.0, 0.0, 0.0)
     probe = (
         f"a step of the probe takes {middle:.2f} times a step of LP (quartiles {low:.2f} to {high:.2f}), on a CPU core"
@@ -319,7 +320,7 @@ def source_split() -> dict[str, str]:
     """The part of the contaminated source's own split, ``train``, ``val`` or ``test``, by the id of its images; empty
     without it.
     """
-    path = definitions.split_path(_parameters(LEAKY_SOURCE))
+    path = definitions.split_path(parameters(LEAKY_SOURCE))
     return split_files.read(path).parts if path.is_file() else {}
 
 
@@ -366,7 +367,7 @@ def further_rows() -> Rows:
     """Finished runs of rivals and controls by their row's label, in the files' order; none for a row not run."""
     found: Rows = {}
     for name in FURTHER:
-        p = _parameters(name)
+        p = parameters(name)
         for row in definitions.rows(p):
             found[row.label] = [run for seed in p.seeds if (run := finished(p, row, seed))]
     return found
