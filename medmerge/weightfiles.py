@@ -42,6 +42,9 @@ _AGAIN = "fetch or write it again"
 _EXPORT = "load it with what wrote it, and save the network's state_dict() with PyTorch"
 _UNPACK = "unpack it and give the file inside"
 _KINDS = (
+    (rb"PK .*/constants\.pkl", "a TorchScript archive, which holds code", "save torch.jit.load(path).state_dict()"),
+    (rb"PK (?!.*/data\.pkl).*\.(npy|h5|json)", "an archive of another library, not a state dict", _EXPORT),
+    (rb"PK (?!.*/data\.pkl)", "an archive of other files, not a state dict", _UNPACK),
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull` where it came from"),
     (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", "a web page or XML, not weights", _AGAIN),
     (rb"\x89HDF\r\n", "an HDF5 file, such as Keras writes", _EXPORT),
@@ -53,8 +56,10 @@ _KINDS = (
     (rb"\x89PNG|\xff\xd8\xff|GIF8|.{128}DICM", "an image", "give the weights"),
     (rb"\s*[\[{][\s\x21-\x7e]+$", "JSON, not weights", "give the file that it describes"),
     (rb"[\s\x20-\x7e]+$", "text, not weights", _AGAIN),
+    (rb"$", "empty", _AGAIN),
 )
-"""What else comes under the name of a checkpoint: how it begins, what it is, the way out."""
+"""What else comes under the name of a checkpoint: how it begins (for an archive "PK " and the names of its members),
+what it is, the way out."""
 
 
 class CheckpointError(ValueError):
@@ -144,30 +149,17 @@ def _named_tensors(content: object, prefix: str = "", depth: int = 0) -> Iterato
 
 def _check_kind(path: Path, head: bytes) -> None:
     """Raise unless a file may be one of ``torch.save``: a pickle, or a zip archive with one."""
-    if not head:
-        raise CheckpointError(f"{path} is empty; {_AGAIN}")
     if head.startswith(b"PK"):
-        return _check_archive(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                head = f"PK {' '.join(archive.namelist())}".encode()
+        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+            raise CheckpointError(f"{path} is damaged: it breaks off or was changed ({error}); {_AGAIN}") from error
     for start, what, way in _KINDS:
         if re.match(start, head, re.DOTALL):
             raise CheckpointError(f"{path} is {what}; {way}")
     if re.search(r"\.data-\d+-of-\d+$|\.ckpt\.(index|meta)$", path.name):
         raise CheckpointError(f"{path} is a part of a TensorFlow checkpoint; {_EXPORT}")
-
-
-def _check_archive(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is damaged: it breaks off or was changed ({error}); {_AGAIN}") from error
-    inner = {name.partition("/")[2] for name in names}
-    if "constants.pkl" in inner:
-        way = f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt') makes one of it"
-        raise CheckpointError(f"{path} is a TorchScript archive, which holds code; {way}")
-    if "data.pkl" not in inner:
-        way = _EXPORT if any(name.endswith((".npy", ".h5", ".json")) for name in names) else _UNPACK
-        raise CheckpointError(f"{path} is an archive of {few(names)}, not a state dict; {way}")
 
 
 def _unpickled(path: Path, head: bytes) -> object:
