@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from medmerge.sources import check, copied, kernel_layers
+from medmerge.sources import Kernels, check, copied, kernel_layers
 
 GRANULARITIES = ("kernel", "parameter", "layer", "model")
 NORMALISATIONS = ("affine", "softmax")
@@ -89,32 +89,27 @@ class KernelMerge(nn.Module):
         self._weights: dict[str, tuple[Mean, int]] = {}
         self._orders: dict[str, list[str]] = {}
         lists: dict[nn.Parameter, Any] = {}
-        holder, by_parameter = None, self.granularity == "parameter"
+        holder = None
         for layer in kernel_layers(self.merged):
-            module: Any = layer.module
-            count = len(layer)
-            twins = [other.get_submodule(layer.owner) for other in others]
+            module, count = layer.module, len(layer)
             self._orders[layer.owner] = list(module._parameters)
-            if self.granularity != "model":
-                holder = None
+            holder = holder if self.granularity == "model" else None
             for key in filter(None, (layer.weight, layer.bias)):
-                first: Any = module._parameters.pop(key)
+                first = module._parameters.pop(key)
                 module.register_buffer(key, first.detach())
-                if first in lists:
-                    parametrize.register_parametrization(module, key, lists[first][0], unsafe=True)
-                    module.parametrizations[key] = lists[first]
-                else:
-                    tensors = [getattr(twin, key).detach().clone() for twin in twins]
-                    groups = layer.groups if key == layer.weight else 0
-                    shape = {"kernel": (count,), "parameter": first.shape}.get(self.granularity, ())
-                    mean = Mean(tensors, self.normalisation, shape, groups, None if by_parameter else holder)
-                    parametrize.register_parametrization(module, key, mean, unsafe=True)
-                    lists[first] = module.parametrizations[key]
-                    if by_parameter or key == layer.weight:
-                        name = layer.name if key == layer.weight else f"{layer.name}.bias"
-                        self._weights[name] = mean.holder, count
-                holder = lists[first][0].holder
+                mean = lists[first][0] if first in lists else self._mean(layer, key, first, others, holder)
+                parametrize.register_parametrization(module, key, mean, unsafe=True)
+                if first not in lists and (key == layer.weight or self.granularity == "parameter"):
+                    self._weights[layer.name if key == layer.weight else f"{layer.name}.bias"] = mean.holder, count
+                module.parametrizations[key] = lists.setdefault(first, module.parametrizations[key])
+                holder = mean.holder
             type(module).__name__ = type(module).__bases__[0].__name__  # what a network may ask for
+
+    def _mean(self, layer: Kernels, key: str, first: Tensor, others: Sequence[nn.Module], holder: Any) -> "Mean":
+        tensors = [getattr(other.get_submodule(layer.owner), key).detach().clone() for other in others]
+        shape = {"kernel": (len(layer),), "parameter": first.shape}.get(self.granularity, ())
+        groups = layer.groups if key == layer.weight else 0
+        return Mean(tensors, self.normalisation, shape, groups, None if self.granularity == "parameter" else holder)
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """What the sources return for these arguments; for a backbone and images, features ``[N, num_features]``."""
