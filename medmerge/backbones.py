@@ -29,12 +29,9 @@ log = logging.getLogger(__name__)
 SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
     "densenet_small": (DenseNet, dict(growth_rate=12, block_config=(3, 3, 3), num_init_features=24, bn_size=2)),
     "vit_mini": (VisionTransformer, dict(patch_size=8, num_layers=3, num_heads=4, hidden_dim=48, mlp_dim=96)),
-    "swin_mini": (
-        SwinTransformer,
-        dict(patch_size=[4, 4], embed_dim=24, depths=[2, 2], num_heads=[2, 4], window_size=[4, 4], mlp_ratio=2.0)
-        | dict(stochastic_depth_prob=0.0),
-    ),
+    "swin_mini": (SwinTransformer, dict(patch_size=[4, 4], embed_dim=24, depths=[2, 2], num_heads=[2, 4])),
 }
+SMALL["swin_mini"][1].update(window_size=[4, 4], mlp_ratio=2.0, stochastic_depth_prob=0.0)
 """Networks of our own for tests and the demo: torchvision's DenseNet, ViT and Swin, smaller."""
 
 IMAGE_SIZE = 224
@@ -133,22 +130,15 @@ def check_image_size(name: str, image_size: int) -> None:
     """
     patch = patch_size(name)
     if patch and (image_size < patch or image_size % patch):
-        allowed = sorted({max(image_size // patch, 1) * patch, (image_size // patch + 1) * patch})
-        raise ValueError(
-            f"images of {image_size} pixels a side do not fit {name}, which cuts them into patches of {patch} x "
-            f"{patch}; give a multiple of {patch}, such as {' or '.join(map(str, allowed))}"
-        )
+        patches = f"which cuts them into patches of {patch} x {patch}; give a multiple of {patch}"
+        raise ValueError(f"images of {image_size} pixels a side do not fit {name}, {patches}")
 
 
-@functools.cache
 def patch_size(name: str) -> int | None:
     """Side in pixels of the patches of a ViT; None for other networks, which take images of any size."""
     if not name.startswith("vit_"):
         return None
-    if name in SMALL:
-        return SMALL[name][1]["patch_size"]
-    with torch.device("meta"):
-        return torchvision.models.get_model(name).patch_size
+    return SMALL[name][1]["patch_size"] if name in SMALL else int(name.rpartition("_")[2])
 
 
 def check_weights(name: str, weights: str | WeightsEnum) -> WeightsEnum:
@@ -205,10 +195,8 @@ def _load(model: Any, path: Path) -> None:
         raise CheckpointError(f"{path} holds a KernelMerge: medmerge.load(path) reads it, and its fold() is a backbone")
     if noted.get(NAME, name) != name:
         raise CheckpointError(f"{path} was written for {noted[NAME]}, not for {name}")
-    _fill(model, read_state(path), str(path))
-    if hasattr(model, "transform_input"):
-        published = [] if name in SMALL else [Path(w.url).name for w in torchvision.models.get_model_weights(name)]
-        model.transform_input = TRANSFORMS in noted or path.name in published
+    published = [] if name in SMALL else [Path(w.url).name for w in torchvision.models.get_model_weights(name)]
+    _fill(model, read_state(path), str(path), TRANSFORMS in noted or path.name in published)
 
 
 def _download(model: Any, weights: WeightsEnum) -> None:
@@ -216,16 +204,12 @@ def _download(model: Any, weights: WeightsEnum) -> None:
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
-        raise ConnectionError(
-            f"torchvision's weights {weights} for {model.architecture} could not be downloaded ({error}). On a machine "
-            f"without internet, fetch {weights.url} elsewhere and give its path"
-        ) from error
-    _fill(model, state, str(weights))
-    if hasattr(model, "transform_input"):
-        model.transform_input = True
+        offline = f"On a machine without internet, fetch {weights.url} elsewhere and give its path"
+        raise ConnectionError(f"torchvision's {weights} could not be downloaded ({error}). {offline}") from error
+    _fill(model, state, str(weights), True)
 
 
-def _fill(model: Any, state: Mapping[str, Tensor], origin: str) -> None:
+def _fill(model: Any, state: Mapping[str, Tensor], origin: str, transform_input: bool = False) -> None:
     """Fill a backbone from tensors in which it is, or raise a CheckpointError that names ``origin``."""
     wanted = model.state_dict()
     state = weightfiles.plain(state)
@@ -242,6 +226,8 @@ def _fill(model: Any, state: Mapping[str, Tensor], origin: str) -> None:
     with torch.no_grad():
         for key in body.keys() & wanted:
             wanted[key].copy_(body[key])
+    if hasattr(model, "transform_input"):
+        model.transform_input = transform_input
     if beside:
         log.info("%s: left aside, beside the network: %s", origin, weightfiles.few(beside))
 

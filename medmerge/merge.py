@@ -180,13 +180,11 @@ class KernelMerge(nn.Module):
         n, one = self.num_sources, self.granularity in ("layer", "model")
         full = (count,) if one else w.shape[1:]
         value = torch.as_tensor(value, dtype=w.dtype, device=w.device)
-        if value.dim() == 0:
-            value = torch.stack([value, *[(1 - value) / (n - 1)] * (n - 1)])
-            share = value.view(n, *[1] * len(full)).expand(n, *full)
-        elif value.shape != torch.Size(full if n == 2 else (n, *full)):
+        of_first = n == 2 or value.dim() == 0
+        if value.dim() and value.shape != torch.Size(full if of_first else (n, *full)):
             raise ValueError(f"weights of {name} have shape {list(value.shape)}, not {[n, *full][n == 2 :]}")
-        else:
-            share = torch.stack([value, 1 - value]) if n == 2 else value
+        value = value if value.dim() else value.expand(full)
+        share = torch.stack([value, *[(1 - value) / (n - 1)] * (n - 1)]) if of_first else value
         if not torch.isfinite(share).all() or (share.sum(0) - 1).abs().max() > 1e-4:
             raise ValueError(f"weights of {name} must be finite and sum to one over the {n} sources")
         if one and (share != share[:, :1]).any():
@@ -195,8 +193,9 @@ class KernelMerge(nn.Module):
         if self.normalisation == "affine":
             return share[:-1]
         if share.min() < 0 or share.max() > 1:
-            low, high = share.aminmax()
-            raise ValueError(f"weights of {name} must lie within 0 and 1 (softmax), not {low:g}…{high:g}")
+            raise ValueError(
+                f"weights of {name} must lie within 0 and 1 (softmax), not {share.min():g}…{share.max():g}"
+            )
         return share.log()
 
     def fold(self) -> nn.Module:

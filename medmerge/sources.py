@@ -18,14 +18,12 @@ from torch.nn.parameter import is_lazy
 
 log = logging.getLogger(__name__)
 
-EMBEDDINGS = (
-    ("torchvision.models.vision_transformer", "pos_embedding"),
-    ("torchvision.models.swin_transformer", "relative_position_bias_table"),
-    ("timm.", "pos_embed"),
-    ("timm.", "relative_position_bias_table"),
-)
-"""Parameters that are added to activations and so are no kernels, though they have several dimensions: the Python
-module that their class comes from, as it begins, and their name."""
+EMBEDDINGS = {
+    "torchvision.models.": ("pos_embedding", "relative_position_bias_table"),
+    "timm.": ("pos_embed", "relative_position_bias_table"),
+}
+"""Parameters that are added to activations and so are no kernels, though they have several dimensions: their names, by
+the Python module that their class comes from, as it begins."""
 
 NOT_COMPARED = frozenset({"training", "pretrained_cfg", "default_cfg", "name_or_path", "_name_or_path"})
 """Attributes that may differ between sources: a network's mode, and where its weights come from."""
@@ -100,10 +98,9 @@ def check(sources: Sequence[nn.Module]) -> None:
     for i, other in enumerate(others, start=1):
         for (a, here), (b, there) in itertools.zip_longest(first, other, fillvalue=(None, "missing")):
             if a != b:
+                both = f"{here} in source 0 and {there} in source {i}"
                 raise ValueError(
-                    f"source {i} does not fit source 0: the first that differs is {here} in source 0 and {there} in "
-                    f"source {i}. Only networks of one architecture, device and precision can be merged, and what else "
-                    "they hold must be alike"
+                    f"source {i} does not fit source 0: the first that differs is {both}; all must be alike"
                 )
     _check_kernels(sources[0])
     for (i, one), (j, other) in itertools.combinations(enumerate(sources), 2):
@@ -130,7 +127,7 @@ def copied(source: nn.Module) -> nn.Module:
 def is_embedding(module: nn.Module, name: str) -> bool:
     """Whether the parameter ``name`` of ``module`` is one of :data:`EMBEDDINGS`."""
     come = [kind.__module__ for kind in type(module).__mro__]
-    return any(name == known and any(one.startswith(begin) for one in come) for begin, known in EMBEDDINGS)
+    return any(name in known and any(one.startswith(begin) for one in come) for begin, known in EMBEDDINGS.items())
 
 
 def _fault(module: nn.Module) -> str:
@@ -185,11 +182,10 @@ def _check_kernels(source: nn.Module) -> None:
                 raise TypeError(f"{path} and {known} share their memory, but are not one kernel; untie or tie them")
             several = sum(size > 1 for size in parameter.shape) > 1
             if several and not role and not isinstance(module, _NORM_LAYERS) and not is_embedding(module, key):
-                raise TypeError(
-                    f"{path} {list(parameter.shape)} of a {type(module).__name__} is neither a kernel of a convolution "
-                    "or linear layer, nor a per-channel parameter, nor a known position embedding: it cannot be merged "
-                    "by kernel"
+                known = (
+                    "a kernel of a convolution or linear layer, a per-channel parameter or a known position embedding"
                 )
+                raise TypeError(f"{path} {list(parameter.shape)} of a {type(module).__name__} is not {known}")
 
 
 def _facts(source: nn.Module) -> Iterator[tuple[object, str]]:
@@ -234,8 +230,7 @@ def _told(value: Any, where: str, parts: Mapping[int, str], kernels: set[int], w
         raise TypeError(f"{where} holds a kernel, {name}, outside its layer; read it from the layer")
     if name and any(isinstance(outer, types.FunctionType) for outer in within):
         raise TypeError(
-            f"{where} holds a function that keeps {name} of this source, and a copy would too; make it a method, or "
-            "give it what it needs as an argument"
+            f"{where} holds a function that keeps {name} of this source, and its copy too; make it a method"
         )
     if name or any(value is outer for outer in within):
         return name or "itself"

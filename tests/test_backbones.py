@@ -260,7 +260,7 @@ def test_pruned_and_weight_normed_files_are_what_they_compute(tmp_path, name):
 def test_other_parametrisations_are_named_with_the_way_out(tmp_path):
     for change, way in (
         (parametrizations.spectral_norm, r"stored parametrised: .*remove_parametrizations\(\)"),
-        (nn.utils.spectral_norm, r"stored spectral-normed: .*remove_spectral_norm\(\)"),
+        (nn.utils.spectral_norm, r"stored parametrised: .*remove_spectral_norm\(\)"),
     ):
         model = network()
         change(model.features.conv0)
