@@ -268,6 +268,14 @@ def test_other_parametrisations_are_named_with_the_way_out(tmp_path):
             backbone(SMALL, model.state_dict())
 
 
+def test_networks_that_ask_for_a_version_of_their_file_take_any(tmp_path):
+    torch.manual_seed(0)
+    model = Classifier(backbone("mnasnet0_5", "random"), 3)
+    save(model, tmp_path / "m.safetensors")
+    assert same(load(tmp_path / "m.safetensors"), model)
+    assert same(backbone("mnasnet0_5", dict(model.backbone.state_dict())), model.backbone)
+
+
 def test_old_densenet_names_and_another_head_are_forgiven(tmp_path):
     model = network()
     state = {}
@@ -324,10 +332,7 @@ def broken(change):
         (lambda s: s["features.norm0.bias"].fill_(float("inf")), r"features\.norm0\.bias is not finite"),
         (lambda s: [s.pop(k) for k in list(s) if "norm0" in k], r"norm0\.weight is missing, and 3 more like it"),
         (lambda s: s["features.norm0.running_var"][3].fill_(-0.1), r"norm0\.running_var holds negative variances"),
-        (
-            lambda s: s.update({CONV: s[CONV].to(torch.int8)}),
-            rf"{CONV} holds int8: save the network before",
-        ),
+        (lambda s: s.update({CONV: s[CONV].to(torch.int8)}), rf"{CONV} holds int8: save the network before"),
         (lambda s: s.update({CONV: s[CONV].double() * 1e300}), rf"{CONV} is not finite"),
         (lambda s: s.update({CONV: s[CONV].to(torch.float8_e5m2)}), rf"{CONV} holds float8_e5m2"),
         (lambda s: s.update({CONV: s[CONV] + 0j}), rf"{CONV} holds complex64"),
@@ -439,15 +444,9 @@ def archive(**members: bytes) -> bytes:
     [
         (b"\n <!DOCTYPE html><html></html>", "is a web page or XML, not weights; fetch"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
-        (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1",
-            "a Git LFS pointer.*`git lfs pull`",
-        ),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1", "a Git LFS pointer.*`git lfs pull`"),
         (b"hello world", "is text, not weights; fetch or write it again"),
-        (
-            b'{"weight_map": {"conv1.weight": "model-00001-of-00002.safetensors"}}',
-            "is JSON, not weights; give",
-        ),
+        (b'{"weight_map": {"conv1.weight": "model-00001-of-00002.safetensors"}}', "is JSON, not weights; give"),
         (b"\x93NUMPY\x01\x00", "is a NumPy array; load it with what wrote it"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file, such as Keras writes"),
         (b"\x08\x08\x12\x07pytorch\x1a\x052.0.1", "is a protocol buffer, such as ONNX"),
@@ -547,8 +546,7 @@ def test_offline_imagenet_says_what_to_do(name, monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("file", "name"),
-    [("densenet121_tinyimagenet", "densenet121"), ("mobilenet_v2_imagenet1k", "mobilenet_v2")],
+    ("file", "name"), [("densenet121_tinyimagenet", "densenet121"), ("mobilenet_v2_imagenet1k", "mobilenet_v2")]
 )
 def test_real_weight_files(real_data, file, name):
     path = real_data / "weights" / f"{file}.safetensors"
