@@ -258,7 +258,9 @@ def test_other_predictions_are_resampled_anew(tmp_path):
 
 def test_the_same_bytes_in_another_shape_are_other_predictions():
     labels, zeros = np.zeros(4, dtype=np.int64), np.zeros(8, dtype=np.int64)
-    shapes = [contrast._once(lambda *given: given[1].shape, labels, z, classes=2) for z in (zeros, zeros.reshape(2, 4))]
+    shapes = [
+        contrast._once(lambda *given: given[1].shape, labels, z, classes=2) for z in (zeros, zeros.reshape(2, 4))
+    ]
     assert shapes == [(8,), (2, 4)]
 
 
