@@ -97,7 +97,7 @@ class KernelMerge(nn.Module):
             for key in filter(None, (layer.weight, layer.bias)):
                 first = module._parameters.pop(key)
                 module.register_buffer(key, first.detach())
-                mean = lists[first][0] if first in lists else self._mean(layer, key, first, others, holder)
+                mean = lists[first][0] if first in lists else self._mean(layer, key, count, first, others, holder)
                 parametrize.register_parametrization(module, key, mean, unsafe=True)
                 if first not in lists and (key == layer.weight or self.granularity == "parameter"):
                     self._weights[layer.name if key == layer.weight else f"{layer.name}.bias"] = mean.holder, count
@@ -105,9 +105,11 @@ class KernelMerge(nn.Module):
                 holder = mean.holder
             type(module).__name__ = type(module).__bases__[0].__name__  # what a network may ask for
 
-    def _mean(self, layer: Kernels, key: str, first: Tensor, others: Sequence[nn.Module], holder: Any) -> "Mean":
+    def _mean(
+        self, layer: Kernels, key: str, kernels: int, first: Tensor, others: Sequence[Any], holder: Any
+    ) -> "Mean":
         tensors = [getattr(other.get_submodule(layer.owner), key).detach().clone() for other in others]
-        shape = {"kernel": (len(layer),), "parameter": first.shape}.get(self.granularity, ())
+        shape = {"kernel": (kernels,), "parameter": first.shape}.get(self.granularity, ())
         groups = layer.groups if key == layer.weight else 0
         return Mean(tensors, self.normalisation, shape, groups, None if self.granularity == "parameter" else holder)
 

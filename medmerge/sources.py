@@ -100,7 +100,7 @@ def check(sources: Sequence[nn.Module]) -> None:
             if a != b:
                 both = f"{here} in source 0 and {there} in source {i}"
                 raise ValueError(
-                    f"source {i} does not fit source 0: the first that differs is {both}; all must be alike"
+                    f"source {i} does not fit source 0: the first layer that differs is {both}; all must be alike"
                 )
     _check_kernels(sources[0])
     for (i, one), (j, other) in itertools.combinations(enumerate(sources), 2):
