@@ -47,7 +47,7 @@ def predicted(runs: Sequence[Record]) -> np.ndarray:
 
 
 def interval(runs: Sequence[Record]) -> tuple[float, float]:
-    """95 % bootstrap interval over test images of a row's macro F1: :func:`~medmerge.stats.evaluation.bootstrap_interval`."""
+    """95 % interval of a row's macro F1 over test images (:func:`~medmerge.stats.evaluation.bootstrap_interval`)."""
     return _once(evaluation.bootstrap_interval, runs[0].labels, predicted(runs), classes=_classes(runs))
 
 
