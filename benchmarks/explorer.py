@@ -20,6 +20,7 @@ import numpy as np
 
 from medmerge.explorer import payload as explorer_data
 from medmerge.explorer import widget as explorer
+from medmerge.study.layers import architecture
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import browser  # noqa: E402
@@ -94,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
 def drawn(backbone: str, seed: int, epochs: int) -> explorer_data.Run:
     """A run with weights as far from 0.5 as learnt ones, and its way there."""
     rng = np.random.default_rng(seed)
-    sizes = {name: shape[0] for name, (_, shape) in explorer_data._modules(backbone).items()}
+    sizes = {name: shape[0] for name, (_, shape) in architecture(backbone).items()}
     w = {name: (0.5 + rng.normal(0, 0.03, n)).astype(np.float32) for name, n in sizes.items()}
     steps = np.arange(1, epochs + 1)
     history = {name: 0.5 + (one - 0.5) * steps[:, None] / epochs for name, one in w.items()} if epochs else {}

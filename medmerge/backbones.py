@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 import torchvision.models
@@ -21,7 +20,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from medmerge import weightfiles
 from medmerge.merge import zeros_like
-from medmerge.weightfiles import AUXILIARY, CheckpointError
+from medmerge.weightfiles import CheckpointError
 from medmerge.weightfiles import read_state as read_state
 from medmerge.weightfiles import state_sha256 as state_sha256
 
@@ -30,27 +29,17 @@ log = logging.getLogger(__name__)
 SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
     "densenet_small": (DenseNet, dict(growth_rate=12, block_config=(3, 3, 3), num_init_features=24, bn_size=2)),
     "vit_mini": (VisionTransformer, dict(patch_size=8, num_layers=3, num_heads=4, hidden_dim=48, mlp_dim=96)),
-    "swin_mini": (
-        SwinTransformer,
-        dict(patch_size=[4, 4], embed_dim=24, depths=[2, 2], num_heads=[2, 4], window_size=[4, 4], mlp_ratio=2.0)
-        | dict(stochastic_depth_prob=0.0),
-    ),
+    "swin_mini": (SwinTransformer, dict(patch_size=[4, 4], embed_dim=24, depths=[2, 2], num_heads=[2, 4])),
 }
+SMALL["swin_mini"][1].update(window_size=[4, 4], mlp_ratio=2.0, stochastic_depth_prob=0.0)
 """Networks of our own for tests and the demo: torchvision's DenseNet, ViT and Swin, smaller."""
 
 IMAGE_SIZE = 224
 """Side in pixels that a ViT is built for where none is given."""
 
-_RECOGNISED = {
-    "layer1.0.conv1.weight": ("resnet", "resnext", "wide_resnet"),
-    "features.denseblock1.denselayer1.conv1.weight": ("densenet",),
-}
+_RECOGNISED = ("resnet", "resnext", "wide_resnet", "densenet")
 NAME, MERGE, TRANSFORMS = "medmerge.backbone", "medmerge.merge", "medmerge.transform_input"
 """What the headers of our own files say: the architecture, a merge's options, and whether inputs are transformed."""
-
-_REFUSED = {
-    "maxvit": "its windows and position tables are built for one image size, and it has no known way to another"
-}
 
 
 class Classifier(nn.Module):
@@ -76,7 +65,7 @@ class Classifier(nn.Module):
 def names() -> list[str]:
     """Every architecture that :func:`backbone` knows."""
     known = torchvision.models.list_models(module=torchvision.models)
-    return sorted([*SMALL, *(name for name in known if not name.startswith(tuple(_REFUSED)))])
+    return sorted([*SMALL, *(name for name in known if not name.startswith("maxvit"))])
 
 
 def backbone(
@@ -113,27 +102,22 @@ def backbone(
     check_name(name)
     size = IMAGE_SIZE if image_size is None else image_size
     check_image_size(name, size)
+    model = _headless(name, size)
     if isinstance(weights, Mapping):
-        model = _headless(name, None, size)
         _fill(model, weightfiles.flat(weights, "weights"), "the state dict")
-    elif isinstance(weights, (str, Path)) and is_path(weights):
-        model = _headless(name, None, size)
+    elif is_path(weights):
         _load(model, Path(weights).expanduser())
-    elif weights in ("random", "zeros"):
-        model = _headless(name, None, size)
-        model = zeros_like(model) if weights == "zeros" else model
-    else:
-        model = _headless(name, check_weights(name, weights), size)
+    elif weights == "zeros":
+        model = zeros_like(model)
+    elif weights != "random":
+        _download(model, check_weights(name, weights))
     return model.eval()
 
 
 def check_name(name: str) -> None:
     """Raise a ValueError unless ``name`` is an architecture of :func:`names`; the nearest are given, or the reason."""
-    for prefix, reason in _REFUSED.items():
-        if name.startswith(prefix):
-            raise ValueError(
-                f"backbone {name!r} is not supported: {reason}. Take another of medmerge.backbones.names()"
-            )
+    if name.startswith("maxvit"):
+        raise ValueError(f"backbone {name!r} is not supported: it is built for one image size; see backbones.names()")
     if name not in names():
         near = difflib.get_close_matches(name, names(), 3) or names()[:3]
         raise ValueError(f"unknown backbone {name!r}; did you mean {', '.join(near)}? (medmerge.backbones.names())")
@@ -146,22 +130,15 @@ def check_image_size(name: str, image_size: int) -> None:
     """
     patch = patch_size(name)
     if patch and (image_size < patch or image_size % patch):
-        allowed = sorted({max(image_size // patch, 1) * patch, (image_size // patch + 1) * patch})
-        raise ValueError(
-            f"images of {image_size} pixels a side do not fit {name}, which cuts them into patches of {patch} x "
-            f"{patch}; give a multiple of {patch}, such as {' or '.join(map(str, allowed))}"
-        )
+        patches = f"which cuts them into patches of {patch} x {patch}; give a multiple of {patch}"
+        raise ValueError(f"images of {image_size} pixels a side do not fit {name}, {patches}")
 
 
-@functools.cache
 def patch_size(name: str) -> int | None:
     """Side in pixels of the patches of a ViT; None for other networks, which take images of any size."""
     if not name.startswith("vit_"):
         return None
-    if name in SMALL:
-        return SMALL[name][1]["patch_size"]
-    with torch.device("meta"):
-        return torchvision.models.get_model(name).patch_size
+    return SMALL[name][1]["patch_size"] if name in SMALL else int(name.rpartition("_")[2])
 
 
 def check_weights(name: str, weights: str | WeightsEnum) -> WeightsEnum:
@@ -185,7 +162,7 @@ def is_path(weights: str | Path) -> bool:
 
     A name with a folder or a suffix is a file's, whether it is there or not; another where it is.
     """
-    if isinstance(weights, Path) or weights in ("imagenet", "random", "zeros"):
+    if not isinstance(weights, str) or weights in ("imagenet", "random", "zeros"):
         return isinstance(weights, Path)
     return "/" in weights or ("." in weights and "_Weights." not in weights) or Path(weights).is_file()
 
@@ -193,9 +170,8 @@ def is_path(weights: str | Path) -> bool:
 def recognise(state: Mapping[str, Tensor]) -> str:
     """The ResNet or DenseNet, torchvision's or timm's, whose names and shapes tensors have; empty for any other."""
     state = weightfiles.plain(state)
-    families = [families for key, families in _RECOGNISED.items() if any(name.endswith(key) for name in state)]
     for name in names():
-        if any(map(name.startswith, families)):
+        if name.startswith(_RECOGNISED):
             wanted, head = _shapes(name)
             _, body = weightfiles.under(state, wanted, "the file")
             if body.keys() & wanted and not weightfiles.problems(body, wanted, head):
@@ -219,13 +195,21 @@ def _load(model: Any, path: Path) -> None:
         raise CheckpointError(f"{path} holds a KernelMerge: medmerge.load(path) reads it, and its fold() is a backbone")
     if noted.get(NAME, name) != name:
         raise CheckpointError(f"{path} was written for {noted[NAME]}, not for {name}")
-    _fill(model, read_state(path), str(path))
-    if hasattr(model, "transform_input"):
-        published = [] if name in SMALL else [Path(w.url).name for w in torchvision.models.get_model_weights(name)]
-        model.transform_input = TRANSFORMS in noted or path.name in published
+    published = [] if name in SMALL else [Path(w.url).name for w in torchvision.models.get_model_weights(name)]
+    _fill(model, read_state(path), str(path), TRANSFORMS in noted or path.name in published)
 
 
-def _fill(model: Any, state: Mapping[str, Tensor], origin: str) -> None:
+def _download(model: Any, weights: WeightsEnum) -> None:
+    """Fill a backbone with torchvision's weights."""
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        offline = f"On a machine without internet, fetch {weights.url} elsewhere and give its path"
+        raise ConnectionError(f"torchvision's {weights} could not be downloaded ({error}). {offline}") from error
+    _fill(model, state, str(weights), True)
+
+
+def _fill(model: Any, state: Mapping[str, Tensor], origin: str, transform_input: bool = False) -> None:
     """Fill a backbone from tensors in which it is, or raise a CheckpointError that names ``origin``."""
     wanted = model.state_dict()
     state = weightfiles.plain(state)
@@ -239,7 +223,11 @@ def _fill(model: Any, state: Mapping[str, Tensor], origin: str) -> None:
         if beside and not hint and "missing" in problems[0]:
             hint = f"; what it holds is called {weightfiles.few(beside)}"
         raise CheckpointError(f"{origin} does not fit {model.architecture}: {problems[0]}{more}{hint}")
-    model.load_state_dict({key: body.get(key, value) for key, value in wanted.items()})
+    with torch.no_grad():
+        for key in body.keys() & wanted:
+            wanted[key].copy_(body[key])
+    if hasattr(model, "transform_input"):
+        model.transform_input = transform_input
     if beside:
         log.info("%s: left aside, beside the network: %s", origin, weightfiles.few(beside))
 
@@ -264,52 +252,29 @@ def has_plain_head(name: str) -> bool:
     return not name.startswith(("squeezenet", "googlenet", "inception"))
 
 
-def _build(name: str, weights: WeightsEnum | None, image_size: int) -> Any:
-    sized = {"image_size": image_size} if patch_size(name) else {}
-    if name in SMALL:
-        kind, options = SMALL[name]
-        return kind(**options, **sized)
-    inception = name in ("googlenet", "inception_v3")
-    extra = {"aux_logits": False, "init_weights": False} if inception and weights is None else {}
-    try:
-        if not sized or weights is None:
-            model = torchvision.models.get_model(name, weights=weights, **extra, **sized)
-        else:
-            model = torchvision.models.get_model(name, num_classes=len(weights.meta["categories"]), **sized)
-            model.load_state_dict(_at_size(model, weights.get_state_dict(progress=False, check_hash=True)))
-    except (URLError, OSError) as error:
-        raise ConnectionError(
-            f"torchvision's weights {weights} for {name} could not be downloaded ({error}). On a machine without "
-            f"internet, fetch {weights and weights.url} elsewhere and give its path"
-        ) from error
-    if inception:
-        model.transform_input, model.aux_logits = weights is not None, False
-        for key in AUXILIARY:
-            setattr(model, key.removesuffix("."), None)
-    return model
-
-
 @functools.cache
 def _shapes(name: str) -> tuple[dict[str, Tensor], str]:
     """The state dict of a backbone without values, and the name of its head."""
     with torch.device("meta"):
-        model = _headless(name, None, IMAGE_SIZE)
+        model = _headless(name, IMAGE_SIZE)
     return model.state_dict(), model.head_name
 
 
-def _headless(name: str, weights: WeightsEnum | None, image_size: int) -> Any:
+def _headless(name: str, image_size: int) -> Any:
     """A network without its classification head, whose name it notes with the width of the features."""
-    model = _build(name, weights, image_size)
+    options: dict[str, Any] = {"image_size": image_size} if patch_size(name) else {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": False}
+    make, small = SMALL.get(name, (functools.partial(torchvision.models.get_model, name), {}))
+    model = make(**small, **options)
     attribute = next(attribute for attribute in ("classifier", "fc", "heads", "head") if hasattr(model, attribute))
     head = getattr(model, attribute)
-    layers = dict(head.named_children()) if isinstance(head, nn.Sequential) else {"": head}
-    keys, modules = list(layers), list(layers.values())
-    last = max(i for i, layer in enumerate(modules) if isinstance(layer, (nn.Linear, nn.Conv2d)))
-    width = modules[last].in_features if isinstance(modules[last], nn.Linear) else modules[last].in_channels
-    tail = [layer for layer in modules[last + 1 :] if isinstance(layer, nn.AdaptiveAvgPool2d)]
-    before = modules[: last - 1] if last and isinstance(modules[last - 1], nn.Dropout) else modules[:last]
-    kept = before + tail
+    keys, layers = zip(*(head.named_children() if isinstance(head, nn.Sequential) else [("", head)]), strict=True)
+    last = max(i for i, layer in enumerate(layers) if isinstance(layer, (nn.Linear, nn.Conv2d)))
+    before = layers[: last - 1] if last and isinstance(layers[last - 1], nn.Dropout) else layers[:last]
+    kept = [*before, *(layer for layer in layers[last + 1 :] if isinstance(layer, nn.AdaptiveAvgPool2d))]
     setattr(model, attribute, nn.Sequential(*kept) if kept else nn.Identity())
-    model.architecture, model.num_features, model.head_name = name, width, attribute
+    model.architecture, model.head_name = name, attribute
     model.head_key = f"{attribute}.{keys[last]}".removesuffix(".")
+    model.num_features = layers[last].weight.shape[1]
     return model

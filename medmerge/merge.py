@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from medmerge.sources import check, copied, kernel_layers
+from medmerge.sources import Kernels, check, copied, kernel_layers
 
 GRANULARITIES = ("kernel", "parameter", "layer", "model")
 NORMALISATIONS = ("affine", "softmax")
@@ -89,32 +89,29 @@ class KernelMerge(nn.Module):
         self._weights: dict[str, tuple[Mean, int]] = {}
         self._orders: dict[str, list[str]] = {}
         lists: dict[nn.Parameter, Any] = {}
-        holder, by_parameter = None, self.granularity == "parameter"
+        holder = None
         for layer in kernel_layers(self.merged):
-            module: Any = layer.module
-            count = len(layer)
-            twins = [other.get_submodule(layer.owner) for other in others]
+            module, count = layer.module, len(layer)
             self._orders[layer.owner] = list(module._parameters)
-            if self.granularity != "model":
-                holder = None
+            holder = holder if self.granularity == "model" else None
             for key in filter(None, (layer.weight, layer.bias)):
-                first: Any = module._parameters.pop(key)
+                first = module._parameters.pop(key)
                 module.register_buffer(key, first.detach())
-                if first in lists:
-                    parametrize.register_parametrization(module, key, lists[first][0], unsafe=True)
-                    module.parametrizations[key] = lists[first]
-                else:
-                    tensors = [getattr(twin, key).detach().clone() for twin in twins]
-                    groups = layer.groups if key == layer.weight else 0
-                    shape = {"kernel": (count,), "parameter": first.shape}.get(self.granularity, ())
-                    mean = Mean(tensors, self.normalisation, shape, groups, None if by_parameter else holder)
-                    parametrize.register_parametrization(module, key, mean, unsafe=True)
-                    lists[first] = module.parametrizations[key]
-                    if by_parameter or key == layer.weight:
-                        name = layer.name if key == layer.weight else f"{layer.name}.bias"
-                        self._weights[name] = mean.holder, count
-                holder = lists[first][0].holder
+                mean = lists[first][0] if first in lists else self._mean(layer, key, count, first, others, holder)
+                parametrize.register_parametrization(module, key, mean, unsafe=True)
+                if first not in lists and (key == layer.weight or self.granularity == "parameter"):
+                    self._weights[layer.name if key == layer.weight else f"{layer.name}.bias"] = mean.holder, count
+                module.parametrizations[key] = lists.setdefault(first, module.parametrizations[key])
+                holder = mean.holder
             type(module).__name__ = type(module).__bases__[0].__name__  # what a network may ask for
+
+    def _mean(
+        self, layer: Kernels, key: str, kernels: int, first: Tensor, others: Sequence[Any], holder: Any
+    ) -> "Mean":
+        tensors = [getattr(other.get_submodule(layer.owner), key).detach().clone() for other in others]
+        shape = {"kernel": (kernels,), "parameter": first.shape}.get(self.granularity, ())
+        groups = layer.groups if key == layer.weight else 0
+        return Mean(tensors, self.normalisation, shape, groups, None if self.granularity == "parameter" else holder)
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """What the sources return for these arguments; for a backbone and images, features ``[N, num_features]``."""
@@ -185,13 +182,11 @@ class KernelMerge(nn.Module):
         n, one = self.num_sources, self.granularity in ("layer", "model")
         full = (count,) if one else w.shape[1:]
         value = torch.as_tensor(value, dtype=w.dtype, device=w.device)
-        if value.dim() == 0:
-            value = torch.stack([value, *[(1 - value) / (n - 1)] * (n - 1)])
-            share = value.view(n, *[1] * len(full)).expand(n, *full)
-        elif value.shape != torch.Size(full if n == 2 else (n, *full)):
+        of_first = n == 2 or value.dim() == 0
+        if value.dim() and value.shape != torch.Size(full if of_first else (n, *full)):
             raise ValueError(f"weights of {name} have shape {list(value.shape)}, not {[n, *full][n == 2 :]}")
-        else:
-            share = torch.stack([value, 1 - value]) if n == 2 else value
+        value = value if value.dim() else value.expand(full)
+        share = torch.stack([value, *[(1 - value) / (n - 1)] * (n - 1)]) if of_first else value
         if not torch.isfinite(share).all() or (share.sum(0) - 1).abs().max() > 1e-4:
             raise ValueError(f"weights of {name} must be finite and sum to one over the {n} sources")
         if one and (share != share[:, :1]).any():
@@ -200,8 +195,9 @@ class KernelMerge(nn.Module):
         if self.normalisation == "affine":
             return share[:-1]
         if share.min() < 0 or share.max() > 1:
-            low, high = share.aminmax()
-            raise ValueError(f"weights of {name} must lie within 0 and 1 (softmax), not {low:g}…{high:g}")
+            raise ValueError(
+                f"weights of {name} must lie within 0 and 1 (softmax), not {share.min():g}…{share.max():g}"
+            )
         return share.log()
 
     def fold(self) -> nn.Module:

@@ -72,11 +72,13 @@ def load(path: str | Path) -> nn.Module:
     if NAME not in noted:
         raise CheckpointError(f"{path} is not of medmerge.save: medmerge.backbone(name, weights=file) takes others'")
     try:
-        model = _build(noted, state)
-        plain = MERGE not in noted and isinstance(model, Classifier) and has_plain_head(noted[NAME])
-        state = {_own(key, model.backbone.head_key): state[key] for key in state} if plain else state
+        model, state = _build(noted, state)
         model.to(next(value.dtype for value in state.values() if value.is_floating_point()))
-        model.load_state_dict(state)
+        filled = model.state_dict()  # carries the versions of its layers, without which MNASNet takes none
+        if filled.keys() != state.keys():
+            raise KeyError(*sorted(filled.keys() ^ state.keys())[:3])
+        filled.update(state)
+        model.load_state_dict(filled)
     except (AttributeError, TypeError, ValueError, KeyError, RuntimeError, StopIteration) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is not what its header says ({reason}); write it again") from error
@@ -88,23 +90,21 @@ def _write(model: nn.Module, state: Mapping[str, Tensor], path: str | Path, name
     weightfiles.write(state, path, {NAME: name, **transforms, **metadata})
 
 
-def _build(noted: Mapping[str, str], state: Mapping[str, Tensor]) -> Any:
-    """What a header tells of, with other values."""
+def _build(noted: Mapping[str, str], state: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """What a header tells of, with other values, and the state under the names that it has in it."""
     name, options = noted[NAME], json.loads(noted.get(MERGE, "null"))
     with torch.random.fork_rng(devices=[]):
         network: Any = backbone(name, "random", _image_size(name, state))
+        head = f"{network.head_key}."
         if hasattr(network, "transform_input"):
             network.transform_input = TRANSFORMS in noted
-        head = network.head_key if has_plain_head(name) and not options else "head"
         if options:
             others = [zeros_like(network)] * (options.pop("sources") - 1)  # of equal ones, a merge would say so
             network = KernelMerge([network, *others], **options)
-        return Classifier(network, len(state[f"{head}.bias"])) if f"{head}.bias" in state else network
-
-
-def _own(key: str, head: str) -> str:
-    """What a :class:`Classifier` calls the tensor that torchvision's network, with its head, calls ``key``."""
-    return f"head{key[len(head) :]}" if key.startswith(f"{head}.") else f"backbone.{key}"
+        elif has_plain_head(name) and f"{head}bias" in state:
+            own = {key: f"head.{key[len(head) :]}" for key in state if key.startswith(head)}
+            state = {own.get(key, f"backbone.{key}"): value for key, value in state.items()}
+        return Classifier(network, len(state["head.bias"])) if "head.bias" in state else network, state
 
 
 def _image_size(name: str, state: Mapping[str, Tensor]) -> int | None:

@@ -2,14 +2,12 @@
 
 import copy
 import functools
-import io
 import itertools
 import logging
-import pickle
 import reprlib
 import types
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,30 +15,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 log = logging.getLogger(__name__)
 
-EMBEDDINGS = (
-    ("torchvision.models.vision_transformer", "pos_embedding"),
-    ("torchvision.models.swin_transformer", "relative_position_bias_table"),
-    ("timm.", "pos_embed"),
-    ("timm.", "relative_position_bias_table"),
-)
-"""Parameters that are added to activations and so are no kernels, though they have several dimensions: the Python
-module that their class comes from, as it begins, and their name."""
+EMBEDDINGS = {
+    "torchvision.models.": ("pos_embedding", "relative_position_bias_table"),
+    "timm.": ("pos_embed", "relative_position_bias_table"),
+}
+"""Parameters that are added to activations and so are no kernels, though they have several dimensions: their names, by
+the Python module that their class comes from, as it begins."""
 
 NOT_COMPARED = frozenset({"training", "pretrained_cfg", "default_cfg", "name_or_path", "_name_or_path"})
 """Attributes that may differ between sources: a network's mode, and where its weights come from."""
 
 _NORM_LAYERS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_REWRITTEN = {
-    BasePruningMethod: "torch.nn.utils.prune.remove",
-    WeightNorm: "torch.nn.utils.remove_weight_norm",
-    SpectralNorm: "torch.nn.utils.remove_spectral_norm",
+_UNDO = {
+    "torch.nn.utils.prune": "prune.remove",
+    "torch.nn.utils.weight_norm": "remove_weight_norm",
+    "torch.nn.utils.spectral_norm": "remove_spectral_norm",
+    "torch.nn.utils.parametrize": "parametrize.remove_parametrizations",
 }
 _OF_MODULES = frozenset({*vars(nn.Module()), "_compiled_call_impl"})
 
@@ -105,23 +98,15 @@ def check(sources: Sequence[nn.Module]) -> None:
     for i, other in enumerate(others, start=1):
         for (a, here), (b, there) in itertools.zip_longest(first, other, fillvalue=(None, "missing")):
             if a != b:
+                both = f"{here} in source 0 and {there} in source {i}"
                 raise ValueError(
-                    f"source {i} does not fit source 0: the first layer that differs is {here} in source 0 and {there} "
-                    f"in source {i}. Only networks of one architecture, device and precision can be merged, and what "
-                    "else they hold must be alike"
+                    f"source {i} does not fit source 0: the first layer that differs is {both}; all must be alike"
                 )
     _check_kernels(sources[0])
-    for i, j in itertools.combinations(range(len(sources)), 2):
-        if same_weights(sources[i], sources[j]):
-            log.warning(
-                "sources %d and %d have the same weights: between them, no merging weight changes anything", i, j
-            )
-
-
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two networks of one architecture have the same parameters, not all of them zero."""
-    pairs = [(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True) if not a.is_meta]
-    return all(torch.equal(a, b) for a, b in pairs) and any(a.any() for a, _ in pairs)
+    for (i, one), (j, other) in itertools.combinations(enumerate(sources), 2):
+        pairs = [(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True) if not a.is_meta]
+        if all(torch.equal(a, b) for a, b in pairs) and any(a.any() for a, _ in pairs):
+            log.warning("sources %d and %d have the same weights: no merging weight between them has an effect", i, j)
 
 
 def copied(source: nn.Module) -> nn.Module:
@@ -134,16 +119,15 @@ def copied(source: nn.Module) -> nn.Module:
         twin = copy.deepcopy(source)
     except Exception as error:
         raise TypeError(f"source 0 cannot be copied ({error}); take out what it holds beside its layers") from error
-    if shared := {*source.modules()} & {*twin.modules()}:
-        kind = type(shared.pop()).__name__
-        raise TypeError(f"source 0 cannot be copied: its {kind} gives itself for its copy; leave out its __deepcopy__")
+    for shared in {*source.modules()} & {*twin.modules()}:
+        raise TypeError(f"source 0 cannot be copied: its {type(shared).__name__} gives itself for its copy")
     return twin
 
 
 def is_embedding(module: nn.Module, name: str) -> bool:
     """Whether the parameter ``name`` of ``module`` is one of :data:`EMBEDDINGS`."""
     come = [kind.__module__ for kind in type(module).__mro__]
-    return any(name == known and any(one.startswith(begin) for one in come) for begin, known in EMBEDDINGS)
+    return any(name in known and any(one.startswith(begin) for one in come) for begin, known in EMBEDDINGS.items())
 
 
 def _fault(module: nn.Module) -> str:
@@ -152,13 +136,11 @@ def _fault(module: nn.Module) -> str:
         return "is a merge; fold() it, or merge its own sources with the others"
     if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
         return "is compiled; merge the network that it was compiled from"
-    if parametrize.is_parametrized(module):
-        key = next(iter(module.parametrizations))
-        return f"is parametrised; first call torch.nn.utils.parametrize.remove_parametrizations(layer, {key!r})"
-    for hook in module._forward_pre_hooks.values():
-        for call in (call for kind, call in _REWRITTEN.items() if isinstance(hook, kind)):
-            key = getattr(hook, "name", getattr(hook, "_tensor_name", "weight"))
-            return f"computes its {key} in a hook; first call {call}(layer, {key!r})"
+    for computes in (module, *module._forward_pre_hooks.values()):
+        for undo in (_UNDO[kind.__module__] for kind in type(computes).__mro__ if kind.__module__ in _UNDO):
+            tensors = getattr(computes, "parametrizations", [getattr(computes, "_tensor_name", "weight")])
+            key = getattr(computes, "name", next(iter(tensors)))
+            return f"computes its {key}; first call torch.nn.utils.{undo}(layer, {key!r})"
     for key, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
         if isinstance(value, (Tensor, torch.ScriptObject)) and (wrong := _wrong(value)):
             return f"holds {key}, which {wrong}"
@@ -184,30 +166,26 @@ def _wrong(value: Tensor | torch.ScriptObject) -> str:
 
 def _check_kernels(source: nn.Module) -> None:
     """Raise if a parameter with several dimensions is no kernel, or one that several layers share is not one kernel."""
-    roles: dict[tuple, tuple[str, object]] = {}
-    own = set()
+    roles: dict[tuple[nn.Module, str | None], tuple] = {}
     for layer in kernel_layers(source):
-        weight = getattr(layer.module, layer.weight)
-        for key, role in ((layer.weight, bool(layer.groups)), (layer.bias, id(weight))):
-            own.add((layer.module, key))
-            if key:
-                tensor, path = getattr(layer.module, key), f"{layer.owner}.{key}".lstrip(".")
-                known, *others = roles.setdefault((tensor.data_ptr() or path, tensor.shape), (path, role, id(tensor)))
-                if others != [role, id(tensor)]:
-                    raise TypeError(f"{path} and {known} share their memory, but are not one kernel; untie or tie them")
+        weight, bias = getattr(layer.module, layer.weight), getattr(layer.module, layer.bias or layer.weight)
+        roles[layer.module, layer.bias] = id(weight), id(bias)
+        roles[layer.module, layer.weight] = bool(layer.groups), id(weight)
+    seen: dict[tuple, tuple] = {}
     for name, module in source.named_modules():
         for key, parameter in module._parameters.items():
-            if parameter is None or (module, key) in own:
+            if parameter is None:
                 continue
-            path = f"{f'{name}.{key}'.lstrip('.')} {list(parameter.shape)} of a {type(module).__name__}"
-            if tied := roles.get((parameter.data_ptr(), parameter.shape)):
-                raise TypeError(f"{path} is tied to kernels, {tied[0]}; untie it")
+            path, role = f"{name}.{key}".lstrip("."), roles.get((module, key))
+            known, other = seen.setdefault((parameter.data_ptr() or path, parameter.shape), (path, role))
+            if role != other:
+                raise TypeError(f"{path} and {known} share their memory, but are not one kernel; untie or tie them")
             several = sum(size > 1 for size in parameter.shape) > 1
-            if several and not isinstance(module, _NORM_LAYERS) and not is_embedding(module, key):
-                raise TypeError(
-                    f"{path} is neither a kernel of a convolution or linear layer, nor a per-channel parameter, nor a "
-                    "known position embedding: it cannot be merged by kernel"
+            if several and not role and not isinstance(module, _NORM_LAYERS) and not is_embedding(module, key):
+                known = (
+                    "a kernel of a convolution or linear layer, a per-channel parameter or a known position embedding"
                 )
+                raise TypeError(f"{path} {list(parameter.shape)} of a {type(module).__name__} is not {known}")
 
 
 def _facts(source: nn.Module) -> Iterator[tuple[object, str]]:
@@ -216,95 +194,71 @@ def _facts(source: nn.Module) -> Iterator[tuple[object, str]]:
     Of tensors that are merged shape and type; ties between them; layers' classes; every other attribute, however deep,
     and integer buffers but for single numbers, such as counts of batches.
     """
-    for name, tensor in (*source.named_parameters(), *source.named_buffers()):
-        text = f"{name} {list(tensor.shape)} ({str(tensor.dtype).removeprefix('torch.')}, {tensor.device})"
+    tensors = [*source.named_parameters(remove_duplicate=False), *source.named_buffers(remove_duplicate=False)]
+    parts = {id(part): name or "the network" for name, part in reversed([*source.named_modules(), *tensors])}
+    for name, tensor in tensors:
+        tied = "" if parts[id(tensor)] == name else f", tied to {parts[id(tensor)]}"
+        text = f"{name} {list(tensor.shape)} ({str(tensor.dtype).removeprefix('torch.')}, {tensor.device}{tied})"
         yield text, text
     for name, module in source.named_modules():
         text = f"{name} {type(module).__name__}".lstrip()
         yield text, text
-    names = {id(value): name for name, value in (*source.named_modules(), *source.named_buffers())}
-    names |= {id(value): name for name, value in source.named_parameters()}
     kernels = {id(getattr(one.module, key)) for one in kernel_layers(source) for key in (one.weight, one.bias) if key}
     for name, module in source.named_modules():
-        held = {key: names.get(id(value)) for key, value in module._parameters.items()}
-        tables = module._buffers.items()
-        held |= {key: t.clone() for key, t in tables if t is not None and not t.is_floating_point() and t.numel() > 1}
+        tables = [(key, value) for key, value in module._buffers.items() if value is not None and value.numel() > 1]
+        held = {key: value.clone() for key, value in tables if not value.is_floating_point()}
         held |= {key: value for key, value in vars(module).items() if key not in _OF_MODULES | NOT_COMPARED}
         for key, value in sorted(held.items()):
             text = reprlib.repr(value) if len(repr(value)) > 100 else repr(value)
-            where = f"{name}.{key}".lstrip(".")
             shown = f"{name} {type(module).__name__}({key}={text})".lstrip()
-            yield (name, key, _State(where, names, kernels).of(value)), shown
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            _State(f"a hook of {name}", names, kernels).of(list(hooks.values()))
+            yield (name, key, _told(value, f"{name}.{key}".lstrip("."), parts, kernels)), shown
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            _told(hook, f"a hook of {name}", parts, kernels)
 
 
-class _Refused(TypeError):
-    """What an attribute holds cannot be copied as part of a network."""
+def _told(value: Any, where: str, parts: Mapping[int, str], kernels: set[int], within: tuple = ()) -> object:
+    """``value`` as tuples and text: equal for equal values, with their names for the network's own parts.
+
+    Raises:
+        TypeError: it holds what a copy of the network could not.
+    """
+    weak = isinstance(value, weakref.ref)
+    name = parts.get(id(value() if weak else value))
+    if name and weak:
+        raise TypeError(f"{where} holds a weak reference to {name}, which no copy follows")
+    if id(value) in kernels:
+        raise TypeError(f"{where} holds a kernel, {name}, outside its layer; read it from the layer")
+    if name and any(isinstance(outer, types.FunctionType) for outer in within):
+        raise TypeError(
+            f"{where} holds a function that keeps {name} of this source, and its copy too; make it a method"
+        )
+    if name or any(value is outer for outer in within):
+        return name or "itself"
+    if isinstance(value, (type, types.ModuleType)):
+        return value.__name__
+    if value is None or isinstance(value, (str, bytes, int, float, complex)):
+        return repr(value)
+    if isinstance(value, Tensor) and (wrong := _wrong(value)):
+        raise TypeError(f"{where} holds a tensor that {wrong}")
+    try:
+        held = _held(value)
+    except Exception:  # no two of a kind can be told apart, nor is there a part of the network in them
+        held = ()
+    return type(value).__name__, *(_told(one, where, parts, kernels, (*within, value)) for one in held)
 
 
-class _State(pickle.Pickler):
-    """Bytes that are the same for values that are the same, in which the network's own parts stand as their names."""
-
-    def __init__(self, where: str, names: Mapping[int, str], kernels: Collection[int]):
-        self.file, self.where, self.names, self.kernels = io.BytesIO(), where, names, kernels
-        self.parts: list[str] = []
-        super().__init__(self.file)
-        self.fast = True  # equal values give equal bytes, whether they are one object or two
-
-    def of(self, value: object) -> bytes:
-        """The bytes of ``value``; none for what cannot be told."""
-        try:
-            self.dump(value)
-        except _Refused:
-            raise
-        except Exception:
-            return b""
-        return self.file.getvalue()
-
-    def persistent_id(self, value: object) -> str | None:
-        if id(value) in self.kernels:
-            name = self.names[id(value)]
-            raise _Refused(f"{self.where} holds a kernel, {name}, outside its layer; read it from the layer")
-        if id(value) in self.names:
-            self.parts.append(self.names[id(value)] or "the network")
-            return self.parts[-1]
-        return None
-
-    def reducer_override(self, value: object) -> object:
-        if isinstance(value, Tensor):
-            if wrong := _wrong(value):
-                raise _Refused(f"{self.where} holds a tensor that {wrong}")
-            content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            return _as(str(value.dtype), tuple(value.shape), content)
-        if isinstance(value, weakref.ref):
-            if id(value()) in self.names:
-                raise _Refused(f"{self.where} holds a weak reference to a part of the network, which no copy follows")
-            return _as("weak reference")
-        if isinstance(value, functools._lru_cache_wrapper):
-            return _as(value.__wrapped__)
-        if isinstance(value, types.FunctionType):
-            return self._function(value)
-        if isinstance(value, (type, types.ModuleType)):
-            return NotImplemented if value is tuple else _as(value.__name__)
-        own = type(value).__reduce__ is not object.__reduce__ or type(value).__reduce_ex__ is not object.__reduce_ex__
-        if hasattr(value, "__dict__") and not own:
-            return _as(type(value).__qualname__, {k: v for k, v in vars(value).items() if k not in NOT_COMPARED})
-        return NotImplemented
-
-    def _function(self, function: types.FunctionType) -> object:
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        held = [cells, function.__defaults__, function.__kwdefaults__]
-        inner = _State(self.where, self.names, self.kernels)
-        found = inner.of(held)
-        if inner.parts:
-            raise _Refused(
-                f"{self.where} holds a function that keeps {inner.parts[0]} of this source, and a copy would too; make "
-                "it a method, or give it what it needs as an argument"
-            )
-        code = function.__code__
-        return _as(code.co_code, code.co_names, repr(code.co_consts), found)
-
-
-def _as(*parts: object) -> tuple:
-    return tuple, (parts,)
+def _held(value: Any) -> Iterable[object]:
+    """All that an object is made of."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), *value.shape, value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(value, dict):
+        return [item for item in value.items() if item[0] not in NOT_COMPARED]
+    if isinstance(value, (list, tuple)):
+        return value
+    if isinstance(value, functools._lru_cache_wrapper):
+        return [value.__wrapped__]
+    if isinstance(value, types.FunctionType):
+        code, kept = value.__code__, [cell.cell_contents for cell in value.__closure__ or ()]
+        return code.co_code, code.co_names, repr(code.co_consts), kept, value.__defaults__, value.__kwdefaults__
+    how = value.__reduce_ex__(4)  # as copy.deepcopy asks: its class, arguments, attributes and two iterators
+    return [how] if isinstance(how, str) else [*how[:3], *map(list, filter(None, how[3:]))]

@@ -25,6 +25,7 @@ from medmerge.devices import memory_kept, seeded
 from medmerge.merge import KernelMerge
 from medmerge.progress import Progress
 from medmerge.samples import Batch, Batches, Samples, prepare, to_device
+from medmerge.sources import kernel_layers
 from medmerge.stats import evaluation
 from medmerge.task import FREE, Protocol, Task, TrainingError
 
@@ -114,12 +115,7 @@ def fine_tune(model: nn.Module, task: Task) -> None:
 
 
 def fit(
-    model: nn.Module,
-    train: Samples | Batches,
-    val: Samples | Batches,
-    phase: str,
-    task: Task,
-    still: Sequence[nn.Module] = (),
+    model: nn.Module, train: Samples | Batches, val: Samples | Batches, phase: str, task: Task, still: Sequence = ()
 ) -> None:
     """Minimise :func:`loss` over one phase; leave ``model`` at the selected epoch.
 
@@ -275,9 +271,8 @@ def validate(model: nn.Module, val: Samples | Batches, task: Task) -> dict[str, 
     logits, labels = _outputs(model, val, task)
     if task.multilabel:
         scores = evaluation.metrics(labels.numpy(), logits.sigmoid().numpy(), [str(k) for k in range(task.num_classes)])
-        chosen = {
-            name: value for name in ("accuracy", "macro_f1", "macro_auroc") if (value := scores[name]) is not None
-        }
+        kept = ("accuracy", "macro_f1", "macro_auroc")
+        chosen = {name: value for name in kept if (value := scores[name]) is not None}
         if "macro_auroc" not in chosen:
             raise TrainingError("no class is both present and absent in the validation images: make that part larger")
         return {"val_loss": loss(logits, labels).item(), **{f"val_{name}": value for name, value in chosen.items()}}
@@ -332,13 +327,7 @@ def parameter_groups(model: nn.Module, protocol: Protocol) -> list[dict]:
     """What learns, in groups for AdamW: kernels of convolutions and linear layers decay by ``weight_decay``; merging
     weights have a rate (``w_lr``) and a decay (``w_decay``) of their own; everything else does not decay.
     """
-    kernels = {
-        id(parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if (isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and name == "weight")
-        or (isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight")
-    }
+    kernels = {id(layer.module._parameters.get(layer.weight)) for layer in kernel_layers(model)}
     merges = [module for module in model.modules() if isinstance(module, KernelMerge)]
     merging = {id(w) for merge in merges for w in merge.merging_parameters()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]

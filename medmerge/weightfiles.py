@@ -5,6 +5,7 @@ names of the network are, whatever lies beside: an optimiser, a loss, a projecto
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -42,6 +43,9 @@ _AGAIN = "fetch or write it again"
 _EXPORT = "load it with what wrote it, and save the network's state_dict() with PyTorch"
 _UNPACK = "unpack it and give the file inside"
 _KINDS = (
+    (rb"PK\0.*/constants\.pkl", "a TorchScript archive, which holds code", "save torch.jit.load(path).state_dict()"),
+    (rb"PK\0(?!.*/data\.pkl).*\.(npy|h5|json)", "an archive of another library, not a state dict", _EXPORT),
+    (rb"PK\0(?!.*/data\.pkl)", "an archive of other files, not a state dict", _UNPACK),
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull` where it came from"),
     (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", "a web page or XML, not weights", _AGAIN),
     (rb"\x89HDF\r\n", "an HDF5 file, such as Keras writes", _EXPORT),
@@ -53,8 +57,10 @@ _KINDS = (
     (rb"\x89PNG|\xff\xd8\xff|GIF8|.{128}DICM", "an image", "give the weights"),
     (rb"\s*[\[{][\s\x21-\x7e]+$", "JSON, not weights", "give the file that it describes"),
     (rb"[\s\x20-\x7e]+$", "text, not weights", _AGAIN),
+    (rb"$", "empty", _AGAIN),
 )
-"""What else comes under the name of a checkpoint: how it begins, what it is, the way out."""
+"""What else comes under the name of a checkpoint: how it begins (of an archive the names of its members),
+what it is, the way out."""
 
 
 class CheckpointError(ValueError):
@@ -144,30 +150,14 @@ def _named_tensors(content: object, prefix: str = "", depth: int = 0) -> Iterato
 
 def _check_kind(path: Path, head: bytes) -> None:
     """Raise unless a file may be one of ``torch.save``: a pickle, or a zip archive with one."""
-    if not head:
-        raise CheckpointError(f"{path} is empty; {_AGAIN}")
     if head.startswith(b"PK"):
-        return _check_archive(path)
+        with contextlib.suppress(zipfile.BadZipFile, ValueError, OSError, NotImplementedError):  # torch.load says more
+            head = "\0".join(["PK", *zipfile.ZipFile(path).namelist()]).encode()
     for start, what, way in _KINDS:
         if re.match(start, head, re.DOTALL):
             raise CheckpointError(f"{path} is {what}; {way}")
     if re.search(r"\.data-\d+-of-\d+$|\.ckpt\.(index|meta)$", path.name):
         raise CheckpointError(f"{path} is a part of a TensorFlow checkpoint; {_EXPORT}")
-
-
-def _check_archive(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is damaged: it breaks off or was changed ({error}); {_AGAIN}") from error
-    inner = {name.partition("/")[2] for name in names}
-    if "constants.pkl" in inner:
-        way = f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt') makes one of it"
-        raise CheckpointError(f"{path} is a TorchScript archive, which holds code; {way}")
-    if "data.pkl" not in inner:
-        way = _EXPORT if any(name.endswith((".npy", ".h5", ".json")) for name in names) else _UNPACK
-        raise CheckpointError(f"{path} is an archive of {few(names)}, not a state dict; {way}")
 
 
 def _unpickled(path: Path, head: bytes) -> object:
@@ -210,33 +200,29 @@ def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for old, new in _OLD_NAMES:
             short = old.sub(new, short)
         renamed[key if short in renamed else short] = value
-    for key in list(renamed):
-        base, _, kind = key.rpartition("_")
-        if kind == "mask":
-            _compute(renamed, base, f"{base}_orig", key, torch.mul)
-        elif kind == "v":
-            _compute(renamed, base, key, f"{base}_g", _weight_norm)
-        elif key.endswith(".original1"):
-            name = key.replace("parametrizations.", "").removesuffix(".original1")
-            _compute(renamed, name, key, f"{key[:-1]}0", _weight_norm)
+    for first, second, function in _COMPUTED:
+        for key in [key for key in renamed if key.endswith(first)]:
+            base = key.removesuffix(first)
+            pair = [renamed[key], renamed.get(base + second)]
+            if all(one is not None and one.dtype in _FLOATS and one.layout == torch.strided for one in pair):
+                with contextlib.suppress(RuntimeError):  # of other shapes: they are something else
+                    renamed[base.replace("parametrizations.", "")] = function(*pair)
+                    del renamed[key], renamed[base + second]
     return renamed
-
-
-def _compute(state: dict[str, Tensor], name: str, first: str, second: str, function: Callable) -> None:
-    """Put ``function`` of two tensors in their place, where both are there and can be computed with."""
-    pair = [state[key] for key in (first, second) if key in state]
-    if len(pair) == 2 and all(one.dtype in _FLOATS and one.layout == torch.strided for one in pair):
-        try:
-            state[name] = function(*pair)
-        except RuntimeError:  # of other shapes: they are something else
-            return
-        del state[first], state[second]
 
 
 def _weight_norm(direction: Tensor, length: Tensor) -> Tensor:
     """What ``torch.nn.utils.weight_norm`` computes; it keeps the length along one axis, or of the whole weight."""
     axes = [axis for axis, size in enumerate(length.shape) if size > 1]
     return torch._weight_norm(direction, length, (axes or [0])[0] if length.dim() else -1)
+
+
+_COMPUTED: tuple[tuple[str, str, Callable], ...] = (
+    ("_orig", "_mask", torch.mul),
+    ("_v", "_g", _weight_norm),
+    (".original1", ".original0", _weight_norm),
+)
+"""Ends of the names of two tensors that a weight is computed from, by pruning and by both weight norms, and how."""
 
 
 def under(state: Mapping[str, Tensor], wanted: Iterable[str], origin: str) -> tuple[str, dict[str, Tensor]]:
@@ -254,10 +240,8 @@ def under(state: Mapping[str, Tensor], wanted: Iterable[str], origin: str) -> tu
     own = [prefix for prefix in whole if not _COPIES & set(re.split(r"[._]", prefix))] or whole
     first = own[0] if own else max(found, key=found.__getitem__, default="")
     if any(not torch.equal(state[first + key], state[other + key]) for other in own[1:] for key in required):
-        raise CheckpointError(
-            f"{origin} holds {len(own)} such networks, under {' and '.join(map(repr, own))}: save the state dict of "
-            "one alone, or give it to medmerge.backbone as `weights`"
-        )
+        there = " and ".join(map(repr, own))
+        raise CheckpointError(f"{origin} holds {len(own)} such networks, under {there}: save one's state dict alone")
     if len(whole) > len(own):
         log.warning("%s: takes the network under %r, not its average under %r", origin, first, *set(whole) - set(own))
     return first, {key[len(first) :]: value for key, value in state.items() if key.startswith(first)}
@@ -285,11 +269,10 @@ def problems(body: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: str
 def _stored_as(key: str, body: Mapping[str, Tensor]) -> str:
     """What a file has in place of a weight that is parametrised, and the way out."""
     layer, _, own = key.rpartition(".")
-    if f"{layer}.parametrizations.{own}.original" in body:
-        return ", stored parametrised: torch.nn.utils.parametrize.remove_parametrizations() before saving undoes that"
-    if f"{key}_orig" in body:
-        return ", stored spectral-normed: torch.nn.utils.remove_spectral_norm() before saving undoes that"
-    return ""
+    if body.keys().isdisjoint([f"{layer}.parametrizations.{own}.original", f"{key}_orig"]):
+        return ""
+    undo = "torch.nn.utils.parametrize.remove_parametrizations() or remove_spectral_norm()"
+    return f", stored parametrised: {undo} before saving undoes that"
 
 
 def _fault(key: str, value: Tensor, wanted: Tensor) -> str:

@@ -26,6 +26,9 @@ Equation {eq}`merge` is that of {cite:t}`almakky2024medmerge`, with $w = \tfrac{
 |----------|----------|
 | FT       | 0.5      |
 
+```{glued} ../results/run.ipynb said
+```
+
 ```{bibliography}
 ```
 """
@@ -68,7 +71,12 @@ NOTEBOOK = {
                         "text/html": "<p class='kernel-free'>still</p>",
                         "text/plain": "explorer",
                     },
-                }
+                },
+                {
+                    "output_type": "display_data",
+                    "metadata": {"scrapbook": {"name": "said", "mime_prefix": "application/papermill.record/"}},
+                    "data": {"application/papermill.record/text/plain": "'**Glued** words'"},
+                },
             ],
         },
     ],
@@ -103,6 +111,7 @@ def book(tmp_path_factory) -> Path:
 
 def test_book_builds_without_a_warning(book):
     page = (book / "book" / "index.html").read_text()
+    assert "<strong>Glued</strong> words" in page
     assert "Almakky" in page and "custom.css" in page and "logo.svg" in page
     assert 'http-equiv="Refresh"' in (book / "index.html").read_text()
     assert not list(book.rglob("*stray*"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import test_report
 from sklearn.metrics import f1_score
@@ -12,8 +13,8 @@ from test_report import make
 
 from medmerge.approaches import CORE, RIVALS
 from medmerge.data import split_files
-from medmerge.pages import claims, papertables
-from medmerge.pages.claims import FAILURE, SUPPORT, UNDECIDED, Pair
+from medmerge.pages import claims, evidence, papertables
+from medmerge.pages.claims import FAILURE, SUPPORT, UNASSESSED, UNDECIDED, Claim, Pair
 from medmerge.pages.contrast import contrast
 from medmerge.study import definitions
 from medmerge.study import notebooks as pages
@@ -67,7 +68,7 @@ def test_support_needs_every_pair_and_failure_any(tmp_path):
     few = pair(tmp_path, BEST, "retina", seeds=(1,))
     assert not few.counts and few.seeds == (1,)
     best, worst = pair(tmp_path, BEST), pair(tmp_path, WORST, "skin-seeds")
-    assert verdicts(best, few)[0] == UNDECIDED and verdicts(worst, few)[0] == FAILURE
+    assert verdicts(best, few)[0] == UNASSESSED and verdicts(worst, few)[0] == FAILURE
     assert "retina" not in claims.claims([best, few])[0].found
     assert verdicts(few) == [UNDECIDED] * 4 and claims.claims([few])[0].found == "no pair has the seeds that it needs"
 
@@ -97,10 +98,10 @@ def test_the_gain_is_over_the_best_baseline(tmp_path):
 def test_linear_probing_first(tmp_path):
     above, below = (60, 60, 5, 5, 10), (5, 5, 60, 60, 10)
     one, other = (pair(tmp_path, above, name) for name in ("chest", "retina"))
-    assert verdicts(one, other)[2] == SUPPORT and verdicts(one)[2] == UNDECIDED
+    assert verdicts(one, other)[2] == SUPPORT and verdicts(one)[2] == UNASSESSED
     assert verdicts(*(pair(tmp_path / "b", below, name) for name in ("chest", "retina")))[2] == FAILURE
     mixed = pair(tmp_path / "m", (60, 5, 5, 60, 10), "skin-seeds")
-    assert verdicts(one, mixed)[2] == UNDECIDED and verdicts(one, mixed, other)[2] == SUPPORT
+    assert verdicts(one, mixed)[2] == UNASSESSED and verdicts(one, mixed, other)[2] == SUPPORT
     table = claims.probing_first(mixed)
     assert list(table["source"]) == ["b", "c"] and list(table["superior"]) == ["superior", "inferior"]
     assert table["p_holm"].min() == pytest.approx(2 * table["p"].min()), "two comparisons a family"
@@ -117,6 +118,43 @@ def test_weights_shift_to_the_better_source(tmp_path):
     for weights in one.row("medmerge")[0].kernel_weights.values():
         weights[:] = 0.75
     assert verdicts(one)[3] == UNDECIDED, "one seed of three went the other way"
+
+
+def test_weights_that_hardly_moved_say_nothing(tmp_path):
+    one = pair(tmp_path, (40, 20, 30, 30, 10))
+    for run in one.row("medmerge"):
+        for weights in run.kernel_weights.values():
+            weights[:] = 0.5 - claims.SHIFT / 2
+    assert verdicts(one)[3] == UNASSESSED
+    assert verdicts(pair(tmp_path, (20, 20, 30, 30, 10), "retina"))[3] == UNASSESSED, "no source is better"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "power", "expected"),
+    [
+        *((UNDECIDED, [0.2, 0.7], UNASSESSED), (UNDECIDED, [0.2, 0.9], UNDECIDED), (UNDECIDED, [], UNDECIDED)),
+        *((FAILURE, [0.2], FAILURE), (SUPPORT, [0.2], SUPPORT)),
+    ],
+)
+def test_what_the_data_could_not_show_is_not_undecided(verdict, power, expected):
+    assert Claim("", "", "", verdict).assessed(power).verdict == expected
+
+
+def test_pooling_learning_and_pace(tmp_path):
+    found = [pair(tmp_path, errors, name) for errors, name in ((BEST, "chest"), (WORST, "retina"))]
+    table = evidence.pooled(found)
+    assert list(table["against"]) == list(evidence.BASELINES.values()) and set(table["pairs"]) == {2}
+    low, high = (one.comparisons.set_index("against").loc["FT b", "difference"] for one in reversed(found))
+    assert low < table["difference"][0] < high
+    scores = {"control": ["learnt", "start", "start"], "score": [0.5, 0.4, 0.46], "reestimated": 0.0}
+    gain = evidence.learning([SimpleNamespace(controls=pd.DataFrame(scores))] * 2)
+    assert (gain["runs"], gain["difference"]) == (2, pytest.approx(0.07)) and gain["low"] == pytest.approx(gain["high"])
+    steady = {"a": 0.5 + 0.01 * np.array([[1, -1], [2, -2], [3, -3], [4, -4]])}
+    run = SimpleNamespace(neutral=0.5, kernel_history=(np.arange(1, 5), steady))
+    assert evidence.pace(run) == pytest.approx((0.04, 0.5))
+    choices = [{"soup": ["FT b"]}, {"soup": ["FT b", "FT c"]}, {"coefficient": 0.0}, {"coefficient": 0.3}, {}]
+    rivals = {str(k): [SimpleNamespace(run={"choices": one})] for k, one in enumerate(choices)}
+    assert evidence.copies(rivals) == {"0": "FT b", "2": "coefficient 0"}
 
 
 # ---------------------------------------------------------------- the files of the plan
@@ -150,7 +188,7 @@ def test_failures_stand_first(tmp_path):
     failed, few = pair(tmp_path, WORST), pair(tmp_path, EVEN, "retina", seeds=(1,))
     said = claims.verdict([failed, few])
     assert "chest (3 seeds)" in said and "Not run with enough seeds: retina; what needs all" in said
-    assert said.index("Found not to hold:** MedMerge beats") < said.index("Undecided:**")
+    assert said.index("Found not to hold:** MedMerge beats") < said.index("Cannot be assessed from these runs:**")
     assert "nothing is decided yet" in claims.verdict([few])
 
 

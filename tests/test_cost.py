@@ -77,7 +77,8 @@ def test_a_step_trains_what_it_says_and_nothing_else(name):
     assert changed == learning | (statistics if VARIANTS[name].learns in ("all", "merge") else set())
     parts = {re.sub(r"backbone\.(merged\.)?(\w+?)\d\.(\w+)", r"\2.\3", key) for key in learning}
     norms, head = {"norm.weight", "norm.bias"}, {"head.weight", "head.bias"}
-    expected = {"all": {"conv.weight"} | norms | head, "merge": {"conv.w"} | norms | head, "head": head}
+    merge = {"conv.parametrizations.weight.0.w"} | norms | head
+    expected = {"all": {"conv.weight"} | norms | head, "merge": merge, "head": head}
     assert parts == ({"weight", "bias"} if VARIANTS[name].cached else expected[VARIANTS[name].learns])
 
 
@@ -214,7 +215,7 @@ def test_a_record_comes_back_and_is_not_measured_again(measured, p, tmp_path, mo
         (lambda c: c["variants"]["ft"]["seconds"].pop(), "ft has 2 rounds, not 3"),
         (lambda c: c["variants"]["ft"]["seconds"].__setitem__(0, 0.0), r"variants\.ft\.seconds\.0"),
         (lambda c: c.__setitem__("batch_size", 5), "measured with batch_size 5, not 4"),
-        (lambda c: c.__setitem__("repeats", 4), "repeats"),
+        (lambda c: c.__setitem__("repeats", 4), "features has 3 rounds, not 4"),
     ],
 )
 def test_a_damaged_record_or_one_of_other_parameters_is_named(measured, p, change, message):

@@ -219,7 +219,7 @@ def test_it_says_what_is_not_here(merged, monkeypatch, tmp_path):
     assert features.sheet(record).read(None) is None
     kept.rename(path), (tmp_path / "merge").rename(checkpoint)
     with pytest.raises(ParameterError, match="shows one study"):
-        features.choose(parameters(studies=["a", "b"]))
+        features.choose(parameters(studies=["a", "b"], notebook="features"))
 
 
 def test_figures_show_what_is_kept(merged):

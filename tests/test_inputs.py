@@ -253,7 +253,7 @@ def test_settings_of_a_split_that_do_not_fit(changes, message):
 
 
 def test_a_split_file_that_is_not_there(project):
-    with pytest.raises(ParameterError, match="split_file: no nowhere.csv here"):
+    with pytest.raises(ParameterError, match="split_file: no nowhere.csv: there is no "):
         study.check(parameters(split="file", split_file="nowhere.csv"))
 
 

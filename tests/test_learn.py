@@ -170,19 +170,10 @@ def test_several_labels_an_image(project):
     ("arguments", "message"),
     [
         ({"sources": ("first.safetensors",)}, "--source: 1 given; MedMerge merges two"),
-        (
-            {"sources": ("first.safetensors", "gone.safetensors")},
-            r"--source: no file gone\.safetensors; give a",
-        ),
+        ({"sources": ("first.safetensors", "gone.safetensors")}, r"--source: no file gone\.safetensors; give a"),
         ({"sources": ("first.safetensors", "imagnet")}, "--source: unknown weights 'imagnet' for densenet_small"),
-        (
-            {"sources": ("first.safetensors", "b=copy.pt")},
-            r"--source: .*first\.safetensors and .*copy\.pt hold the",
-        ),
-        (
-            {"sources": ("first.safetensors", "resnet18.pth.tar")},
-            "is densenet_small and .* is resnet18; MedMerge",
-        ),
+        ({"sources": ("first.safetensors", "b=copy.pt")}, r"--source: .*first\.safetensors and .*copy\.pt hold the"),
+        ({"sources": ("first.safetensors", "resnet18.pth.tar")}, "is densenet_small and .* is resnet18; MedMerge"),
         ({"sources": ("first.safetensors", "page.pt")}, r"page\.pt is a web page"),
         ({"labels": ("--labels", "gone.csv")}, r"--labels: no file gone\.csv here or in .*images"),
         ({"more": ("--exclude", "gone.txt")}, r"--exclude: no file gone\.txt; it lists ids"),

@@ -103,6 +103,7 @@ def test_comparisons_are_four_a_target_and_pairing_sees_more(table):
     first = table.iloc[[0, 4]]["error"]
     assert alone.iloc[0]["visible"] == pytest.approx(stats.norm.ppf(0.975) * np.hypot(*first))
     assert (paired["family"] / paired["visible"]).round(3).unique() == [1.274]
+    assert (paired["corrected"] / paired["visible"]).round(2).unique() == [1.57]
     seeds = papertables.comparisons(table, 0.6, 0.01)
     assert np.allclose((seeds["visible"] / 1.96) ** 2 - (paired["visible"] / 1.96) ** 2, 2e-4, rtol=1e-3)
     assert alone.iloc[0]["against"] == "FT ImageNet" and alone.iloc[0]["difference"] == 0.029

@@ -70,9 +70,7 @@ def test_a_loaded_merge_learns_and_folds_as_the_first(tmp_path):
     }
     folded, expected = again.fold().state_dict(), first.fold().state_dict()
     assert all(torch.equal(folded[key], expected[key]) for key in expected)
-    with pytest.raises(
-        CheckpointError, match=r"holds a KernelMerge: medmerge\.load\(path\) reads it"
-    ):
+    with pytest.raises(CheckpointError, match=r"holds a KernelMerge: medmerge\.load\(path\) reads it"):
         backbone(SMALL, tmp_path / "m.safetensors")
 
 

@@ -6,7 +6,7 @@ Beside them what the plan does not ask: rivals and controls, and what an overlap
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,10 @@ import pandas as pd
 from scipy import stats
 
 from medmerge.data import split_files
-from medmerge.pages import report
-from medmerge.pages.contrast import ALPHA, Rows, against, by_row, contrast, margin, over_seeds
+from medmerge.pages import ablation, report
+from medmerge.pages.contrast import ALPHA, GAIN, Rows, against, by_row, contrast, margin, over_seeds
 from medmerge.pages.template import fill
-from medmerge.study import definitions, notebooks
+from medmerge.study import cost, definitions, notebooks
 from medmerge.study.params import Parameters
 from medmerge.study.places import home
 from medmerge.study.records import Record
@@ -42,10 +42,15 @@ SEEDS = (1, 2, 3)
 LEAST = 2
 """Seeds that a pair needs to count."""
 
-GAIN = 0.03
-"""What the paper's abstract speaks of."""
-
 SUPPORT, FAILURE, UNDECIDED = "support", "failure", "undecided"
+UNASSESSED = "cannot be assessed"
+"""What the data could not have shown either way."""
+
+ENOUGH = 0.8
+"""Power of a claim's best comparison without which the claim is not undecided, but unassessed."""
+
+SHIFT = 0.01
+"""How far the mean of w must have moved from 0.5 for its side to say anything."""
 
 FURTHER = tuple(f"skin-{kind}-mobilenet" for kind in ("rivals", "reestimated", "controls", "granularity"))
 """Parameter files whose rows are held against MedMerge. They are of one pair, and share its split and its MedMerge."""
@@ -113,7 +118,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, what was found, and whether that is support, failure or undecided.
+    """A claim of the paper, what was found, and whether that is support, failure, undecided or cannot be assessed.
 
     Attributes:
         place: of the paper.
@@ -125,6 +130,14 @@ class Claim:
     found: str
     verdict: str
 
+    def assessed(self, power: Sequence[float]) -> "Claim":
+        """The claim with the power of its comparisons at the paper's gain; an undecided one needs :data:`ENOUGH`."""
+        if not power:
+            return self
+        found = f"{self.found} (power at {GAIN:+.2f}: {min(power):.0%} to {max(power):.0%})"
+        powerless = self.verdict == UNDECIDED and max(power) < ENOUGH
+        return replace(self, found=found, verdict=UNASSESSED if powerless else self.verdict)
+
 
 @functools.cache
 def pair(name: str, backbone: str = "densenet121") -> Pair:
@@ -133,7 +146,7 @@ def pair(name: str, backbone: str = "densenet121") -> Pair:
     Raises:
         RecordError: a record is damaged, or of another definition than the parameter file's.
     """
-    p = _parameters(f"{name}{BACKBONES[backbone]}")
+    p = parameters(f"{name}{BACKBONES[backbone]}")
     rows = definitions.rows(p)
     found = {seed: [r for row in rows if (r := finished(p, row, seed))] for seed in SEEDS}
     whole = [record for runs in found.values() if len(runs) == len(rows) for record in runs]
@@ -152,11 +165,12 @@ def begun() -> list[Pair]:
 
 def recorded(name: str) -> list[Record]:
     """The finished runs of a parameter file of the open track."""
-    p = _parameters(name)
+    p = parameters(name)
     return [record for row in definitions.rows(p) for seed in p.seeds if (record := finished(p, row, seed))]
 
 
-def _parameters(name: str) -> Parameters:
+def parameters(name: str) -> Parameters:
+    """Of a parameter file of the open track."""
     return notebooks.parameters(home() / FILES / f"{name}.yaml")
 
 
@@ -166,7 +180,8 @@ def verdict(found: Sequence[Pair]) -> str:
     Args:
         found: as for :func:`claims`.
     """
-    by = {word: [c.claim for c in claims(found) if c.verdict == word] for word in (FAILURE, SUPPORT, UNDECIDED)}
+    made = [*claims(found), *others()]
+    by = {word: [c.claim for c in made if c.verdict == word] for word in (FAILURE, SUPPORT, UNDECIDED, UNASSESSED)}
     counted, missing = [one for one in found if one.counts], [one.name for one in found if not one.counts]
     return fill("findings", by=by, counted=counted, missing=missing)
 
@@ -198,7 +213,8 @@ def _beats(counted: Sequence[Pair], whole: bool) -> Claim:
         words = "{}: superior to {}, inferior to {}, equivalent to {} of {}".format(one.name, *numbers, len(table))
         sentences.append(words)
     outcomes = [report.decide(one.comparisons) for one in counted]
-    return Claim("MedMerge beats FT and LP-FT", "4, Table 1", _join(sentences), _verdict(outcomes, whole))
+    claim = Claim("MedMerge beats FT and LP-FT", "4, Table 1", _join(sentences), _verdict(outcomes, whole))
+    return claim.assessed([share for one in counted for share in one.comparisons["power"]])
 
 
 def _gain(counted: Sequence[Pair], whole: bool) -> Claim:
@@ -222,15 +238,16 @@ def probing_first(one: Pair) -> pd.DataFrame:
 
 
 def _probing_first(counted: Sequence[Pair], whole: bool) -> Claim:
-    sentences, above, below = [], 0, 0
+    sentences, power, above, below = [], [], 0, 0
     for one in counted:
         table = probing_first(one)
         words = [f"{r.source} {r.difference:+.3f} ({r.low:+.3f} to {r.high:+.3f})" for r in table.itertuples()]
         sentences.append(f"{one.name}: from {' and '.join(words)}")
+        power += list(table["power"])
         above += (table["superior"] == "superior").all()
         below += (table["superior"] == "inferior").all()
     outcome = SUPPORT if above >= 2 else FAILURE if below >= 2 else UNDECIDED
-    return Claim("LP-FT beats FT", "4", _join(sentences), outcome)
+    return Claim("LP-FT beats FT", "4", _join(sentences), outcome).assessed(power)
 
 
 def _better_source(counted: Sequence[Pair], whole: bool) -> Claim:
@@ -242,12 +259,40 @@ def _better_source(counted: Sequence[Pair], whole: bool) -> Claim:
         better, ahead = max(scores, key=scores.get), np.ptp([*scores.values()])
         shares = [_mean_weight(record) for record in one.row("medmerge")]
         sign = 1 if better == one.sources[0] else -1
-        towards = [sign * (share - 0.5) > 0 for share in shares]
-        outcomes.append(SUPPORT if all(towards) else UNDECIDED if any(towards) else FAILURE)
+        shifts = [sign * (share - 0.5) for share in shares]
+        gap = over_seeds(*(one.row("ft", source) for source in one.sources))
+        if ahead > one.margin and gap.low * gap.high > 0 and max(map(abs, shifts)) >= SHIFT:
+            outcomes.append(SUPPORT if min(shifts) > 0 else UNDECIDED if max(shifts) > 0 else FAILURE)
         values = ", ".join(f"{share:.4f}" for share in shares)
         lead = f"{one.name}: FT is better from {better} by {ahead:.3f} (margin {one.margin:.3f})"
         sentences.append(f"{lead}; mean w of {one.sources[0]} by seed {values}")
-    return Claim("w shifts to the source whose FT is better", "4, Fig. 2", _join(sentences), _verdict(outcomes, whole))
+    outcome = _verdict(outcomes, whole) if outcomes or not counted else UNASSESSED
+    return Claim("w shifts to the source whose FT is better", "4, Fig. 2", _join(sentences), outcome)
+
+
+def others() -> list[Claim]:
+    """The rest of the plan's claims, which no pair decides, and the paper's on cost.
+
+    Raises:
+        RecordError: a record is damaged.
+    """
+    runs = recorded("skin-batchnorm")
+    frozen = ablation.differences(runs).itertuples() if len(runs) > 1 else ()
+    norms = "; ".join(f"{row.stage} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in frozen)
+    sheet = cost.SHEET.read(parameters("cost-densenet121"))
+    low, middle, high = sheet.ratio("kernel", "lp") if sheet else (0.0, 0.0, 0.0)
+    probe = (
+        f"a step of the probe takes {middle:.2f} times a step of LP (quartiles {low:.2f} to {high:.2f}), on a CPU core"
+    )
+    found = {
+        ("frozen batch norms cost performance", "4"): f"one exploratory seed: {norms or 'not run'}",
+        ("with zeros, deeper layers alternate", "4, Fig. 4"): "one exploratory seed, described",
+        ("weights of parameters add nothing over kernels", "4"): "not run in this round",
+        ("similar gains with ResNet-50", "A1"): "not run in this round",
+    }
+    unassessed = [Claim(*name, sentence, UNASSESSED) for name, sentence in found.items()]
+    claim = "the probe costs no more than LP but for the weighted average", "4, Computational cost"
+    return [*unassessed, Claim(*claim, probe if sheet else "not measured", FAILURE if low > 1 else UNDECIDED)]
 
 
 def _mean_weight(record: Record) -> float:
@@ -275,7 +320,7 @@ def source_split() -> dict[str, str]:
     """The part of the contaminated source's own split, ``train``, ``val`` or ``test``, by the id of its images; empty
     without it.
     """
-    path = definitions.split_path(_parameters(LEAKY_SOURCE))
+    path = definitions.split_path(parameters(LEAKY_SOURCE))
     return split_files.read(path).parts if path.is_file() else {}
 
 
@@ -322,7 +367,7 @@ def further_rows() -> Rows:
     """Finished runs of rivals and controls by their row's label, in the files' order; none for a row not run."""
     found: Rows = {}
     for name in FURTHER:
-        p = _parameters(name)
+        p = parameters(name)
         for row in definitions.rows(p):
             found[row.label] = [run for seed in p.seeds if (run := finished(p, row, seed))]
     return found

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from medmerge.stats import evaluation, significance
+from medmerge.stats import evaluation, pooling, significance
 from medmerge.study.records import Record, RecordError
 
 Rows = dict[str, list[Record]]
@@ -14,6 +14,9 @@ Pair = tuple[Mapping[str, object], Sequence[Record], Sequence[Record]]
 
 ALPHA = 0.05
 """Family-wise error rate of a family of comparisons, after Holm."""
+
+GAIN = 0.03
+"""What the paper's abstract speaks of."""
 
 _RESAMPLED: dict[bytes, object] = {}
 
@@ -44,18 +47,23 @@ def predicted(runs: Sequence[Record]) -> np.ndarray:
 
 
 def interval(runs: Sequence[Record]) -> tuple[float, float]:
-    """95 % bootstrap interval over test images of a row's macro F1 (:func:`~evaluation.bootstrap_interval`)."""
+    """95 % interval of a row's macro F1 over test images (:func:`~medmerge.stats.evaluation.bootstrap_interval`)."""
     return _once(evaluation.bootstrap_interval, runs[0].labels, predicted(runs), classes=_classes(runs))
 
 
-def over_seeds(runs: Sequence[Record], others: Sequence[Record], images: object = ...) -> significance.SeedInterval:
+def over_seeds(
+    runs: Sequence[Record], others: Sequence[Record], images: object = ..., spread: tuple[float, int] | None = None
+) -> significance.SeedInterval:
     """:func:`~medmerge.stats.significance.over_seeds` of two rows' macro F1.
 
     Args:
         images: test images that count, bool ``[N]``; by default all.
+        spread: between seeds, as there.
     """
     labels, a, b = runs[0].labels[images], predicted(runs)[:, images], predicted(others)[:, images]
-    return _once(significance.over_seeds, labels, a, b, classes=_classes(runs))
+    return _once(
+        significance.over_seeds, labels, a, b, classes=_classes(runs), **({"spread": spread} if spread else {})
+    )
 
 
 def margin(records: Sequence[Record]) -> float | None:
@@ -64,7 +72,12 @@ def margin(records: Sequence[Record]) -> float | None:
     return significance.seed_spread(rows) if max(map(len, rows)) > 1 else None
 
 
-def contrast(pairs: Iterable[Pair], over: str = "images", spread: float | None = None) -> pd.DataFrame:
+def contrast(
+    pairs: Iterable[Pair],
+    over: str = "images",
+    spread: float | None = None,
+    between: tuple[float, int] | None = None,
+) -> pd.DataFrame:
     """One row minus another in macro F1, a line a pair; the pairs are one family of Holm's correction.
 
     Args:
@@ -73,12 +86,15 @@ def contrast(pairs: Iterable[Pair], over: str = "images", spread: float | None =
         over: ``"images"``: the interval is for other test images (:func:`~medmerge.stats.evaluation.compare`).
             ``"seeds"``: for other seeds and images together (:func:`~medmerge.stats.significance.over_seeds`).
         spread: with ``"seeds"`` the margin of equivalence, see :func:`margin`.
+        between: with ``"seeds"`` the spread between them, where it is pooled over more rows than the two.
 
     Returns:
         The naming columns; ``difference``, ``low`` and ``high`` (95 %); ``p``, for other images, and ``p_holm``,
         adjusted. With ``"seeds"`` also ``superior``: ``"superior"`` or ``"inferior"`` where both the adjusted p is
         below 5 % and the interval leaves out 0, else ``"not shown"``; and ``equivalence``, the outcome of
-        :func:`~medmerge.stats.significance.equivalence`, ``"unknown"`` without a margin.
+        :func:`~medmerge.stats.significance.equivalence`, ``"unknown"`` without a margin; ``error``; and what that error
+        can show, before Holm's correction (:mod:`medmerge.stats.pooling`): ``power`` at a true :data:`GAIN`, and
+        ``visible``, the gain that is found in four of five cases.
     """
     pairs = list(pairs)
     tests = [
@@ -88,7 +104,7 @@ def contrast(pairs: Iterable[Pair], over: str = "images", spread: float | None =
     adjusted = evaluation.holm([test.p_value for test in tests]) if tests else ()
     lines = []
     for (named, runs, others), test, p_holm in zip(pairs, tests, adjusted, strict=True):
-        found = over_seeds(runs, others) if over == "seeds" else test
+        found = over_seeds(runs, others, spread=between) if over == "seeds" else test
         line = {"difference": found.difference, "low": found.low, "high": found.high, "p": test.p_value}
         line["p_holm"] = p_holm
         if over == "seeds":
@@ -118,22 +134,26 @@ def against(records: Sequence[Record], reference: str = "medmerge", over: str = 
     return contrast(pairs, over, margin(records) if over == "seeds" else None)
 
 
-def _judged(found: significance.SeedInterval, p_holm: float, spread: float | None) -> dict[str, str]:
+def _judged(found: significance.SeedInterval, p_holm: float, spread: float | None) -> dict[str, object]:
     sign = np.sign(found.low) if p_holm < ALPHA and found.low * found.high > 0 else 0
     same = significance.equivalence(found.difference, found.error, spread, found.freedom).outcome if spread else ""
     superior = {1: "superior", -1: "inferior"}.get(sign, "not shown")
-    return {"superior": superior, "equivalence": same or "unknown"}
+    power = pooling.power(GAIN, found.error, found.freedom)
+    return {
+        **{"superior": superior, "equivalence": same or "unknown", "error": found.error, "power": power},
+        "visible": pooling.visible(found.error, found.freedom),
+    }
 
 
 def _classes(runs: Sequence[Record]) -> int:
     return len(runs[0].run["data"]["classes"])
 
 
-def _once(function: Callable, *arrays: np.ndarray, classes: int) -> object:
-    """``function(*arrays, classes)``, computed once a process: a page shows the same resampling many times."""
-    key = hashlib.sha256(repr([function.__name__, classes, *((a.dtype.str, a.shape) for a in arrays)]).encode())
+def _once(function: Callable, *arrays: np.ndarray, classes: int, **more: object) -> object:
+    """``function(*arrays, classes, **more)``, computed once a process: a page shows the same resampling many times."""
+    key = hashlib.sha256(repr([function.__name__, classes, more, *((a.dtype.str, a.shape) for a in arrays)]).encode())
     for array in arrays:
         key.update(np.ascontiguousarray(array))
     if key.digest() not in _RESAMPLED:
-        _RESAMPLED[key.digest()] = function(*arrays, classes)
+        _RESAMPLED[key.digest()] = function(*arrays, classes, **more)
     return _RESAMPLED[key.digest()]

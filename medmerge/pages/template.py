@@ -8,7 +8,7 @@ import jinja2
 import pandas as pd
 
 
-def fill(name: str, **facts: object) -> str:
+def fill(name: str, /, **facts: object) -> str:
     """The template ``templates/<name>.md`` with these facts, in Markdown: a line a paragraph or item of a list.
 
     Raises:
@@ -18,7 +18,7 @@ def fill(name: str, **facts: object) -> str:
     return re.sub(r"  +", " ", lines)
 
 
-def render(name: str, **facts: object) -> str:
+def render(name: str, /, **facts: object) -> str:
     """The same with every line as it stands."""
     return _environment().get_template(f"{name}.md").render(facts)
 

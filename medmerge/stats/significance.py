@@ -163,6 +163,7 @@ def over_seeds(
     metric: str = "macro_f1",
     resamples: int = 10_000,
     seed: int = 0,
+    spread: tuple[float, int] | None = None,
 ) -> SeedInterval:
     """95 % interval of a difference for other seeds and other test images, paired by both.
 
@@ -176,6 +177,9 @@ def over_seeds(
     Args:
         labels, predicted_a, predicted_b, num_classes, metric, resamples, seed: as for `evaluation.compare`; predictions
             [S, N]. With S = 1 only the images' spread is known, and ``seed_known`` is False.
+        spread: standard deviation of one model's score between seeds and its degrees of freedom, pooled over the models
+            of a study (`seed_spread`). A difference then has twice that variance, in place of the one that these few
+            differences show: wide where models share their seeds' luck, and steady.
 
     Raises:
         ValueError: as `evaluation.compare`, or fewer than two resamples.
@@ -187,9 +191,10 @@ def over_seeds(
     drawn = _by_seed(resampling.bootstrap(cells, metric, resamples, np.random.default_rng(seed)))
     seeds, difference = len(each), float(each.mean())
     images = float(drawn.mean(axis=1).var(ddof=1))
-    between = float(each.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    variance, count = (2 * spread[0] ** 2, spread[1]) if spread else (each.var(ddof=1) if seeds > 1 else 0.0, seeds - 1)
+    between = float(variance) / seeds
     error = math.sqrt(images + between)
-    freedom = (seeds - 1) * (images + between) ** 2 / between**2 if between > 0 else math.inf
+    freedom = count * (images + between) ** 2 / between**2 if between > 0 else math.inf
     reach = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error
     return SeedInterval(difference, difference - reach, difference + reach, seeds, seeds > 1, error, freedom)
 

@@ -10,7 +10,7 @@ def weights(p: Parameters, seed: int | None = None) -> dict[str, str]:
     """The weights of every source by its name, in order: b, then c and further ones where they are given.
 
     Args:
-        seed: fills in :data:`~medmerge.params.SEED`; None leaves it.
+        seed: fills in :data:`~medmerge.study.params.SEED`; None leaves it.
     """
     second = {p.source_data: p.source_weights} if p.source_data else {}
     found = {p.base_data: p.base_weights, **second, **dict(zip(p.more_data, p.more_weights, strict=True))}

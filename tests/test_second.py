@@ -1,0 +1,81 @@
+"""The second plan's verdicts on hand-made records, and its files as they stand."""
+
+import numpy as np
+import pytest
+import test_report
+from test_claims import FIVE
+from test_report import CLASSES, LABELS, make, predicted
+
+from medmerge.pages import claims, second
+from medmerge.pages.claims import FAILURE, SUPPORT, UNASSESSED
+from medmerge.pages.second import FAST, LONG, OPEN, PAPERS, SLOW
+from medmerge.stats import significance
+
+KINDS = dict(zip((*PAPERS[:2], *PAPERS[2:], SLOW, FAST, LONG), (*FIVE, "medmerge-b-c", "ft-b"), strict=True))
+"""What a row is, and which record stands for it."""
+
+
+@pytest.fixture(autouse=True)
+def five_rows(monkeypatch):
+    monkeypatch.setattr(test_report, "ROWS", FIVE)
+
+
+def rows(folder, *errors: int, seeds=(1, 2, 3)) -> dict[str, list]:
+    """A pair by what its rows are: errors of FT and LP-FT, each from either source, of MedMerge twice, and long FT."""
+    found = {}
+    for (kind, row), count in zip(KINDS.items(), errors, strict=True):
+        found[kind] = [make(folder / kind, row, count, seed) for seed in seeds]
+        for run in found[kind]:
+            run.run["row"]["settings"] = {FAST: {"w_lr": 0.001}, LONG: {"ft_epochs": 100}}.get(kind, {})
+    return found
+
+
+def verdicts(**pairs) -> list[str]:
+    return [claim.verdict for claim in second.decided({name.replace("_", "-"): one for name, one in pairs.items()})]
+
+
+def test_one_row_of_medmerge_that_beats_all_is_enough(tmp_path):
+    ahead = [rows(tmp_path / name, 45, 40, 45, 40, 40, 2, 45) for name in "ab"]
+    assert verdicts(skin_2=ahead[0], chest_2=ahead[1])[:2] == [SUPPORT, SUPPORT]
+    behind = [rows(tmp_path / name, 2, 40, 45, 40, 45, 45, 45) for name in "cd"]
+    assert verdicts(skin_2=behind[0], chest_2=behind[1])[:2] == [FAILURE, FAILURE]
+    assert verdicts(skin_2=behind[0])[1] == OPEN, "both pairs must exclude the gain"
+
+
+def test_probing_first_and_sources(tmp_path):
+    assert verdicts(skin_2=rows(tmp_path / "a", 45, 45, 2, 2, 20, 20, 20))[2] == SUPPORT
+    assert verdicts(skin_2=rows(tmp_path / "b", 2, 2, 45, 45, 20, 20, 20))[2] == FAILURE
+    assert verdicts(skin_2=rows(tmp_path / "c", 20, 20, 20, 20, 20, 20, 20))[3] == UNASSESSED
+    towards = rows(tmp_path / "d", 60, 5, 20, 20, 20, 20, 20)
+    assert verdicts(skin_2=towards)[3] == SUPPORT, "w of the records is a third, towards c"
+    assert verdicts(skin_2=rows(tmp_path / "e", 5, 60, 20, 20, 20, 20, 20))[3] == FAILURE
+    for weights in towards[FAST][0].kernel_weights.values():
+        weights[:] = 0.5
+    assert verdicts(skin_2=towards)[3] == OPEN
+
+
+def test_two_seeds_decide_nothing(tmp_path):
+    few = rows(tmp_path, 45, 40, 45, 40, 2, 2, 45, seeds=(1, 2))
+    assert verdicts(skin_2=few) == [OPEN] * 4 and second.decided({"skin-2": few})[0].found == second.NOT_RUN
+
+
+def test_a_family_is_both_rows_and_the_spread_is_that_of_all_rows(tmp_path):
+    one = rows(tmp_path, 30, 25, 20, 15, 10, 12, 28)
+    table = second.family(one)
+    assert len(table) == 10 and set(table["against"]) == {*PAPERS, LONG} and set(table["row"]) == {SLOW, FAST}
+    scores = [[run.run["metrics"]["macro_f1"] for run in runs] for runs in one.values()]
+    spread = significance.seed_spread(scores), 7 * 2
+    a, b = (np.stack([predicted(count, seed) for seed in (1, 2, 3)]) for count in (10, 30))
+    found = significance.over_seeds(LABELS, a, b, len(CLASSES), spread=spread)
+    line = table.query("row == @SLOW and against == 'FT from the base'").iloc[0]
+    assert (line["low"], line["high"]) == (found.low, found.high)
+    alone = significance.over_seeds(LABELS, a, b, len(CLASSES))
+    images = alone.error**2 - np.var([x - y for x, y in zip(scores[4], scores[0], strict=True)], ddof=1) / 3
+    assert found.error**2 == pytest.approx(images + 2 * spread[0] ** 2 / 3) and found.freedom > 14
+    assert table["p_holm"].min() == pytest.approx(10 * table["p"].min())
+
+
+def test_the_files_ask_for_every_row():
+    for name, network in second.PLANNED:
+        assert set(second.pair(name, network)) == {*PAPERS, SLOW, FAST, *([LONG] if network == "densenet121" else [])}
+    assert claims.GAIN == 0.03
