@@ -87,7 +87,7 @@ def test_a_history_of_merging_weights_is_thinned_back_from_its_last_epoch(tmp_pa
 
 def test_of_many_test_images_a_record_keeps_less(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "MANY", len(predictions()) - 1)
-    monkeypatch.setattr(records, "HISTORY_BYTES", 25 * 8)
+    monkeypatch.setattr(records, "HISTORY_BYTES", 25 * 16)
     shift = {name: np.float16(np.zeros((5, len(w)))) for name, w in WEIGHTS.items()}
     records.write(tmp_path / WHERE, RUN, HISTORY, predictions(), WEIGHTS, shift)
     assert records.read(tmp_path / WHERE).kernel_history[0].tolist() == [1, 3, 5]

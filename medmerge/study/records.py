@@ -29,7 +29,7 @@ HISTORY_BYTES = 800_000
 """A longer history of merging weights keeps every second, third ... epoch, so that it can be committed."""
 
 MANY = 2_000
-"""Test images beyond which a record keeps probabilities to four decimals and an eighth of the history."""
+"""Test images beyond which a record keeps probabilities to four decimals and a sixteenth of the history."""
 
 LIBRARIES = ("medmerge", "torch", "torchvision", "numpy", "scikit-learn", "pandas", "pillow")
 
@@ -237,7 +237,7 @@ def write(
         kept = {name: w.mean(tuple(range(dims, w.ndim))) if w.ndim > dims else w for name, w in kernel_weights.items()}
         files.write(folder / "kernel_weights.safetensors", _packed(kept))
     if kernel_history:
-        allowed = HISTORY_BYTES // (8 if len(predictions) > MANY else 1)
+        allowed = HISTORY_BYTES // (16 if len(predictions) > MANY else 1)
         files.write(folder / KERNEL_HISTORY, _packed(_thinned(kernel_history, allowed)))
     run = {**run, "layers": list(kernel_weights)}
     files.write(folder / "run.json", (json.dumps(run, indent=1, ensure_ascii=False) + "\n").encode())
