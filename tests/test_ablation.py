@@ -90,7 +90,7 @@ def test_cells_and_histories_are_what_figures_take(pair, tmp_path):
     assert "none" in forest(drawn, "first", xlabel="macro F1", hue="second", panel="stage").alt
     probes = ablation.probe_histories(pair)
     assert list(probes["first"]) == ["both"] * 3 + ["none"] * 3 and list(probes["score"]) == [0.1, 0.4, 0.4] * 2
-    assert "at most 0.400" in curves.curves(probes, "epoch", "score", hue="first", xlabel="epoch", ylabel="F1").alt
+    assert "at most 0.4" in curves.curves(probes, "epoch", "score", hue="first", xlabel="epoch", ylabel="F1").alt
     two = [variant(tmp_path, 9, 9, batchnorm_free=free, w_lr=rate) for free in ("both", "none") for rate in (0.1, 0.2)]
     assert list(ablation.cells(two)["second"].unique()) == ["0.1", "0.2"]
     assert set(ablation.probe_histories(two)["second"]) == {"0.1", "0.2"}

@@ -178,12 +178,12 @@ def test_checkpoints_of_an_interrupted_phase(place, data):
     optimizer = torch.optim.AdamW(model.parameters())
     path = place / "phase.pt"
     path.unlink(missing_ok=True)
-    checkpoints.Progress(model, optimizer, "fine_tune", "k", path).advance({"val_macro_f1": 0.5}, 1.0, 1.0)
+    checkpoints.Phase(model, optimizer, "fine_tune", "k", path).advance({"val_macro_f1": 0.5}, 1.0, 1.0)
     content = path.read_bytes()
     path.write_bytes(data.draw(damaged(content)))
     fresh = nn.Linear(2, 2)
     before = copy.deepcopy(fresh.state_dict())
-    progress = checkpoints.Progress(fresh, torch.optim.AdamW(fresh.parameters()), "fine_tune", "k", path)
+    progress = checkpoints.Phase(fresh, torch.optim.AdamW(fresh.parameters()), "fine_tune", "k", path)
     whole = path.read_bytes() == content
     attempt("checkpoints", lambda: None)
     assert progress.epoch == int(whole)

@@ -474,15 +474,15 @@ def test_a_row_of_other_settings_does_not_recall_the_studys(project, monkeypatch
 def test_an_interrupted_rival_ends_with_the_same_numbers(project, name, monkeypatch):
     p, rest = parameters(approaches=[name], pair="alone"), {"approaches": [name], "pair": "whole"}
     whole = study.run(parameters(**rest))
-    save, saves = checkpoints.Progress._save, []
+    write, saves = checkpoints.write, []
 
-    def interrupted(self):
-        save(self)
-        saves.append(self.phase)
+    def interrupted(state, path):
+        write(state, path)
+        saves.append(path)
         if len(saves) in (1, 4, 6):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.Progress, "_save", interrupted)
+    monkeypatch.setattr(checkpoints, "write", interrupted)
     interruptions = 0
     for _ in range(4):
         try:
