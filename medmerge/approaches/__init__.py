@@ -30,7 +30,7 @@ class Approach:
 
     @property
     def run(self) -> Callable:
-        """The function: from its sources, a task and the settings to a :class:`~medmerge.approaches.paper.Outcome`."""
+        """Its function: sources, a task and settings in, :class:`~medmerge.approaches.paper.Outcome` out."""
         module, name = self.function.split(".")
         return getattr(importlib.import_module(f"medmerge.approaches.{module}"), name)
 

@@ -24,7 +24,7 @@ class Kind:
     """A kind of page.
 
     Attributes:
-        module: of :mod:`medmerge.study`, which measures what the page shows beside runs: ``state(p)`` gives its
+        module: of ``medmerge.study``, which measures what the page shows beside runs: ``state(p)`` gives its
             :data:`State`, ``check(p)`` raises where something is missing that it needs; empty where there are runs
             alone.
         shown: from parameters to further files that the page is drawn from.
