@@ -30,7 +30,7 @@ class Approach:
 
     @property
     def run(self) -> Callable:
-        """Its function: sources, a task and settings in, :class:`~medmerge.approaches.paper.Outcome` out."""
+        """Its function, from sources, a task and settings to an ``Outcome``."""
         module, name = self.function.split(".")
         return getattr(importlib.import_module(f"medmerge.approaches.{module}"), name)
 
