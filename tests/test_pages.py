@@ -59,7 +59,7 @@ def test_every_page_is_listed(book):
 
 
 def test_the_status_page_lists_every_record_and_every_parameter_file(book):
-    page = (book / "book" / "status.html").read_text(encoding="utf-8")
+    page = (book / "results" / "demo" / "status.html").read_text(encoding="utf-8")
     runs = [json.loads(path.read_text()) for path in ROOT.glob("results/*/*/*/*/seed*/run.json")]
     assert runs and not [run["row"] for run in runs if run["hash"][:8] not in page]
     assert not [

@@ -223,8 +223,10 @@ def _publish(notebook: nbformat.NotebookNode, output: Path, origin: dict[str, st
             cell.outputs = []
         if figure := cell.metadata.get("mystnb", {}).get("figure"):
             figure["name"] += f"-{output.parent.name}-{output.stem}"  # the book has a page a track and file
-        for shown in cell.get("outputs", []):
-            _settle(shown.get("data", {}), number)
+        outputs = cell.get("outputs", [])
+        tables = sum("text/html" in shown.get("data", {}) for shown in outputs)
+        for place, shown in enumerate(outputs):
+            _settle(shown.get("data", {}), f"{number}_{place}" if tables > 1 else str(number))
     notebook.metadata["medmerge"] = origin
     files.write(output, nbformat.writes(notebook).rstrip("\n") + "\n")
 
@@ -240,8 +242,8 @@ def _without_widgets(notebook: nbformat.NotebookNode) -> None:
         notebook.metadata.pop("widgets", None)
 
 
-def _settle(data: dict, number: int) -> None:
-    """Take memory addresses out of an output, and give a styled table's random id the cell's number."""
+def _settle(data: dict, number: str) -> None:
+    """Take memory addresses out of an output, and give a styled table's random id its place in the notebook."""
     if "text/plain" in data:
         data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", data["text/plain"])
     if "text/html" in data:

@@ -16,8 +16,8 @@ class Pooled:
 
     Attributes:
         difference, low, high: fixed effect: one true difference, studies weighted by inverse variance.
-        random, random_low, random_high: random effects: true differences of their own, spread around a mean by `tau`.
-            NaN with one study.
+        random: random effects: true differences of their own, spread around a mean by `tau`. NaN with one study.
+        random_low, random_high: its interval.
         tau: estimated standard deviation between studies.
     """
 
