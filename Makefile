@@ -105,7 +105,7 @@ bench: $(STAMP) ## Measure again what a step, an epoch and a study cost against 
 	@$(BIN)/python -m benchmarks
 
 explore: demo ## Open JupyterLab on the explorer of merging weights
-	@$(BIN)/jupyter lab notebooks/weights.ipynb
+	@$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/weights.ipynb
 
 # --all: a second build would not repeat the warnings of the first, and -W would pass.
 demo/status: demo $(filter demo-all,$(MAKECMDGOALS))
