@@ -453,7 +453,9 @@ def test_every_seed_has_a_source_of_its_own(project, source):
     row = Row("ft", ("moles",))
     other.rename(project / "kept")
     (first,) = study.run(parameters(**pair), [(row, 0)])
-    with pytest.raises(ParameterError, match=r"source_weights: no file out/moles-1\.safetensors"):
+    (project / "params/own").mkdir(parents=True)
+    (project / "params/own/moles.yaml").write_text("save_weights: out/moles-{seed}.safetensors\n")
+    with pytest.raises(ParameterError, match=r"no file out/moles-1\.safetensors.*run params/own/moles\.yaml` makes it"):
         study.check(parameters(**pair))
     (project / "kept").rename(other)
     one.unlink()  # of a finished seed nothing is needed

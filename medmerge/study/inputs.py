@@ -19,7 +19,7 @@ from medmerge.backbones import backbone, state_sha256
 from medmerge.data import split_files
 from medmerge.data.audit import hidden, met
 from medmerge.data.table import SPLITS
-from medmerge.study.params import SEED, ParameterError, Parameters
+from medmerge.study.params import SEED, ParameterError, Parameters, of_seed
 from medmerge.study.places import home, nothing_at, resolve, weights
 from medmerge.study.records import Record, RecordError
 
@@ -33,12 +33,17 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
         devices.choose_device(p.device)
     except ValueError as error:
         problems.append(str(error))
-    asked = {(name, given): None for seed in p.seeds for name, given in weights(p, seed).items() if name in sources}
-    for name, given in asked:
+    for name, given in weights(p).items():
+        if name not in sources:
+            continue
         parameter = {p.base_data: "base_weights", p.source_data: "source_weights"}.get(name, "more_weights")
-        if backbones.is_path(given) and not resolve(given).is_file():
-            problems.append(f"{parameter}: {nothing_at(given, 'file')}; {_maker(given)}")
-        elif not backbones.is_path(given) and given not in ("random", "zeros"):
+        if backbones.is_path(given):
+            files = dict.fromkeys(of_seed(given, seed) for seed in p.seeds)
+            absent = [file for file in files if not resolve(file).is_file()]
+            if absent:
+                more = f", nor of {len(absent) - 1} more seeds" if len(absent) > 1 else ""
+                problems.append(f"{parameter}: {nothing_at(absent[0], 'file')}{more}; {_maker(given)}")
+        elif given not in ("random", "zeros"):
             try:
                 backbones.check_weights(p.backbone, given)
             except ValueError as error:
