@@ -12,7 +12,7 @@ def fill(name: str, /, **facts: object) -> str:
     """The template ``templates/<name>.md`` with these facts, in Markdown: a line a paragraph or item of a list.
 
     Raises:
-        ValueError: the template asks for a fact that is not given.
+        jinja2.UndefinedError: the template asks for a fact that is not given.
     """
     lines = re.sub(r"(?<!\n)\n(?!\n|\||- )", " ", re.sub(r"\n{3,}", "\n\n", render(name, **facts).strip()))
     return re.sub(r"  +", " ", lines)
