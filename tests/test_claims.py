@@ -207,7 +207,7 @@ def test_how_much_the_source_has_seen_is_said(tmp_path):
     merge.run["data"]["overlap"] = {"c": {"images": {"train": 9, "test": 30}, "groups": {"test": 5}, "allowed": True}}
     said = claims.seen(leaky)
     assert said.startswith(
-        "Of the contaminated arm's 100 test images, c has been trained or validated on 30 (30%), and"
+        "Of the contaminated arm's 100 test images, c has been trained or validated on 30 (30\N{NO-BREAK SPACE}%), and"
     )
     assert said.endswith("for 5 more.")
 

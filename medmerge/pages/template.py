@@ -7,6 +7,8 @@ import re
 import jinja2
 import pandas as pd
 
+from medmerge.pages.typeset import number, span
+
 
 def fill(name: str, /, **facts: object) -> str:
     """The template ``templates/<name>.md`` with these facts, in Markdown: a line a paragraph or item of a list.
@@ -30,8 +32,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {"table": _markdown, "json": lambda value: json.dumps(value, ensure_ascii=False)}
-    environment.filters["form"] = lambda value, form: format(value, form)
-    environment.globals["span"] = lambda row, form="+.3f": f"{row['low']:{form}} to {row['high']:{form}}"
+    environment.filters["form"] = number
+    environment.globals["span"] = lambda row, form="+.3f": span(row["low"], row["high"], form)
     return environment
 
 
@@ -45,5 +47,5 @@ def _markdown(table: pd.DataFrame) -> str:
 def _cell(value: object) -> str:
     if value is None or value != value:
         return ""
-    text = f"{value:.3f}" if isinstance(value, float) else " ".join(str(value).split())
+    text = number(value) if isinstance(value, float) else " ".join(str(value).split())
     return re.sub(r"([\\|<*])", r"\\\1", text)

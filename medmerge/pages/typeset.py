@@ -1,0 +1,94 @@
+"""Numbers and tables as the book sets them: every page's sentences, tables and figures write theirs through here."""
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from html import escape
+from numbers import Integral, Real
+
+import pandas as pd
+
+FORMS = {
+    **{"difference": "+.3f", "p": ".2g", "p (Holm)": ".2g", "w_lr": ".2g"},
+    **{"images": ",", "kernels": ",", "steps": ",", "training images": ","},
+}
+"""Formats of columns that mean the same on every page; whole numbers have ``,`` by default, others ``.3f``."""
+
+LONG = 10
+"""A table of more lines is folded."""
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float, form: str = ".3f") -> str:
+    """A number in one of Python's formats: with a minus that is one and none before zero, "39.4 %" with a space that
+    breaks no line, powers of ten in place of e-05, and a dash for what is not a number.
+    """
+    if value != value:
+        return "–"
+    text = format(value, form)
+    if not re.search("[1-9]", text):
+        text = text.lstrip("+-")
+    text = re.sub(r"e\+?(-?)0*(\d+)", lambda e: f" × 10{(e[1] + e[2]).translate(_RAISED)}", text)
+    return text.replace("-", "−").replace("%", "\N{NO-BREAK SPACE}%")
+
+
+def span(low: float, high: float, form: str = "+.3f") -> str:
+    """Two ends of an interval, as :func:`number` writes them."""
+    return f"{number(low, form)} to {number(high, form)}"
+
+
+def table(
+    frame: pd.DataFrame,
+    forms: Mapping[str, str] | None = None,
+    *,
+    title: str = "Table",
+    interval: str = "95 % interval",
+    folded: bool | None = None,
+) -> object:
+    """A frame as a notebook shows it, without its index, with its numbers as CSV to download.
+
+    Columns ``low`` and ``high`` are shown as one, ``interval``, in the format of the column before them.
+
+    Args:
+        forms: formats by column, as :func:`number` takes them, over :data:`FORMS`.
+        title: what a folded table is called; its file is named after it.
+        folded: whether it opens on demand only; by default if it is longer than :data:`LONG`.
+    """
+    from IPython.display import HTML  # comes with a notebook, not with this package
+
+    forms, shown, before = {**FORMS, **(forms or {})}, {}, ""
+    for name in frame:
+        if name == "low" and "high" in frame:
+            form = forms.get(before, "+.3f")
+            shown[interval] = [span(low, high, form) for low, high in zip(frame["low"], frame["high"], strict=True)]
+        elif name != "high" or "low" not in frame:
+            shown[name] = [_cell(value, forms.get(name)) for value in frame[name]]
+            before = name
+    numbers = {name for name in frame if pd.api.types.is_numeric_dtype(frame[name])} | {interval}
+    looks = [' class="number"' if name in numbers else "" for name in shown]
+    lines = [_line("td", line, looks) for line in zip(*shown.values(), strict=True)]
+    head, body = _line('th scope="col"', shown, looks), "\n".join(lines)
+    text = f'<table class="dataframe">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+    if folded if folded is not None else len(frame) > LONG:
+        heading = f"<summary>{escape(title)} ({len(frame)} rows)</summary>"
+        text = f"<details>\n{heading}\n{text}\n{_csv(frame, title)}\n</details>"
+    return HTML(text)
+
+
+def _line(tag: str, texts: Iterable[str], looks: Iterable[str]) -> str:
+    cells = (f"<{tag}{look}>{escape(str(text))}</{tag[:2]}>" for text, look in zip(texts, looks, strict=True))
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell(value: object, form: str | None) -> str:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return "–" if value is None else str(value)
+    return number(value, form or ("," if isinstance(value, Integral) else ".3f"))
+
+
+def _csv(frame: pd.DataFrame, title: str) -> str:
+    """A link that holds the numbers themselves, to seven digits."""
+    content = base64.b64encode(frame.to_csv(index=False, float_format="%.7g").encode()).decode()
+    name = re.sub(r"\W+", "-", title.lower()).strip("-")
+    return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8;base64,{content}">{escape(title)} as CSV</a>'
