@@ -9,6 +9,7 @@ from medmerge.pages import ablation, report, weights
 from medmerge.pages.contrast import against
 from medmerge.pages.figures import curves
 from medmerge.pages.figures.forest import forest
+from medmerge.pages.typeset import number, span
 from medmerge.stats import evaluation
 from medmerge.study import records
 from medmerge.study.records import RecordError
@@ -97,7 +98,7 @@ def test_cells_and_histories_are_what_figures_take(pair, tmp_path):
 
 
 def test_tables_have_a_line_a_row_and_one_a_difference(pair):
-    scores, differences = ablation.score_table(pair), report.difference_table(ablation.differences(pair)).data
+    scores, differences = ablation.score_table(pair), report.difference_table(ablation.differences(pair))
     assert list(scores["batchnorm_free"]) == ["both", "none"] and len(differences) == 2
     assert scores.loc[0, "test, after fine-tuning"].startswith(f"{macro_f1(5):.3f} (")
     assert list(differences["minus"]) == ["MedMerge b + c"] * 2
@@ -131,8 +132,8 @@ def test_the_sentence_on_controls_follows_the_scores(learnt, said):
 def test_prose_takes_its_numbers_by_setting_and_stage(pair):
     table = ablation.differences(pair).set_index("stage")
     found = ablation.numbers(pair)
-    assert found["none-probe"] == f"{macro_f1(40) - macro_f1(10):+.3f}"
-    assert found["none-end"] == f"{macro_f1(25) - macro_f1(5):+.3f}" != found["none-probe"]
+    assert found["none-probe"] == number(macro_f1(40) - macro_f1(10), "+.3f")
+    assert found["none-end"] == number(macro_f1(25) - macro_f1(5), "+.3f") != found["none-probe"]
     low, high = table.loc[ablation.END, ["low", "high"]]
-    assert found["none-end-interval"] == f"{low:+.3f} to {high:+.3f}"
-    assert found["none-end-p"] == f"{table.loc[ablation.END, 'p_holm']:.2g}" and len(found) == 6
+    assert found["none-end-interval"] == span(low, high)
+    assert found["none-end-p"] == number(table.loc[ablation.END, "p_holm"], ".2g") and len(found) == 6

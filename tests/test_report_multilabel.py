@@ -126,7 +126,7 @@ def test_the_kept_epoch_is_the_one_of_the_best_auroc(study):
 def test_tables(study):
     table = report.score_table(study)
     assert list(table) == [
-        *("run", "seeds", "accuracy", "macro F1", "95 % interval", "AUROC", "average precision", "ECE")
+        *("run", "seeds", "macro F1", "low", "high", "accuracy", "AUROC", "average precision", "ECE")
     ]
     assert table.notna().all(axis=None)
     assert list(report.recall_table(study)) == ["recall of", *CLASSES]

@@ -11,6 +11,7 @@ import pandas as pd
 from medmerge.pages import report
 from medmerge.pages.contrast import ALPHA, by_row, contrast
 from medmerge.pages.template import fill
+from medmerge.pages.typeset import number, span
 from medmerge.study.params import Parameters
 from medmerge.study.records import Record, score_column
 
@@ -120,7 +121,7 @@ def _text(value: object) -> str:
 def score_table(records: Sequence[Record]) -> pd.DataFrame:
     """:func:`scores` with the columns and names that a reader wants, a line a row."""
     table = scores(records)
-    told = [f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})" for row in table.itertuples()]
+    told = [f"{number(row.mean)} ({span(row.low, row.high, '.3f')})" for row in table.itertuples()]
     keep = ["approach", "sources"] if table["sources"].nunique() > 1 or table["approach"].nunique() > 1 else []
     keep += [*factors(records), "seeds", "validation"]
     lines = table.drop_duplicates("label").set_index("label")[keep]
@@ -153,7 +154,7 @@ def numbers(records: Sequence[Record]) -> dict[str, str]:
     found = {}
     for row in differences(records).itertuples():
         name = f"{settings[row.label]}-{'probe' if row.stage == PROBE else 'end'}"
-        found[name] = f"{row.difference:+.3f}"
-        found[f"{name}-interval"] = f"{row.low:+.3f} to {row.high:+.3f}"
-        found[f"{name}-p"] = f"{row.p_holm:.2g}"
+        found[name] = number(row.difference, "+.3f")
+        found[f"{name}-interval"] = span(row.low, row.high)
+        found[f"{name}-p"] = number(row.p_holm, ".2g")
     return found

@@ -54,7 +54,7 @@ def card(found: Sequence[Record], chosen: Record, name: str, licence: str = "") 
         scores=report.score_table(found),
         seeds=len({record.run["seed"] for record in found}),
         verdict=report.verdict(found) if compared else "",
-        comparison=report.difference_table(against(found)).data if compared else None,
+        comparison=report.difference_table(against(found)) if compared else None,
         recall=report.recall_table(found),
         seconds=sum(cost["seconds"] for record in found for cost in record.run["cost"].values()),
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from medmerge.pages.template import fill
+from medmerge.pages.typeset import number, span
 from medmerge.study.cost import VARIANTS, CostSheet, quartiles
 
 ALIKE = 0.1
@@ -90,7 +91,7 @@ def summary(sheet: CostSheet, lp_epochs: int, ft_epochs: int) -> str:
         **{"lp_epochs": lp_epochs, "ft_epochs": ft_epochs, "alike": ALIKE},
         **{"to_lp": sheet.ratio("kernel", "lp"), "to_ft": sheet.ratio("kernel")},
         single=sheet.ratio("parameter", "kernel"),
-        times=lambda r: f"{r[1]:.2f} times (quartiles {r[0]:.2f} to {r[2]:.2f})",
+        times=lambda r: f"{number(r[1], '.2f')} times (quartiles {span(r[0], r[2], '.2f')})",
         time="processor time" if sheet.clock == "cpu" else "time",
         cached=whole["LP, features computed once"],
         probe=whole["MedMerge's probe"],

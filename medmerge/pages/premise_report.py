@@ -80,11 +80,15 @@ def summary(sheet: PremiseSheet) -> str:
 
 def closeness_table(sheet: PremiseSheet) -> pd.DataFrame:
     """:func:`closeness` with the columns and names that a reader wants."""
-    table = closeness(sheet)
-    table["quartiles"] = [f"{row.low:.3f} to {row.high:.3f}" for row in table.itertuples()]
-    names = {"order": "channels of c", "layers": "layers", "cosine": "cosine, median layer", "quartiles": "quartiles"}
+    names = {
+        "order": "channels of c",
+        "layers": "layers",
+        "cosine": "cosine, median layer",
+        "low": "low",
+        "high": "high",
+    }
     names |= {"kernel_cosine": "cosine of kernels", "distance": "relative distance"}
-    return table[list(names)].rename(columns=names)
+    return closeness(sheet)[list(names)].rename(columns=names)
 
 
 def barrier_table(sheet: PremiseSheet) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from medmerge.pages.contrast import ALPHA, against, by_row, interval, margin, predicted
 from medmerge.pages.template import fill
+from medmerge.pages.typeset import number, span
 from medmerge.stats import evaluation, significance
 from medmerge.study.records import Record, score_column
 
@@ -21,7 +22,7 @@ SINGLE = "With several labels an image these tests are not defined here."
 
 _PARTS = {"test": "test", "val": "validation", "train": "training"}
 _NAMES = {
-    **{"against": "MedMerge minus", "label": "row", "reference": "minus", "interval": "95 % interval"},
+    **{"against": "MedMerge minus", "label": "row", "reference": "minus"},
     **{"p_holm": "p (Holm)", "superior": "superiority", "equivalence": "within the margin"},
 }
 
@@ -44,30 +45,26 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
 
 def score_table(records: Sequence[Record]) -> pd.DataFrame:
     """:func:`scores` with the columns and names that a reader wants."""
-    table = scores(records).assign(interval=lambda t: spans(t, ".3f"))
-    names = {
-        **{"label": "run", "seeds": "seeds", "accuracy": "accuracy", "mean": "macro F1", "interval": "95 % interval"},
-        **{"macro_auroc": "AUROC", "macro_ap": "average precision", "ece": "ECE"},
-    }
+    table = scores(records)
+    names = {"label": "run", "seeds": "seeds", "mean": "macro F1", "low": "low", "high": "high", "accuracy": "accuracy"}
+    names |= {"macro_auroc": "AUROC", "macro_ap": "average precision", "ece": "ECE"}
     return table[[name for name in names if name in table]].rename(columns=names)
 
 
-def difference_table(table: pd.DataFrame, *columns: str) -> object:
-    """A :func:`~medmerge.pages.contrast.contrast` as a reader wants it, a Styler.
+def difference_table(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """A :func:`~medmerge.pages.contrast.contrast` with the names that a reader wants.
 
     Args:
-        columns: those that are shown, ``interval`` among them made of ``low`` and ``high``; by default what names
-            the line, the difference, its interval and both p. Over one seed (column ``seeds``) nothing is judged.
+        columns: those that are shown; by default what names the line, the difference, its interval and both p. Over
+            one seed (column ``seeds``) nothing is judged.
     """
-    table = table.assign(interval=spans(table, "+.3f"))
     if {"seeds", "superior"} <= {*table}:
         few = table["seeds"] == 1
-        table["superior"] = table["superior"].mask(few, "one seed")
-        table["equivalence"] = table["equivalence"].mask(few, "–")
-    chosen = columns or [*table.columns[: table.columns.get_loc("difference")], "difference", "interval", "p", "p_holm"]
-    formats = {"mean": "{:.3f}", "difference": "{:+.3f}", "p": "{:.3g}", "p_holm": "{:.3g}"}
-    shown = {_NAMES.get(name, name): form for name, form in formats.items() if name in chosen}
-    return table[list(chosen)].rename(columns=_NAMES).style.hide().format(shown)
+        table = table.assign(
+            superior=table["superior"].mask(few, "one seed"), equivalence=table["equivalence"].mask(few, "–")
+        )
+    named = table.columns[: table.columns.get_loc("difference")]
+    return table[list(columns) or [*named, "difference", "low", "high", "p", "p_holm"]].rename(columns=_NAMES)
 
 
 def recall_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -92,11 +89,6 @@ def class_scores(records: Sequence[Record]) -> pd.DataFrame:
         mean = mean.astype({"positives": int, "negatives": int}).rename_axis("class").reset_index()
         frames.append(pd.DataFrame({"label": label, "approach": runs[0].approach, **mean}))
     return pd.concat(frames, ignore_index=True)
-
-
-def spans(table: pd.DataFrame, form: str) -> list[str]:
-    """``low`` to ``high`` of every line, as text."""
-    return [f"{low:{form}} to {high:{form}}" for low, high in table[["low", "high"]].itertuples(index=False)]
 
 
 def verdict(records: Sequence[Record]) -> str:
@@ -193,7 +185,7 @@ def secondary(records: Sequence[Record]) -> pd.DataFrame:
             continue
         exact = [significance.mcnemar(merged[0].labels, *pair) for pair in zip(ours, predicted(runs), strict=True)]
         line = {"MedMerge minus": label, "accuracy": float(np.mean([one.difference for one in exact]))}
-        line["McNemar's p, by seed"] = ", ".join(f"{one.p_value:.2g}" for one in exact)
+        line["McNemar's p, by seed"] = ", ".join(number(one.p_value, ".2g") for one in exact)
         lines.append(line | _area(merged, runs))
     return pd.DataFrame(lines)
 
@@ -203,8 +195,8 @@ def _area(runs: Sequence[Record], others: Sequence[Record]) -> dict[str, object]
     try:
         found = significance.delong(runs[0].labels, a, b)
     except ValueError:  # a class with one image, or ranked perfectly by both
-        return {"AUROC": float("nan"), "95 % interval": "–"}
-    return {"AUROC": found.difference, "95 % interval": f"{found.low:+.3f} to {found.high:+.3f}"}
+        return dict.fromkeys(("AUROC", "low", "high"), float("nan"))
+    return {"AUROC": found.difference, "low": found.low, "high": found.high}
 
 
 def kappas(records: Sequence[Record]) -> pd.DataFrame:
@@ -213,7 +205,7 @@ def kappas(records: Sequence[Record]) -> pd.DataFrame:
     for label, runs in by_row(records).items():
         count, found = len(runs[0].run["data"]["classes"]), zip(predicted(runs), runs, strict=True)
         each = np.array([significance.quadratic_kappa(run.labels, one, count) for one, run in found], dtype=float)
-        lines.append({"run": label, "quadratic kappa": each.mean(), "by seed": ", ".join(f"{k:.3f}" for k in each)})
+        lines.append({"run": label, "quadratic kappa": each.mean(), "by seed": ", ".join(map(number, each))})
     return pd.DataFrame(lines)
 
 
@@ -295,15 +287,14 @@ def numbers(records: Sequence[Record]) -> dict[str, str]:
     moved = displacement(next(record for record in records if record.kernel_weights))
     return {
         "finding": _finding(line["difference"], line["p_holm"]),
-        **{"f1": f"{merged['mean']:.3f}", "f1-interval": f"{merged['low']:.3f} to {merged['high']:.3f}"},
-        **{"best-baseline": best["label"], "best-f1": f"{best['mean']:.3f}"},
-        "difference": f"{line['difference']:+.3f}",
-        "difference-interval": f"{line['low']:+.3f} to {line['high']:+.3f}",
-        **{"p-holm": f"{line['p_holm']:.2g}", "baselines": str(len(pairs)), "seeds": _seeds(merged)},
-        **{f"{name}-images": f"{records[0].images[name]:,}" for name in ("test", "train")},
+        **{"f1": number(merged["mean"]), "f1-interval": span(merged["low"], merged["high"], ".3f")},
+        **{"best-baseline": best["label"], "best-f1": number(best["mean"])},
+        **{"difference": number(line["difference"], "+.3f"), "difference-interval": span(line["low"], line["high"])},
+        **{"p-holm": number(line["p_holm"], ".2g"), "baselines": str(len(pairs)), "seeds": _seeds(merged)},
+        **{f"{name}-images": number(records[0].images[name], ",") for name in ("test", "train")},
         "image-size": str(records[0].run["parameters"]["image_size"]),
-        **{"kernels": f"{moved['kernels']:,}", "displacement": f"{moved['mean']:.3f}"},
-        **{"displacement-largest": f"{moved['largest']:.3f}", "budget": f"{moved['budget']:.2f}"},
+        **{"kernels": number(moved["kernels"], ","), "displacement": number(moved["mean"])},
+        **{"displacement-largest": number(moved["largest"]), "budget": number(moved["budget"], ".2f")},
     }
 
 

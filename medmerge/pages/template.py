@@ -7,7 +7,7 @@ import re
 import jinja2
 import pandas as pd
 
-from medmerge.pages.typeset import number, span
+from medmerge.pages.typeset import number, span, texts
 
 
 def fill(name: str, /, **facts: object) -> str:
@@ -38,14 +38,11 @@ def _environment() -> jinja2.Environment:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    """A frame as a Markdown table, numbers with three decimals."""
-    body = [[_cell(value) for value in row] for row in table.astype(object).to_numpy().tolist()]
-    rows = [map(_cell, table.columns), ["---"] * table.shape[1], *body]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    """A frame as a Markdown table."""
+    shown = texts(table)
+    rows = [shown, ["---"] * len(shown), *zip(*shown.values(), strict=True)]
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
 
 
-def _cell(value: object) -> str:
-    if value is None or value != value:
-        return ""
-    text = number(value) if isinstance(value, float) else " ".join(str(value).split())
-    return re.sub(r"([\\|<*])", r"\\\1", text)
+def _cell(text: str) -> str:
+    return re.sub(r"([\\|<*])", r"\\\1", " ".join(text.split()))

@@ -35,7 +35,7 @@ def number(value: float, form: str = ".3f") -> str:
 
 def span(low: float, high: float, form: str = "+.3f") -> str:
     """Two ends of an interval, as :func:`number` writes them."""
-    return f"{number(low, form)} to {number(high, form)}"
+    return f"{number(low, form)} to {number(high, form)}" if low == low else number(low)
 
 
 def table(
@@ -48,23 +48,14 @@ def table(
 ) -> object:
     """A frame as a notebook shows it, without its index, with its numbers as CSV to download.
 
-    Columns ``low`` and ``high`` are shown as one, ``interval``, in the format of the column before them.
-
     Args:
-        forms: formats by column, as :func:`number` takes them, over :data:`FORMS`.
+        forms, interval: as for :func:`texts`.
         title: what a folded table is called; its file is named after it.
         folded: whether it opens on demand only; by default if it is longer than :data:`LONG`.
     """
     from IPython.display import HTML  # comes with a notebook, not with this package
 
-    forms, shown, before = {**FORMS, **(forms or {})}, {}, ""
-    for name in frame:
-        if name == "low" and "high" in frame:
-            form = forms.get(before, "+.3f")
-            shown[interval] = [span(low, high, form) for low, high in zip(frame["low"], frame["high"], strict=True)]
-        elif name != "high" or "low" not in frame:
-            shown[name] = [_cell(value, forms.get(name)) for value in frame[name]]
-            before = name
+    shown = texts(frame, forms, interval)
     numbers = {name for name in frame if pd.api.types.is_numeric_dtype(frame[name])} | {interval}
     looks = [' class="number"' if name in numbers else "" for name in shown]
     lines = [_line("td", line, looks) for line in zip(*shown.values(), strict=True)]
@@ -74,6 +65,26 @@ def table(
         heading = f"<summary>{escape(title)} ({len(frame)} rows)</summary>"
         text = f"<details>\n{heading}\n{text}\n{_csv(frame, title)}\n</details>"
     return HTML(text)
+
+
+def texts(
+    frame: pd.DataFrame, forms: Mapping[str, str] | None = None, interval: str = "95 % interval"
+) -> dict[str, list[str]]:
+    """By column what cells say. Columns ``low`` and ``high`` become one, in the format of the one before them.
+
+    Args:
+        forms: formats by column, as :func:`number` takes them, over :data:`FORMS`.
+        interval: the name of that column.
+    """
+    forms, shown, before = {**FORMS, **(forms or {})}, {}, ""
+    for name in frame:
+        if name == "low":
+            ends = zip(frame["low"], frame["high"], strict=True)
+            shown[interval] = [span(*both, forms.get(before, ".3f")) for both in ends]
+        elif name != "high":
+            shown[name] = [_cell(value, forms.get(name)) for value in frame[name]]
+            before = name
+    return shown
 
 
 def _line(tag: str, texts: Iterable[str], looks: Iterable[str]) -> str:
