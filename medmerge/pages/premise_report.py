@@ -80,13 +80,8 @@ def summary(sheet: PremiseSheet) -> str:
 
 def closeness_table(sheet: PremiseSheet) -> pd.DataFrame:
     """:func:`closeness` with the columns and names that a reader wants."""
-    names = {
-        "order": "channels of c",
-        "layers": "layers",
-        "cosine": "cosine, median layer",
-        "low": "low",
-        "high": "high",
-    }
+    names = {"order": "channels of c", "layers": "layers", "cosine": "cosine, median layer"}
+    names |= {"low": "low", "high": "high"}
     names |= {"kernel_cosine": "cosine of kernels", "distance": "relative distance"}
     return closeness(sheet)[list(names)].rename(columns=names)
 
