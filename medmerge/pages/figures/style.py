@@ -1,8 +1,9 @@
 """How every figure of the book looks: one style, one colour for each approach, a figure that a notebook shows."""
 
-import base64
+import hashlib
 import io
 import math
+import re
 import zlib
 from collections.abc import Callable
 from functools import wraps
@@ -10,8 +11,10 @@ from html import escape
 
 import matplotlib.style
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from PIL import Image
 
 APPROACH_NAMES = {
     **{"ft": "FT", "lp_ft": "LP-FT", "medmerge": "MedMerge"},
@@ -30,26 +33,61 @@ APPROACH_COLOURS = {
 LOOKS = [("#0173B2", "o"), ("#DE8F05", "s"), ("#029E73", "D"), ("#CC78BC", "^"), ("#7A7A7A", "v"), ("#882255", "P")]
 """Colour and marker of levels that are no approaches, in their order."""
 
+INK, MUTED, GRID, BAND, GROUND, PALE = "#1f2328", "#57606a", "#dfe3e8", "#edeff2", "#ffffff", "#fdfdfd"
+"""Colours that say nothing. In the dark `custom.css` changes all but the last, which is for text on dark cells."""
+
+WIDE, NARROW = 8.0, 3.7
+"""Inches: as wide as the text of a page, and as a phone. Text of 8.5 points is 11 pixels on either."""
+
 _FURTHER_COLOURS = "#332288 #CA9161 #999933 #FF9DA7 #44AA99 #4D4D4D".split()
 _STYLE = {
-    **{"figure.facecolor": "white", "figure.dpi": 150, "savefig.dpi": "figure", "savefig.facecolor": "auto"},
-    **{"font.size": 8, "axes.labelsize": 9.5, "axes.titlesize": 9.5, "axes.titlelocation": "left"},
-    **{"xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8, "legend.frameon": False},
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": "0.9"},
+    **{"figure.facecolor": GROUND, "savefig.facecolor": "auto", "axes.facecolor": GROUND, "grid.color": GRID},
+    **{"text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "axes.edgecolor": MUTED},
+    **{"xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK},
+    **{"font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"], "font.size": 8.5, "axes.labelsize": 8.5},
+    **{"axes.titlesize": 9, "axes.titlelocation": "left", "legend.fontsize": 8.5, "legend.frameon": False},
+    **{"xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "axes.unicode_minus": True, "axes.axisbelow": True},
+    **{"axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True},
 }
 
 
-def book_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the book's style whatever the reader's own settings are."""
+_REFERENCE = r'(?<=url\(#)\w+|(?<=href="#)\w+'
+_THINNER = (
+    (r"<defs>\s*<style.*?</style>\s*</defs>", ""),  # for all of a page; the same for this figure alone:
+    (r"(?<=<svg) ", " style=\"font-family: 'DejaVu Sans', Verdana, Arial, sans-serif; stroke-linejoin: round\" "),
+    (r" font-family: [^;]*;", ""),
+    (r' transform="rotate\(-0 [^"]*\)"', ""),
+    (r' (?:d|x|y)="[^"]*"', lambda numbers: re.sub(r"(\.\d\d)\d+", r"\1", numbers[0])),
+    (r"\s*\n\s*", " "),
+    (r"<g/> ?", ""),
+)
+"""What matplotlib writes at length, by pattern."""
+
+
+def book_style(draw: Callable[..., "BookFigure"]) -> Callable[..., "BookFigure"]:
+    """Draw in the book's style whatever the reader's own settings are, once for a page and once for a phone."""
 
     @wraps(draw)
-    def drawn(*args: object, **kwargs: object) -> Figure:
-        with matplotlib.style.context(["default", _STYLE]):
-            figure = draw(*args, **kwargs)
-            figure.draw_without_rendering()
-        return figure
+    def drawn(*args: object, **kwargs: object) -> BookFigure:
+        figures = []
+        for width in (WIDE, NARROW):
+            with matplotlib.style.context(["default", _STYLE, {"figure.figsize": (width, 1)}]):
+                figures.append(draw(*args, **kwargs))
+                figures[-1].draw_without_rendering()
+        figures[0].narrow = figures[1]
+        return figures[0]
 
     return drawn
+
+
+def canvas(height: float) -> "BookFigure":
+    """A figure of this height in inches, as wide as it is drawn for."""
+    return BookFigure(figsize=(rcParams["figure.figsize"][0], height))
+
+
+def on_phone() -> bool:
+    """Whether the figure is drawn for a phone."""
+    return rcParams["figure.figsize"][0] == NARROW
 
 
 def approach_colour(approach: str) -> str:
@@ -72,18 +110,51 @@ class BookFigure(Figure):
 
     Attributes:
         alt: what it shows and says, for who cannot see it; empty where the page's own words are all there is.
+        narrow: the same for a phone.
     """
 
     alt: str = ""
+    narrow: "BookFigure | None" = None
+
+    def _repr_svg_(self) -> str:
+        """The wide figure, which hides the narrow one for :func:`inline` to take out."""
+        hidden = f"<defs>{self.narrow.svg()}</defs>" if self.narrow else ""
+        return self.svg().removesuffix("</svg>") + f"{hidden}</svg>"
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int | str]]:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", facecolor="white")
+        """A small picture for what shows no vectors, such as a notebook that nobody has trusted yet."""
+        buffer, small = io.BytesIO(), io.BytesIO()
+        with matplotlib.style.context(["default", _STYLE]):
+            self.savefig(buffer, format="png", dpi=96)
+        Image.open(buffer).convert("RGB").quantize(64).save(small, "png", optimize=True)
         width, height = (96 * self.get_size_inches()).astype(int).tolist()
-        return buffer.getvalue(), {"width": width, "height": height} | ({"alt": self.alt} if self.alt else {})
+        return small.getvalue(), {"width": width, "height": height} | ({"alt": self.alt} if self.alt else {})
+
+    def svg(self) -> str:
+        """The figure alone as an SVG element, the same each time, whose ids are no other figure's."""
+        buffer = io.StringIO()
+        with matplotlib.style.context(["default", _STYLE, {"svg.fonttype": "none", "svg.hashsalt": "medmerge"}]):
+            self.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        text = buffer.getvalue()
+        text = text[text.index("<svg") :].strip()
+        for pattern, replacement in _THINNER:
+            text = re.sub(pattern, replacement, text, flags=re.DOTALL)
+        salt, used = hashlib.sha256(text.encode()).hexdigest()[:6], set(re.findall(_REFERENCE, text))
+        text = re.sub(_REFERENCE, rf"\g<0>-{salt}", text)
+        return re.sub(r' id="([^"]*)"', lambda one: f' id="{one[1]}-{salt}"' if one[1] in used else "", text)
 
     def html(self, alt: str, caption: str) -> str:
         """The figure as one HTML element, picture included, for where no script runs."""
-        png, _ = self._repr_png_()
-        picture = f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(alt)}"/>'
-        return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+        return f"<figure>{inline(self._repr_svg_(), alt)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def inline(svg: str, alt: str) -> str:
+    """What :meth:`BookFigure._repr_svg_` gives as HTML, whose colours ``--figure-<hex>`` may change.
+
+    The wide figure and the narrow one are siblings, of which a style sheet shows one.
+    """
+    found = re.fullmatch(r"(.*)<defs>(<svg.*</svg>)</defs>(</svg>\s*)", svg, re.DOTALL)
+    pictures = {"wide": found[1] + found[3], "narrow": found[2]} if found else {"": svg}
+    named = f'role="img" aria-label="{escape(alt)}"'
+    shown = (text.replace("<svg", f'<svg class="figure {name}" {named}', 1) for name, text in pictures.items())
+    return re.sub(r"#([0-9a-f]{6})\b(?!-)", r"var(--figure-\1, #\1)", "".join(shown))
