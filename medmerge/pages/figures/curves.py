@@ -1,65 +1,114 @@
 """Curves over epochs and along lines, confusion matrices and counts of classes."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from medmerge.pages.figures.style import APPROACH_NAMES, LOOKS, BookFigure, approach_colour, book_style
+from medmerge.pages.figures.style import (
+    GROUND,
+    LOOKS,
+    PALE,
+    BookFigure,
+    approach_colour,
+    book_style,
+    canvas,
+    on_phone,
+)
+from medmerge.pages.typeset import number
 from medmerge.study.records import score_column
 
 _LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-_PHASES = {"linear_probe": 0, "fine_tune": 1}
+_PHASES = {"linear_probe": "linear probe", "fine_tune": "fine-tuning"}
 _SCORES = {"val_macro_f1": "macro F1", "val_macro_auroc": "macro AUROC"}
-_LOSSES = {"val_macro_f1": "cross-entropy", "val_macro_auroc": "binary cross-entropy"}
-_GREY = "0.35"
 
 
 @book_style
-def learning_curves(history: pd.DataFrame) -> Figure:
-    """Validation score (top) and losses (bottom) of each run and seed over the epochs of both phases.
+def learning_curves(history: pd.DataFrame) -> BookFigure:
+    """Validation score and losses over the epochs: a row of small panels a run, each phase on axes of its own.
 
-    The score is macro F1, or macro AUROC if the history has it (multi-label). Epochs are counted on from the
-    linear probe to fine-tuning, with a line at the change. The last phase's epoch with the best score (the
-    first of equals) has a dot. The line style follows the source: what `run` says after the approach's name.
+    The score is macro F1, or macro AUROC if the history has it (multi-label). All panels below each other share their
+    axes. A line a seed; the last phase's epoch with the best score (the first of equals) has a dot.
 
     Args:
         history: a row per run, seed, phase and epoch, with columns run (label such as "MedMerge ImageNet +
             HAM10K"), approach, seed, phase ("linear_probe" or "fine_tune"), epoch (from 1 in each phase),
-            train_loss, val_loss (cross-entropy, nats) and val_macro_f1 or val_macro_auroc (in [0, 1]).
+            train_loss, val_loss (nats) and val_macro_f1 or val_macro_auroc (in [0, 1]).
 
     Raises:
         ValueError: no rows, a column missing, or scores that are not numbers.
     """
     score = score_column(history)
     numbers = ["train_loss", "val_loss", score]
-    history = _continued(_required(history, ["run", "approach", "seed", "phase", "epoch", *numbers], numbers))
-    styles = _line_styles(history)
-    figure = BookFigure(figsize=(8, 5.6), layout="constrained")
-    scores, losses = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    for (run, approach), rows in history.groupby(["run", "approach"], sort=False):
-        look = {"color": approach_colour(approach), "linestyle": styles[run, approach]}
-        for seed, curve in rows.groupby("seed"):
-            line = {**look, "linewidth": 1.1, "marker": "." if len(curve) == 1 else None}
-            scores.plot(curve.moment, curve[score], gid=f"score/{run}/{seed}", **line)
-            losses.plot(curve.moment, curve.val_loss, gid=f"val/{run}/{seed}", **line)
-            losses.plot(curve.moment, curve.train_loss, gid=f"train/{run}/{seed}", alpha=0.4, **line)
-            best = curve.loc[curve[score].where(curve.turn == curve.turn.max()).idxmax()]
-            dot = {"markeredgecolor": "white", "markersize": 6, "zorder": 4, "gid": f"best/{run}/{seed}"}
-            scores.plot(best.moment, best[score], "o", color=look["color"], **dot)
-        scores.plot([], label=run, **look)
-    scores.set(title="Validation (dot: best epoch of the last phase)", ylabel=_SCORES[score])
-    losses.set(title="Loss (strong: validation, pale: training)", ylabel=_LOSSES[score], xlabel="epoch")
-    losses.set_xlim(0, history.moment.max() * 1.02 + 0.5)
-    losses.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    _mark_phases(scores, losses, history)
-    figure.legend(loc="outside right upper")
+    history = _required(history, ["run", "approach", "seed", "phase", "epoch", *numbers], numbers)
+    runs = list(history.groupby("run", sort=False))
+    phases = [phase for phase in _PHASES if phase in set(history.phase)]
+    kinds = [(phase, column) for phase in phases for column in (score, "val_loss")]
+    figure, grid = _small_panels(len(runs), len(kinds))
+    for line, (run, rows) in zip(grid, runs, strict=True):
+        _name(line[0], run)
+        for axes, (phase, column) in zip(line, kinds, strict=True):
+            part = rows[rows.phase == phase].sort_values("epoch", kind="stable")
+            axes.set_axis_on() if len(part) else axes.set_axis_off()
+            dotted = column == score and phase == max(rows.phase, key=list(_PHASES).index)
+            for seed, curve in part.groupby("seed"):
+                _curve(axes, curve, column, f"{phase}/{run}/{seed}", dotted)
+    for k, (phase, column) in enumerate(kinds):
+        what = _SCORES.get(column, "loss")
+        if on_phone():
+            for line in grid:
+                next(axes for axes in line[k % 2 :: 2] if axes.axison).set_ylabel(what)
+        else:
+            grid[0, k].set_title(f"{_PHASES[phase]}:\n{what}")
+        grid[-1, k].set_xlabel("epoch" if not on_phone() else f"epoch of {_PHASES[phase]}" * (k % 2))
+    best = history.groupby("run", sort=False)[score].max()
+    figure.alt = "Best validation score: " + ", ".join(f"{run} {number(one)}" for run, one in best.items()) + "."
     return figure
+
+
+def _small_panels(runs: int, kinds: int) -> tuple[BookFigure, np.ndarray]:
+    """Axes ``[runs, kinds]``, scores and losses in turn, which share theirs; two rows a run on a phone."""
+    halves = kinds // 2 if on_phone() else 1
+    figure = canvas(0.9 + (1.05 if on_phone() else 0.85) * runs * halves)
+    grid = figure.subplots(runs * halves, kinds // halves, squeeze=False)
+    if halves == 2:
+        grid = grid.reshape(runs, 2, 2).swapaxes(1, 2).reshape(runs, 4)
+    for (i, k), axes in np.ndenumerate(grid):
+        if (i, k) != (0, k % 2):
+            axes.sharey(grid[0, k % 2])
+        if i:
+            axes.sharex(grid[0, k])
+        axes.tick_params(labelbottom=i == runs - 1 and (k % 2 == 1 or halves == 1), length=2)
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        axes.grid(axis="y")
+    return figure, grid
+
+
+def _name(axes: Axes, run: str) -> None:
+    """A run's name left of its row, or above it on a phone."""
+    if on_phone():
+        axes.set_title(run)
+    else:
+        where = {"xycoords": "axes fraction", "xytext": (-32, 0), "textcoords": "offset points", "ha": "right"}
+        axes.annotate(textwrap.fill(run, 14), (0, 0.5), va="center", **where)
+
+
+def _curve(axes: Axes, curve: pd.DataFrame, column: str, name: str, dotted: bool) -> None:
+    """A seed's curve; of a loss that of training too, pale; a dot at the best epoch if wanted."""
+    look = {"color": approach_colour(curve.approach.iloc[0]), "linewidth": 1.1}
+    look["marker"] = "." if len(curve) == 1 else None
+    axes.plot(curve.epoch, curve[column], gid=f"{column}/{name}", **look)
+    if column == "val_loss":
+        axes.plot(curve.epoch, curve.train_loss, gid=f"train_loss/{name}", alpha=0.4, **look)
+    if dotted:
+        best = curve.loc[curve[column].idxmax()]
+        dot = {"markeredgecolor": GROUND, "markersize": 6, "zorder": 4, "gid": f"best/{name}"}
+        axes.plot(best.epoch, best[column], "o", color=look["color"], **dot)
 
 
 @book_style
@@ -92,9 +141,9 @@ def curves(
                             (("hue", hue), ("style", style), ("panel", panel))})  # fmt: skip
     levels, styles = (list(dict.fromkeys(table[name])) for name in ("_hue", "_style"))
     panels = list(table.groupby("_panel", sort=False))
-    columns = min(2, len(panels))
+    columns = 1 if on_phone() else min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = BookFigure(figsize=(8, 0.8 + 2.4 * rows), layout="constrained")
+    figure = canvas(0.8 + 2.4 * rows)
     found, said = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten(), []
     for axes, (title, part) in zip(found, panels, strict=False):
         for (level, kind), own in part.groupby(["_hue", "_style"], sort=False):
@@ -105,23 +154,24 @@ def curves(
             look = {"color": colour, "marker": marker, "linestyle": line}
             axes.plot(own[x], own[y], markersize=3, linewidth=1, label=name, **look)
             where = " ".join(filter(None, (title, name)))
-            said.append(f"{where} from {own[y].iloc[0]:.3g}, at most {own[y].max():.3g}" if len(own) else where)
+            first, most = (number(one, ".3g") for one in (own[y].iloc[0], own[y].max())) if len(own) else "  "
+            said.append(f"{where} from {first}, at most {most}" if len(own) else where)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if scatter:
             axes.set(xscale="log", yscale="log")
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title)
         axes.grid(axis="y")
     for axes in found[len(panels) :]:
         axes.remove()
     if hue or style:
-        figure.legend(*found[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+        figure.legend(*found[0].get_legend_handles_labels(), loc="outside upper left", ncols=1 if on_phone() else 3)
     figure.alt = f"{ylabel} over {xlabel}: {'; '.join(said)}."
     return figure
 
 
 @book_style
-def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -> Figure:
-    """Confusion matrix: share of the true class (colour, first line) and images; cells without any are blank.
+def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -> BookFigure:
+    """Confusion matrix: per cent of the true class (colour) and, but on a phone, images; cells without any are blank.
 
     Args:
         labels, predicted: class indices, integers of shape [N] in 0 .. K-1.
@@ -131,21 +181,26 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -
     counts = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
     images = counts.sum(axis=1)
     shares = counts / np.maximum(images, 1)[:, None]
-    texts = [f"{share:.2f}\n{n:,}" if n else "" for share, n in zip(shares.flat, counts.flat, strict=True)]
-    figure = BookFigure(figsize=(2 + 0.62 * k, 1.6 + 0.5 * k), layout="constrained")
+    figure = canvas(1.3 + (0.34 if on_phone() else 0.42) * k)
     axes = figure.subplots()
-    look = {"cmap": "Blues", "vmin": 0, "vmax": 1, "linewidths": 1, "cbar": False}
-    sns.heatmap(shares, annot=np.reshape(texts, (k, k)), fmt="", ax=axes, **look)
-    axes.set(xlabel="predicted", ylabel="true", title="share of true class, images")
-    names = [f"{name} ({n:,})" for name, n in zip(classes, images, strict=True)]
-    axes.set_yticks(np.arange(k) + 0.5, names, rotation=0)
-    axes.set_xticks(np.arange(k) + 0.5, classes, rotation=40, ha="right", rotation_mode="anchor")
+    axes.imshow(shares, "Blues", vmin=0, vmax=1, aspect="auto", interpolation="none")
+    for (i, j), n in np.ndenumerate(counts):
+        share = number(100 * shares[i, j], ".0f")
+        text = "" if not n else share if on_phone() else f"{share}\u00a0%\n{n:,}"
+        axes.text(j, i, text, ha="center", va="center", color=PALE if shares[i, j] > 0.5 else "#262626")
+    axes.set(xlabel="predicted", ylabel="true", title="per cent of the true class" + ", images" * (not on_phone()))
+    names = [f"{textwrap.fill(name, 16)} ({n:,})" for name, n in zip(classes, images, strict=True)]
+    axes.set_yticks(range(k), names)
+    axes.set_xticks(range(k), classes, rotation=60 if on_phone() else 40, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    told = ", ".join(f"{name} {number(shares[i, i], '.0%')}" for i, name in enumerate(classes))
+    figure.alt = f"Confusion matrix. Recognised: {told}."
     return figure
 
 
 @book_style
-def class_counts(counts: pd.DataFrame) -> Figure:
+def class_counts(counts: pd.DataFrame) -> BookFigure:
     """Images of each class in each split, on a log scale if a split's largest is 20 times its smallest.
 
     Args:
@@ -155,20 +210,20 @@ def class_counts(counts: pd.DataFrame) -> Figure:
     smallest = np.where(values > 0, values, np.inf).min(axis=0)
     long_tailed = bool((values.max(axis=0) >= 20 * smallest).any())
     classes, splits = values.shape
-    figure = BookFigure(figsize=(8, 1.0 + classes * (0.12 + 0.2 * splits)), layout="constrained")
+    figure = canvas(1.0 + classes * (0.12 + 0.17 * splits))
     axes = figure.subplots()
-    colours = sns.color_palette("crest", splits)
     for j, split in enumerate(counts):
         at = np.arange(classes) + 0.85 * (j - (splits - 1) / 2) / splits
-        axes.barh(at, values[:, j], 0.85 / splits, color=colours[j], label=str(split), log=long_tailed)
+        axes.barh(at, values[:, j], 0.85 / splits, color=LOOKS[j % len(LOOKS)][0], label=str(split), log=long_tailed)
         for y, n in zip(at, values[:, j], strict=True):
             offset = {"xytext": (2, 0), "textcoords": "offset points"}
-            axes.annotate(f"{n:,.0f}", (max(n, 0.7 if long_tailed else 0), y), va="center", fontsize=7, **offset)
+            axes.annotate(f"{n:,.0f}", (max(n, 0.7 if long_tailed else 0), y), va="center", **offset)
     axes.set(xlabel="images (log scale)" if long_tailed else "images", ylim=(classes - 0.4, -0.6))
-    axes.set_xlim((0.7, 2 * values.max()) if long_tailed else (0, 1.08 * max(values.max(), 1)))
-    axes.set_yticks(range(classes), counts.index)
+    room = 1.25 if on_phone() else 1.08
+    axes.set_xlim((0.7, 3 * values.max()) if long_tailed else (0, room * max(values.max(), 1)))
+    axes.set_yticks(range(classes), [textwrap.fill(str(name), 16) for name in counts.index])
     axes.grid(axis="x")
-    figure.legend(loc="outside upper right", ncols=splits)
+    figure.legend(loc="outside upper left", ncols=splits)
     return figure
 
 
@@ -180,29 +235,3 @@ def _required(frame: pd.DataFrame, columns: list[str], numbers: list[str]) -> pd
     if not np.isfinite(frame[numbers].to_numpy(float)).all():
         raise ValueError(f"the frame has values in {numbers} that are not finite: leave unfinished runs out")
     return frame
-
-
-def _continued(history: pd.DataFrame) -> pd.DataFrame:
-    """The history in order of time, with the phase's `turn` and epoch `moment` of the whole run."""
-    history = history.assign(turn=history.phase.map(_PHASES)).sort_values(["turn", "epoch"], kind="stable")
-    probe = history.epoch.where(history.turn == 0, 0).groupby([history.run, history.seed]).transform("max")
-    return history.assign(moment=history.epoch + probe * history.turn).reset_index(drop=True)
-
-
-def _line_styles(history: pd.DataFrame) -> dict[tuple[str, str], object]:
-    """Line style of each (run, approach): by source in order of appearance, solid for joint ones (A + B)."""
-    runs = list(history[["run", "approach"]].drop_duplicates().itertuples(index=False, name=None))
-    source = {key: key[0].removeprefix(APPROACH_NAMES.get(key[1], key[1])).strip() for key in runs}
-    single = [name for name in dict.fromkeys(source.values()) if "+" not in name]
-    order = {name: single.index(name) if name in single else 0 for name in source.values()}
-    return {key: _LINE_STYLES[order[name] % len(_LINE_STYLES)] for key, name in source.items()}
-
-
-def _mark_phases(scores: Axes, losses: Axes, history: pd.DataFrame) -> None:
-    """A line wherever some run goes from the linear probe to fine-tuning."""
-    probes = history.moment - history.epoch
-    for end in probes[probes > 0].unique():
-        for axes in (scores, losses):
-            axes.axvline(end + 0.5, color=_GREY, linewidth=0.8, linestyle=":", gid="phase")
-        where = {"xycoords": scores.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-        scores.annotate("linear probe | fine-tuning, of runs with both", (end + 0.5, 0.01), color=_GREY, **where)

@@ -1,14 +1,18 @@
 """Figures of kernels and feature maps (the paper's Fig. 3), drawn from :class:`medmerge.study.features.Found`."""
 
+import textwrap
+
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from medmerge.pages.features import agreement
-from medmerge.pages.figures.style import BookFigure, book_style, half_range
+from medmerge.pages.figures.style import KERNELS, BookFigure, book_style, canvas, on_phone, w_scale
+from medmerge.pages.typeset import number
 from medmerge.study.features import Found
 
-_TEXT = {"fontsize": 6.5, "linespacing": 1.25}
+_TEXT = {"fontsize": 8.5, "linespacing": 1.1}
 
 
 @book_style
@@ -20,9 +24,10 @@ def feature_maps(found: Found) -> BookFigure:
     """
     about, picture = found.about, found.arrays.get("image")
     columns = {level: len(getattr(about, level).shown) for level in ("low", "high")}
-    widths = ([1.6] if picture is not None else []) + list(columns.values())
-    figure = BookFigure(figsize=(8, 0.75 + 0.62 * len(about.networks)), layout="constrained")
-    parts = figure.subfigures(1, len(widths), width_ratios=widths)
+    sizes = ([1.6] if picture is not None else []) + list(columns.values())
+    tall = 0.95 + 0.62 * len(about.networks)
+    figure = canvas(tall * (len(sizes) if on_phone() else 1))
+    parts = figure.subfigures(len(sizes), 1) if on_phone() else figure.subfigures(1, len(sizes), width_ratios=sizes)
     if picture is not None:
         axes = _bare(parts[0].subplots())
         axes.imshow(picture, gid="image")
@@ -32,13 +37,13 @@ def feature_maps(found: Found) -> BookFigure:
         w = found.kernels(level)["w"]
         grid = part.subplots(*maps.shape[:2], squeeze=False)
         for (i, j), axes in np.ndenumerate(grid):
-            _bare(axes).imshow(maps[i, j], "RdBu_r", vmin=-1, vmax=1, interpolation="nearest", gid=f"{level}/{i}/{j}")
+            _bare(axes).imshow(maps[i, j], "RdBu_r", vmin=-1, vmax=1, interpolation="none", gid=f"{level}/{i}/{j}")
             if i == 0:
                 axes.set_title(f"{layer.shown[j]}\nw {w[layer.shown[j]]:.2f}", loc="center", **_TEXT)
-            if j == 0 and level == "low":
-                axes.set_ylabel(about.networks[i], fontsize=8)
+            if j == 0 and (level == "low" or on_phone()):
+                axes.set_ylabel(textwrap.fill(about.networks[i], 10))
         size = f"{layer.kernels} channels of {layer.size[0]} × {layer.size[1]}"
-        part.suptitle(f"{level}-level: {word} convolution, {size}", fontsize=7.5)
+        part.suptitle(f"{level}-level: {word} convolution,\n{size}", **_TEXT)
     figure.alt = f"Feature maps of one image, {about.image}, a row each for {_listed(about.networks)}. {_alike(found)}"
     return figure
 
@@ -52,21 +57,23 @@ def first_filters(found: Found) -> BookFigure:
     about, pictures = found.about, found.arrays["filters"].astype(np.float64)
     w = found.kernels("first")["w"].to_numpy()[about.first.shown]
     side = int(np.ceil(np.sqrt(len(w))))
-    figure = BookFigure(figsize=(8, 1.2 + 7.2 / (len(pictures) + 1)), layout="constrained")
-    *grids, weights = figure.subplots(1, len(pictures) + 1)
+    across = 2 if on_phone() else len(pictures) + 1
+    down = -(-(len(pictures) + 1) // across)
+    figure = canvas(down * (0.5 + 0.95 * rcParams["figure.figsize"][0] / across))
+    *grids, weights = figure.subplots(down, across, squeeze=False).flatten()[: len(pictures) + 1]
     for name, kernels, axes in zip(about.networks, pictures, grids, strict=True):
-        _bare(axes).imshow(_mosaic(kernels, side), interpolation="nearest", gid=f"filters/{name}")
+        _bare(axes).imshow(_mosaic(kernels, side), interpolation="none", gid=f"filters/{name}")
         axes.set_title(name)
     rows = -(-len(w) // side)
     square = np.pad(w, (0, rows * side - len(w)), constant_values=np.nan).reshape(rows, side)
-    half = half_range(w)
-    image = _bare(weights).imshow(square, "PuOr", vmin=0.5 - half, vmax=0.5 + half, gid="w")
+    scale = {"vmin": 0.5 - KERNELS, "vmax": 0.5 + KERNELS}
+    image = _bare(weights).imshow(square, "PuOr", interpolation="none", gid="w", **scale)
     weights.set_title("w")
-    bar = figure.colorbar(image, ax=weights, orientation="horizontal", shrink=0.9, format="{x:g}")
-    bar.set_ticks([0.5 - half, 0.5, 0.5 + half])
-    bar.set_label(f"← {about.networks[-1]}    {about.networks[0]} →", fontsize=7)
+    w_scale(figure, image, KERNELS, 0.5, about.networks[0], about.networks[-1], ax=weights, shrink=0.9)
     cosine = found.kernels("first").filter(like="cosine ").median()
-    alike = "; ".join(f"{name.removeprefix('cosine ').replace(' ', ' and ')} {c:.2f}" for name, c in cosine.items())
+    alike = "; ".join(
+        f"{name.removeprefix('cosine ').replace(' ', ' and ')} {number(c, '.2f')}" for name, c in cosine.items()
+    )
     figure.alt = (
         f"The {len(w)} kernels of {about.first.layer} as small pictures in {_listed(about.networks)}, and their w, "
         f"{w.min():.2f} to {w.max():.2f}. Median cosine of a kernel between networks: {alike}."
@@ -84,7 +91,7 @@ def deeper_kernels(found: Found) -> BookFigure:
     about, slices = found.about, found.arrays["slices"]
     table = found.kernels("deeper")
     first, merged, *others = about.networks
-    figure = BookFigure(figsize=(8, 0.8 + 0.85 * len(slices)), layout="constrained")
+    figure = canvas(1.0 + (1.35 if on_phone() else 1.0) * len(slices))
     grid = figure.subplots(*slices.shape[:2], squeeze=False)
     said = []
     for (i, j), axes in np.ndenumerate(grid):
@@ -95,17 +102,21 @@ def deeper_kernels(found: Found) -> BookFigure:
             "RdBu_r",
             vmin=-1,
             vmax=1,
-            interpolation="nearest",
+            interpolation="none",
             gid=f"kernel/{i}/{j}",
         )
-        cosine = "" if name == merged else f", cos to merged {_cosine(row, name, merged):.2f}"
-        axes.set_xlabel(f"norm {row[f'norm {name}']:.2g}{cosine}", labelpad=2, **_TEXT)
+        cosine = "" if name == merged else f"\ncos to merged {number(_cosine(row, name, merged), '.2f')}"
+        below = f"norm {number(row[f'norm {name}'], '.2g')}{cosine}"
+        axes.set_xlabel(below.replace("to merged ", "") if on_phone() else below, labelpad=2, **_TEXT)
         if i == 0:
-            apart = f"cos of sources {_cosine(row, first, others[0]):.2f}"
-            axes.set_title(f"kernel {about.deeper.shown[j]}, w {row['w']:.2f}\n{apart}", loc="center", **_TEXT)
-            said.append(f"kernel {about.deeper.shown[j]} w {row['w']:.2f}, {apart}")
+            apart = f"cos of sources {number(_cosine(row, first, others[0]), '.2f')}"
+            named = f"kernel {about.deeper.shown[j]}, w {row['w']:.2f}"
+            said.append(f"{named}, {apart}")
+            above = f"{named}\n{apart}"
+            above = above.replace(", ", "\n").replace("of ", "of\n") if on_phone() else above
+            axes.set_title(above, loc="center", **_TEXT)
         if j == 0:
-            axes.set_ylabel(name, fontsize=8)
+            axes.set_ylabel(name)
     figure.alt = (
         f"{slices.shape[2]} input channels each of {slices.shape[1]} kernels of {about.deeper.layer} in "
         f"{_listed(about.networks)}: {'; '.join(said)}."
@@ -140,5 +151,5 @@ def _listed(names: list[str]) -> str:
 def _alike(found: Found) -> str:
     rows = agreement(found).itertuples()
     return "Correlation over all channels: " + "; ".join(
-        f"{row.level}-level {row.one} and {row.other} {row.correlation:.2f}" for row in rows
+        f"{row.level}-level {row.one} and {row.other} {number(row.correlation, '.2f')}" for row in rows
     ) + "."  # fmt: skip

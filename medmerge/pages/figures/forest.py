@@ -1,14 +1,14 @@
 """Forests: a dot with its interval for every line of a table."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from medmerge.pages.figures.style import LOOKS, BookFigure, book_style
-
-GREY = "0.35"
+from medmerge.pages.figures.style import BAND, LOOKS, MUTED, BookFigure, book_style, canvas, on_phone
+from medmerge.pages.typeset import number
 
 
 @book_style
@@ -37,11 +37,12 @@ def forest(
         xlabel: what the value is.
         hue: column that colour and marker stand for, told in a legend.
         panel: column of the panels' titles. ``columns`` of them stand side by side, by default all; these have the
-            same rows, and panels below them have their own.
+            same rows, and panels below them have their own. On a phone all stand below each other.
         colours: of the hue's levels; no legend is drawn where ``rows`` says the level already.
         lines: values that a line marks, the first one solid.
         bands: by panel half the width of a grey band around 0.
-        form: format of the dots' values, written beside them; by default none is.
+        form: format of the dots' values, as :func:`~medmerge.pages.typeset.number` takes it, written beside them; by
+            default none is.
 
     Raises:
         ValueError: no lines, or values that are not finite.
@@ -53,30 +54,38 @@ def forest(
     levels, panels = list(dict.fromkeys(table["_hue"])), list(table.groupby("_panel", sort=False))
     looks = {level: LOOKS[i % len(LOOKS)] for i, level in enumerate(levels)}
     looks |= {level: (colours[level], looks[level][1]) for level in levels if colours and level in colours}
-    across, shared = columns or len(panels), not columns
-    down = -(-len(panels) // across)
+    shared = not columns and not on_phone()
+    across = 1 if on_phone() else columns or len(panels)
     labels = list(dict.fromkeys(table["_row"]))
+    above = on_phone() and max(map(len, labels)) > 12
     spread = 1 if _one_a_row(table) else len(levels)
-    tall = max(part["_row"].nunique() for _, part in panels) * (0.15 + 0.17 * spread)
-    figure = BookFigure(figsize=(8, 0.45 * (spread > 1) + down * (0.55 + tall) + 0.25), layout="constrained")
-    sharex = "row" if across > 1 else "col"
-    sharey = "row" if across > 1 else False
-    grid = figure.subplots(down, across, sharey=sharey, sharex=sharex, squeeze=False)
+    figure, grid = _grid(panels, across, 0.15 + 0.17 * spread + 0.18 * above, spread > 1)
     for axes, (title, part) in zip(grid.flat, panels, strict=False):
         own = labels if shared else list(dict.fromkeys(part["_row"]))
         for level, lot in part.groupby("_hue", sort=False):
             shift = 0 if spread == 1 else 0.7 * ((levels.index(level) + 0.5) / len(levels) - 0.5)
-            _dots(axes, lot, value, lot["_row"].map(own.index).to_numpy() + shift, looks[level], level, form)
-        _frame(axes, own, title, lines, (bands or {}).get(title))
+            at = lot["_row"].map(own.index).to_numpy() + shift
+            _dots(axes, lot, value, at + 0.2 * above, looks[level], level, form)
+        _frame(axes, own, title, lines, (bands or {}).get(title), above)
     for axes in grid[-1]:
-        axes.set_xlabel(xlabel)
+        axes.set_xlabel(textwrap.fill(xlabel, 50) if on_phone() else xlabel)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     if spread > 1:
         handles, names = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper right", ncols=min(3, len(names)))
+        each = 2 if on_phone() else 4
+        figure.legend(handles, names, loc="outside upper left", ncols=min(each, len(names)), columnspacing=1)
     figure.alt = _told(table, value, xlabel)
     return figure
+
+
+def _grid(panels: list, across: int, tall: float, legend: bool) -> tuple[BookFigure, np.ndarray]:
+    """Axes for the panels, rows of ``tall`` inches."""
+    down = -(-len(panels) // across)
+    height = max(part["_row"].nunique() for _, part in panels) * tall
+    figure = canvas(0.3 * legend + down * (0.55 + height) + 0.25)
+    row = "row" if across > 1 else False
+    return figure, figure.subplots(down, across, sharey=row, sharex=row or "col", squeeze=False)
 
 
 def _one_a_row(table: pd.DataFrame) -> bool:
@@ -92,24 +101,27 @@ def _dots(
         axes.hlines(at, lot["low"], lot["high"], color=colour, linewidth=1.8)
     axes.plot(lot[value], at, marker, color=colour, markersize=4.5, label=level, clip_on=False)
     ends = lot["high"] if "high" in lot else lot[value]
-    for number, end, y in zip(lot[value] if form else (), ends, at, strict=False):
-        where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
-        axes.annotate(format(number, form), (end, y), color=colour, **where)
+    for one, end, y in zip(lot[value] if form else (), ends, at, strict=False):
+        where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(number(one, form), (end, y), **where)
 
 
-def _frame(axes: Axes, rows: list[str], title: str, lines: Sequence[float], band: float | None) -> None:
-    """A line of the axes for each row, told apart by lines between them."""
+def _frame(axes: Axes, rows: list[str], title: str, lines: Sequence[float], band: float | None, above: bool) -> None:
+    """A line of the axes for each row, told apart by lines between them; its label at the left or above its dots."""
     axes.set(title=title, ylim=(len(rows) - 0.5, -0.5))
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), [""] * len(rows) if above else rows)
+    for y, label in enumerate(rows if above else ()):
+        where = {"xycoords": axes.get_yaxis_transform(), "xytext": (4, -2), "textcoords": "offset points", "va": "top"}
+        axes.annotate(label, (0, y - 0.5), **where)
     axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
     axes.tick_params(axis="y", which="both", length=0)
     axes.grid(axis="x")
     axes.grid(axis="y", which="minor")
     axes.margins(x=0.08)
     if band:
-        axes.axvspan(-band, band, color="0.93", linewidth=0)
-    for number, at in enumerate(lines):
-        axes.axvline(at, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)) if number else "-")
+        axes.axvspan(-band, band, color=BAND, linewidth=0)
+    for order, at in enumerate(lines):
+        axes.axvline(at, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)) if order else "-")
 
 
 def _told(table: pd.DataFrame, value: str, xlabel: str) -> str:
@@ -118,7 +130,7 @@ def _told(table: pd.DataFrame, value: str, xlabel: str) -> str:
         if len(part) > 12:
             part = part.loc[[part[value].idxmin(), part[value].idxmax()]]
         each = [
-            f"{' '.join(dict.fromkeys(filter(None, (row['_row'], row['_hue']))))} {row[value]:.3f}"
+            f"{' '.join(dict.fromkeys(filter(None, (row['_row'], row['_hue']))))} {number(row[value])}"
             for _, row in part.iterrows()
         ]
         parts.append(f"{title}: {', '.join(each)}" if title else ", ".join(each))

@@ -13,6 +13,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -38,6 +39,9 @@ INK, MUTED, GRID, BAND, GROUND, PALE = "#1f2328", "#57606a", "#dfe3e8", "#edeff2
 
 WIDE, NARROW = 8.0, 3.7
 """Inches: as wide as the text of a page, and as a phone. Text of 8.5 points is 11 pixels on either."""
+
+LAYERS, KERNELS = 0.02, 0.1
+"""Half the width of the scales of w around its start, on every page: of the mean of a layer, and of a kernel."""
 
 _FURTHER_COLOURS = "#332288 #CA9161 #999933 #FF9DA7 #44AA99 #4D4D4D".split()
 _STYLE = {
@@ -103,6 +107,24 @@ def half_range(values: ArrayLike, neutral: float = 0.5) -> float:
     deviation = max(float(np.abs(np.asarray(values) - neutral).max()), 0.01)
     step = 10 ** math.floor(math.log10(deviation)) / 2
     return math.ceil(round(deviation / step, 6)) * step
+
+
+def w_scale(
+    figure: "BookFigure", image: AxesImage, half: float, neutral: float, first: str, second: str, **where: object
+) -> None:
+    """Add the colour bar of a picture of w, with a point at an end where values go beyond it.
+
+    Args:
+        half, neutral: the picture's scale.
+        first, second: names of the sources that w = 1 and w = 0 take.
+        where: as matplotlib's ``colorbar`` takes it.
+    """
+    away = np.ma.masked_invalid(image.get_array()) - neutral
+    beyond = ("neither", "max", "min", "both")[int(away.max() > half) + 2 * int(away.min() < -half)]
+    bar = figure.colorbar(image, orientation="horizontal", extend=beyond, **where)
+    bar.set_ticks([neutral - half, neutral, neutral + half], labels=[f"{neutral + d:.4g}" for d in (-half, 0, half)])
+    bar.set_label(f"← more {second} \u2003 w \u2003 more {first} →")
+    bar.outline.set_visible(False)
 
 
 class BookFigure(Figure):
