@@ -9,6 +9,7 @@ from medmerge.pages.contrast import ALPHA, against, by_row, interval, margin, pr
 from medmerge.pages.template import fill
 from medmerge.pages.typeset import number, span
 from medmerge.stats import evaluation, significance
+from medmerge.study.params import Parameters
 from medmerge.study.records import Record, score_column
 
 BASELINES = ("ft", "lp_ft")
@@ -65,6 +66,32 @@ def difference_table(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
         )
     named = table.columns[: table.columns.get_loc("difference")]
     return table[list(columns) or [*named, "difference", "low", "high", "p", "p_holm"]].rename(columns=_NAMES)
+
+
+def differences(records: Sequence[Record]) -> pd.DataFrame:
+    """:func:`~medmerge.pages.contrast.against`: over seeds and images together, or over images alone where there is one
+    seed or an image has several labels.
+    """
+    alone = records[0].multilabel or margin(records) is None
+    return against(records, over="images" if alone else "seeds")
+
+
+def comparison(records: Sequence[Record]) -> pd.DataFrame:
+    """MedMerge against each baseline with the names that a reader wants: :func:`differences`, and where these are over
+    seeds and images the interval over images alone.
+    """
+    found = differences(records)
+    if "superior" not in found:
+        return difference_table(found)
+    images = against(records)
+    found["images alone"] = [span(*ends) for ends in zip(images["low"], images["high"], strict=True)]
+    columns = ("against", "difference", "low", "high", "superior", "equivalence", "images alone", "p_holm")
+    return difference_table(found, *columns)
+
+
+def settings(p: Parameters) -> pd.DataFrame:
+    """What a page's parameters set, a row each; what they leave at its default is left out."""
+    return pd.DataFrame(p.model_dump(exclude_defaults=True).items(), columns=["parameter", "value"])
 
 
 def recall_table(records: Sequence[Record]) -> pd.DataFrame:

@@ -12,7 +12,8 @@ FORMS = {
     **{"difference": "+.3f", "p": ".2g", "p (Holm)": ".2g", "w_lr": ".2g"},
     **{"images": ",", "kernels": ",", "steps": ",", "training images": ","},
 }
-"""Formats of columns that mean the same on every page; whole numbers have ``,`` by default, others ``.3f``."""
+"""Formats of columns that mean the same on every page; whole numbers have ``,`` by default, seconds and MiB
+``,.0f``, others ``.3f``."""
 
 LONG = 10
 """A table of more lines is folded."""
@@ -82,7 +83,8 @@ def texts(
             ends = zip(frame["low"], frame["high"], strict=True)
             shown[interval] = [span(*both, forms.get(before, ".3f")) for both in ends]
         elif name != "high":
-            shown[name] = [_cell(value, forms.get(name)) for value in frame[name]]
+            whole = str(name).endswith((", s", ", MiB"))
+            shown[name] = [_cell(value, forms.get(name, ",.0f" if whole else "")) for value in frame[name]]
             before = name
     return shown
 
@@ -92,7 +94,7 @@ def _line(tag: str, texts: Iterable[str], looks: Iterable[str]) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _cell(value: object, form: str | None) -> str:
+def _cell(value: object, form: str) -> str:
     if not isinstance(value, Real) or isinstance(value, bool):
         return "–" if value is None else str(value)
     return number(value, form or ("," if isinstance(value, Integral) else ".3f"))

@@ -25,6 +25,7 @@ def forest(
     lines: Sequence[float] = (),
     bands: Mapping[str, float] | None = None,
     form: str = "",
+    limits: tuple[float, float] | None = None,
 ) -> BookFigure:
     """Draw every line of a table as a dot, with the bar from ``low`` to ``high`` where it has these columns.
 
@@ -43,6 +44,7 @@ def forest(
         bands: by panel half the width of a grey band around 0.
         form: format of the dots' values, as :func:`~medmerge.pages.typeset.number` takes it, written beside them; by
             default none is.
+        limits: of the axis; a bar that goes beyond ends in an arrow.
 
     Raises:
         ValueError: no lines, or values that are not finite.
@@ -65,7 +67,7 @@ def forest(
         for level, lot in part.groupby("_hue", sort=False):
             shift = 0 if spread == 1 else 0.7 * ((levels.index(level) + 0.5) / len(levels) - 0.5)
             at = lot["_row"].map(own.index).to_numpy() + shift
-            _dots(axes, lot, value, at + 0.2 * above, looks[level], level, form)
+            _dots(axes, lot, value, at + 0.2 * above, looks[level], level, form, limits)
         _frame(axes, own, title, lines, (bands or {}).get(title), above)
     for axes in grid[-1]:
         axes.set_xlabel(textwrap.fill(xlabel, 50) if on_phone() else xlabel)
@@ -94,16 +96,28 @@ def _one_a_row(table: pd.DataFrame) -> bool:
 
 
 def _dots(
-    axes: Axes, lot: pd.DataFrame, value: str, at: np.ndarray, look: tuple[str, str], level: str, form: str
+    axes: Axes,
+    lot: pd.DataFrame,
+    value: str,
+    at: np.ndarray,
+    look: tuple[str, str],
+    level: str,
+    form: str,
+    limits: tuple[float, float] | None,
 ) -> None:
     colour, marker = look
+    least, most = limits or (-np.inf, np.inf)
+    ends = (lot["high"] if "high" in lot else lot[value]).clip(least, most)
     if "low" in lot:
-        axes.hlines(at, lot["low"], lot["high"], color=colour, linewidth=1.8)
+        axes.hlines(at, lot["low"].clip(least, most), ends, color=colour, linewidth=1.8)
+        for beyond, edge, arrow in ((lot["low"] < least, least, "<"), (lot["high"] > most, most, ">")):
+            axes.plot(np.full(beyond.sum(), edge), at[beyond], arrow, color=colour, markersize=5, clip_on=False)
     axes.plot(lot[value], at, marker, color=colour, markersize=4.5, label=level, clip_on=False)
-    ends = lot["high"] if "high" in lot else lot[value]
     for one, end, y in zip(lot[value] if form else (), ends, at, strict=False):
         where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(number(one, form), (end, y), **where)
+    if limits:
+        axes.set_xlim(limits)
 
 
 def _frame(axes: Axes, rows: list[str], title: str, lines: Sequence[float], band: float | None, above: bool) -> None:
