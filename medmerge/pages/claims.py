@@ -17,7 +17,7 @@ from medmerge.data import split_files
 from medmerge.pages import ablation, report
 from medmerge.pages.contrast import ALPHA, GAIN, Rows, against, by_row, contrast, margin, over_seeds
 from medmerge.pages.template import fill
-from medmerge.study import cost, definitions, notebooks
+from medmerge.study import cost, definitions, names, notebooks
 from medmerge.study.params import Parameters
 from medmerge.study.places import home
 from medmerge.study.records import Record
@@ -30,8 +30,6 @@ CLEAN = {"skin-seeds": "ISIC-2019", "chest": "RSNA-Pneumonia", "retina": "APTOS"
 LEAKY = "skin-leaky"
 BACKBONES = {"densenet121": "", "mobilenet_v2": "-mobilenet"}
 """The plan's backbones, its first one first, and the end of their parameter files' names."""
-
-NETWORKS = {"densenet121": "DenseNet-121", "mobilenet_v2": "MobileNetV2"}
 
 PLANNED = [(name, "densenet121") for name in (*CLEAN, LEAKY)] + [(name, "mobilenet_v2") for name in CLEAN]
 """Every pair of the plan and its backbone, in the plan's order."""
@@ -82,7 +80,12 @@ class Pair:
     @property
     def title(self) -> str:
         """The pair and its network, in words."""
-        return f"{self.name}, {NETWORKS[self.p.backbone]}"
+        return f"{names.title(self.name)}, {names.title(self.p.backbone)}"
+
+    @property
+    def short(self) -> str:
+        """The pair in words."""
+        return names.title(self.name)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -182,7 +185,7 @@ def verdict(found: Sequence[Pair]) -> str:
     """
     made = [*claims(found), *others()]
     by = {word: [c.claim for c in made if c.verdict == word] for word in (FAILURE, SUPPORT, UNDECIDED, UNASSESSED)}
-    counted, missing = [one for one in found if one.counts], [one.name for one in found if not one.counts]
+    counted, missing = [one for one in found if one.counts], [one.short for one in found if not one.counts]
     return fill("findings", by=by, counted=counted, missing=missing)
 
 
@@ -210,7 +213,7 @@ def _beats(counted: Sequence[Pair], whole: bool) -> Claim:
         table = one.comparisons
         numbers = [(table["superior"] == word).sum() for word in ("superior", "inferior")]
         numbers.append((table["equivalence"] == "equivalent").sum())
-        words = "{}: superior to {}, inferior to {}, equivalent to {} of {}".format(one.name, *numbers, len(table))
+        words = "{}: superior to {}, inferior to {}, equivalent to {} of {}".format(one.short, *numbers, len(table))
         sentences.append(words)
     outcomes = [report.decide(one.comparisons) for one in counted]
     claim = Claim("MedMerge beats FT and LP-FT", "4, Table 1", _join(sentences), _verdict(outcomes, whole))
@@ -225,7 +228,9 @@ def _gain(counted: Sequence[Pair], whole: bool) -> Claim:
         line = table[table["against"] == best].iloc[0]
         supported.append(0 < line["low"] <= GAIN <= line["high"])
         below.append(line["high"] < GAIN)
-        sentences.append(f"{one.name}: {line['difference']:+.3f} ({line['low']:+.3f} to {line['high']:+.3f}) of {best}")
+        sentences.append(
+            f"{one.short}: {line['difference']:+.3f} ({line['low']:+.3f} to {line['high']:+.3f}) of {best}"
+        )
     failed = whole and all(below)
     outcome = SUPPORT if any(supported) else FAILURE if failed else UNDECIDED
     return Claim("up to 3 % higher F1 than the best baseline", "abstract", _join(sentences), outcome)
@@ -233,7 +238,9 @@ def _gain(counted: Sequence[Pair], whole: bool) -> Claim:
 
 def probing_first(one: Pair) -> pd.DataFrame:
     """LP-FT minus FT from either source, over seeds; the family is these two comparisons."""
-    rows = [({"source": source}, one.row("lp_ft", source), one.row("ft", source)) for source in one.sources]
+    rows = [
+        ({"source": names.title(source)}, one.row("lp_ft", source), one.row("ft", source)) for source in one.sources
+    ]
     return contrast(rows, "seeds", one.margin)
 
 
@@ -242,7 +249,7 @@ def _probing_first(counted: Sequence[Pair], whole: bool) -> Claim:
     for one in counted:
         table = probing_first(one)
         words = [f"{r.source} {r.difference:+.3f} ({r.low:+.3f} to {r.high:+.3f})" for r in table.itertuples()]
-        sentences.append(f"{one.name}: from {' and '.join(words)}")
+        sentences.append(f"{one.short}: from {' and '.join(words)}")
         power += list(table["power"])
         above += (table["superior"] == "superior").all()
         below += (table["superior"] == "inferior").all()
@@ -264,8 +271,8 @@ def _better_source(counted: Sequence[Pair], whole: bool) -> Claim:
         if ahead > one.margin and gap.low * gap.high > 0 and max(map(abs, shifts)) >= SHIFT:
             outcomes.append(SUPPORT if min(shifts) > 0 else UNDECIDED if max(shifts) > 0 else FAILURE)
         values = ", ".join(f"{share:.4f}" for share in shares)
-        lead = f"{one.name}: FT is better from {better} by {ahead:.3f} (margin {one.margin:.3f})"
-        sentences.append(f"{lead}; mean w of {one.sources[0]} by seed {values}")
+        lead = f"{one.short}: FT is better from {names.title(better)} by {ahead:.3f} (margin {one.margin:.3f})"
+        sentences.append(f"{lead}; mean w of {names.title(one.sources[0])} by seed {values}")
     outcome = _verdict(outcomes, whole) if outcomes or not counted else UNASSESSED
     return Claim("w shifts to the source whose FT is better", "4, Fig. 2", _join(sentences), outcome)
 
@@ -360,7 +367,7 @@ def seen(leaky: Pair) -> str:
     source = leaky.p.source_data
     found = run.run["data"].get("overlap", {}).get(source, {})
     images, groups = (found.get(kind, {}).get("test", 0) for kind in ("images", "groups"))
-    return fill("seen", source=source, tested=len(run.predictions), images=images, groups=groups)
+    return fill("seen", source=names.title(source), tested=len(run.predictions), images=images, groups=groups)
 
 
 def further_rows() -> Rows:

@@ -1,4 +1,4 @@
-"""What the records of the first round say together: pooled over pairs, about learning w, and whether w came to rest."""
+"""What the records say together: the answer, pooled over pairs, about learning w, and whether w came to rest."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from medmerge.pages import claims, second
 from medmerge.pages.claims import Pair
-from medmerge.pages.contrast import contrast
+from medmerge.pages.contrast import GAIN, contrast
+from medmerge.pages.template import fill
 from medmerge.stats import pooling
+from medmerge.study import names
 from medmerge.study.records import Record
 
 BASELINES = {
@@ -18,6 +21,67 @@ BASELINES = {
     ("lp_ft", 1): "LP-FT from the medical source",
 }
 """By approach and place of the source."""
+
+
+POOLED = "All pairs, DenseNet-121"
+
+
+def compared() -> pd.DataFrame:
+    """MedMerge minus the paper's four baselines, in every pair that counts and pooled over those of DenseNet-121.
+
+    Pooled is the second round, by its plan, where a pair of it counts; else the first, which was pooled afterwards.
+
+    Returns:
+        A line a difference: ``baseline``, ``pair``, ``network``, ``tested`` (images), ``difference``, ``low``,
+        ``high``, ``power``, and whether pooling was ``planned``. Pooled lines come last, without ``tested`` and
+        ``power``, but with ``random_low`` and ``random_high``, the interval of random effects.
+    """
+    lines, later = [], {name: rows for name in second.PAIRS if second.counts(rows := second.pair(name))}
+    for name, rows in later.items():
+        table = second.family(rows).query("row == @second.SLOW and against in @second.PAPERS")
+        lines.append(table.assign(baseline=table["against"], pair=names.title(name), network="densenet121"))
+        lines[-1]["tested"] = len(rows[second.SLOW][0].predictions)
+    for network in claims.BACKBONES:
+        for one in (each for each in claims.pairs(network) if each.counts):
+            known = {one.row(a, one.sources[at])[0].label: name for (a, at), name in BASELINES.items()}
+            table = one.comparisons.assign(baseline=one.comparisons["against"].map(known), pair=one.short)
+            lines.append(table.assign(network=network, tested=len(one.records[0].predictions)))
+    table = pd.concat(lines, ignore_index=True).assign(random_low=np.nan, random_high=np.nan)
+    of = table["network"] == "densenet121"
+    basis = table[of & table["pair"].isin(map(names.title, later))] if later else table[of]
+    for baseline, each in basis.groupby("baseline", sort=False):
+        one = pooling.pool(each["difference"], each["error"])
+        line = {"baseline": baseline, "pair": POOLED, "network": POOLED, **vars(one)}
+        table.loc[len(table)] = {name: line.get(name) for name in table}
+    table["network"] = table["network"].map(names.title)
+    shown = ["baseline", "pair", "network", "tested", "difference", "low", "high", "power"]
+    return table[[*shown, "random_low", "random_high"]].assign(planned=bool(later))
+
+
+def answer(table: pd.DataFrame) -> str:
+    """Whether MedMerge beats ordinary transfer, in Markdown.
+
+    Args:
+        table: :func:`compared`.
+    """
+    pooled = table[table["pair"] == POOLED]
+    pairs = table[(table["network"] == names.title("densenet121"))]["pair"].unique()
+    apart = pooled[(pooled["low"] > 0) | (pooled["high"] < 0)]
+    return fill("answer", pooled=pooled, apart=apart, pairs=pairs, gain=GAIN)
+
+
+def sure(table: pd.DataFrame, strength: float) -> str:
+    """How sure that answer is, in Markdown.
+
+    Args:
+        table: :func:`compared`.
+        strength: power that the second round was planned with.
+    """
+    each, p = table[table["pair"] != POOLED], claims.parameters(second.PAIRS[0])
+    done = len(next(iter(second.pair(second.PAIRS[0]).values())))
+    facts = {"tested": each["tested"].astype(int), "power": each["power"], "strength": strength}
+    facts |= {"random": table[table["pair"] == POOLED], "planned": table["planned"].all()}
+    return fill("sure", gain=GAIN, done=done, asked=len(p.seeds), **facts)
 
 
 def pooled(found: Sequence[Pair]) -> pd.DataFrame:
@@ -47,10 +111,20 @@ def learning(runs: Sequence[Record]) -> dict[str, float]:
     Returns:
         ``runs``, ``difference`` and the ends ``low`` and ``high`` of its 95 % t interval over runs.
     """
-    scores = [run.controls.groupby("control")["score"].mean() for run in runs]
-    each = np.array([one["learnt"] - one["start"] for one in scores])
+    each = replaced(runs)["difference"].to_numpy()
     reach = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each))
     return {"runs": len(each), "difference": each.mean(), "low": each.mean() - reach, "high": each.mean() + reach}
+
+
+def replaced(runs: Sequence[Record]) -> pd.DataFrame:
+    """What learnt w is worth in each run, as in :func:`learning`: ``run`` (pair, seed), ``network``, ``difference``."""
+    lines = []
+    for run in (one for one in runs if not one.controls.empty):
+        scores = run.controls.groupby("control")["score"].mean()
+        name = f"{names.title(run.folder.parts[-4])}, seed {run.run['seed']}"
+        line = {"run": name, "network": names.title(run.folder.parts[-3])}
+        lines.append(line | {"difference": scores["learnt"] - scores["start"]})
+    return pd.DataFrame(lines)
 
 
 def pace(run: Record) -> tuple[float, float]:

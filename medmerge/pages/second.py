@@ -11,7 +11,7 @@ from medmerge.pages import claims
 from medmerge.pages.claims import FAILURE, SUPPORT, Claim
 from medmerge.pages.contrast import ALPHA, GAIN, Rows, by_row, contrast, margin, over_seeds
 from medmerge.stats import evaluation, pooling
-from medmerge.study import definitions
+from medmerge.study import definitions, names
 from medmerge.study.definitions import Row
 from medmerge.study.params import Parameters
 from medmerge.study.records import Record
@@ -77,6 +77,32 @@ def _between(rows: Rows) -> tuple[float, int]:
     return margin(runs), len(runs) - len(by_row(runs))
 
 
+def described(pairs: Mapping[str, Rows]) -> pd.DataFrame:
+    """MedMerge minus every row of pairs with too few seeds to decide anything, for other test images alone.
+
+    Returns:
+        Text, a line a difference: ``pair``, ``seeds``, ``MedMerge``, ``minus``, ``difference`` with its 95 % interval.
+    """
+    lines = []
+    for name, rows in pairs.items():
+        merged = [kind for kind in (SLOW, FAST) if kind in rows]
+        seeds = ", ".join(str(run.run["seed"]) for run in next(iter(rows.values())))
+        if not seeds or counts(rows):
+            continue
+        asked = [({"MedMerge": m, "minus": k}, rows[m], rows[k]) for m in merged for k in rows if k not in merged]
+        for r in contrast(asked).to_dict("records"):
+            shown = f"{r['difference']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f})"
+            lines.append(
+                {
+                    "pair": names.title(name),
+                    "seeds": seeds,
+                    **{k: r[k] for k in ("MedMerge", "minus")},
+                    "difference": shown,
+                }
+            )
+    return pd.DataFrame(lines)
+
+
 def pooled(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Families of several pairs pooled by inverse variance, one family again.
 
@@ -126,7 +152,7 @@ def _gain(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
     for name, rows in counted.items():
         best = max(PAPERS, key=lambda kind: np.mean([run.run["metrics"]["macro_f1"] for run in rows[kind]]))
         for r in family(rows).query("against == @best").itertuples():
-            said.append(f"{name}, {r.row} minus {best}: {_cell(r)}")
+            said.append(f"{names.title(name)}, {r.row} minus {best}: {_cell(r)}")
             supported.append(r.low > 0 and r.high >= GAIN)
             below.append(r.high < GAIN)
     whole = {"skin-2", "chest-2"} <= set(counted)
@@ -154,7 +180,9 @@ def _better_source(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
             continue
         for kind in (SLOW, FAST):
             shifts = np.sign(gap.difference) * np.array([_mean_weight(run) - 0.5 for run in rows[kind]])
-            said.append(f"{name}, {kind}: {', '.join(f'{shift:+.4f}' for shift in shifts)} to the better source")
+            said.append(
+                f"{names.title(name)}, {kind}: {', '.join(f'{shift:+.4f}' for shift in shifts)} to the better source"
+            )
             outcomes.add(SUPPORT if min(shifts) >= MARGIN else FAILURE if max(shifts) <= -MARGIN else OPEN)
     if not said:
         return ["no pair whose sources differ by more than the margin"], claims.UNASSESSED

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medmerge.study import definitions, notebooks, records
+from medmerge.study import definitions, names, notebooks, records
 from medmerge.study.params import Parameters, load_yaml
 from medmerge.study.places import home
 from medmerge.study.records import Record, RecordError
@@ -35,6 +35,26 @@ def runs(found: Sequence[Record]) -> pd.DataFrame:
         )
     columns = ["track", "pair", "backbone", "run", "seed", "seconds", "device", "precision", "definition", "commit"]
     return pd.DataFrame(rows, columns=[*columns, "recorded", "folder"])
+
+
+def source_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Networks trained to be merged, a line each: what they learnt from, from which weights, and how well.
+
+    Returns:
+        ``trained on``, ``network``, ``from``, ``study`` (its folder), ``seed``, ``images`` (training), ``classes``,
+        ``macro F1`` (test).
+    """
+    lines = []
+    for record in records:
+        run, data = record.run, record.run["data"]
+        line = {"trained on": names.title(data.get("name", run["parameters"]["target_data"]))}
+        line |= {
+            "network": names.title(record.folder.parts[-3]),
+            "from": ", ".join(map(names.title, run["row"]["sources"])),
+        }
+        line |= {"study": record.folder.parts[-4], "seed": run["seed"], "images": sum(data["counts"]["train"].values())}
+        lines.append(line | {"classes": len(data["classes"]), "macro F1": run["metrics"]["macro_f1"]})
+    return pd.DataFrame(lines)
 
 
 def parameter_files(params: Path) -> pd.DataFrame:

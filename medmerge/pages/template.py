@@ -8,6 +8,7 @@ import jinja2
 import pandas as pd
 
 from medmerge.pages.typeset import number, span, texts
+from medmerge.study import names
 
 
 def fill(name: str, /, **facts: object) -> str:
@@ -32,6 +33,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {"table": _markdown, "json": lambda value: json.dumps(value, ensure_ascii=False)}
+    environment.filters["title"] = names.title
     environment.filters["form"] = number
     environment.globals["span"] = lambda row, form="+.3f": span(row["low"], row["high"], form)
     return environment

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medmerge.study import definitions
-from medmerge.study.params import ParameterError, Parameters, assigned_values, load_yaml
+from medmerge.study.params import FROM_RECORDS, ParameterError, Parameters, assigned_values, load_yaml
 from medmerge.study.places import home
 
 State = Mapping[str, Path | None]
@@ -77,9 +77,8 @@ KINDS = {
     ),
     "weights": Kind("merges", _of_studies, False, (*_ALL, "studies")),
     "features": Kind("features", _of_studies, False, (*_ALL, "studies")),
-    "findings": Kind("merges", _of_studies, False, (*_ALL, "studies")),
+    **dict.fromkeys(FROM_RECORDS, Kind("", _of_studies, False, (*_ALL, "studies"))),
     "status": Kind(runs=False, takes=_ALL),
-    "paper_tables": Kind("merges", _of_studies, False, (*_ALL, "studies")),
     "cost": Kind("cost", runs=False, takes=(*_ALL, *_NETWORK, "cost_repeats", "batch_size", "lp_epochs", "ft_epochs")),
     "premise": Kind("premise"),
 }

@@ -40,9 +40,12 @@ def _field(default: object, role: Role, description: str, **limits: object) -> A
     return Field(default, description=description, json_schema_extra={"role": role}, **limits)
 
 
+FROM_RECORDS = ("findings", "learning", "explanations", "overlap", "external", "paper_tables", "sources")
+"""Notebooks that ask for no run of their own, and show what the records of several studies say."""
+
 _PAGES = {
     "datasets": ("data",),
-    "studies": ("weights", "features", "findings", "paper_tables"),
+    "studies": ("weights", "features", *FROM_RECORDS),
     "cost_repeats": ("cost",),
     "premise": ("premise",),
 }

@@ -21,7 +21,7 @@ import safetensors.numpy
 from numpy.typing import ArrayLike
 
 from medmerge import files
-from medmerge.study import recordcheck
+from medmerge.study import names, recordcheck
 from medmerge.study.recordcheck import RecordError
 
 KERNEL_HISTORY = "kernel_weights_history.safetensors"
@@ -53,7 +53,7 @@ class Record:
 
     @property
     def label(self) -> str:
-        """The row in words, such as ``"MedMerge ImageNet + HAM10K"``, with its settings in brackets if it has any."""
+        """The row in words, such as ``"MedMerge ImageNet-1k + HAM10000"``, with settings of its own in brackets."""
         return label(self.run["row"]["title"], self.run["row"]["sources"], self.settings)
 
     @property
@@ -200,8 +200,8 @@ def kept(probabilities: np.ndarray) -> np.ndarray:
 
 def label(title: str, sources: Sequence[str], settings: Mapping[str, object]) -> str:
     """A row in words: its approach's title, its sources and, in brackets, the settings that set it apart."""
-    named = ", ".join(f"{name} {value}" for name, value in settings.items())
-    return f"{title} {' + '.join(sources)}" + (named and f" ({named})")
+    named = ", ".join(f"{names.title(name)} {value}" for name, value in settings.items())
+    return f"{title} {' + '.join(map(names.title, sources))}" + (named and f" ({named})")
 
 
 def score_column(history: pd.DataFrame) -> str:

@@ -1,0 +1,57 @@
+"""What readers see in place of the names that parameters and records use: one map for all pages."""
+
+NAMES = {
+    # datasets, as targets and as what a source was trained on
+    "tinyimagenet": "Tiny-ImageNet",
+    "imagenet": "ImageNet",
+    "imagenet1k": "ImageNet-1k",
+    "ham10k": "HAM10000",
+    "ham10k-scratch": "HAM10000 from scratch",
+    "isic2019": "ISIC 2019",
+    "eyepacs": "EyePACS",
+    "aptos2019": "APTOS 2019",
+    "chexpert": "CheXpert",
+    "rsna": "RSNA Pneumonia",
+    "kermany": "Kermany chest X-rays",
+    "nih_pneumonia": "NIH pneumonia",
+    "fundus4": "fundus in four folders",
+    "medmnist:retinamnist": "RetinaMNIST",
+    "synthetic:moles": "drawn moles",
+    "synthetic:lesions": "drawn lesions",
+    "synthetic:objects": "drawn objects",
+    "objects": "drawn objects",
+    "lesions": "drawn lesions",
+    "lesions-scratch": "drawn lesions from scratch",
+    "scratch": "no weights",
+    # networks
+    "densenet121": "DenseNet-121",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "mobilenet_v2": "MobileNetV2",
+    "densenet_small": "a small DenseNet",
+    "vit_mini": "a small ViT",
+    "swin_mini": "a small Swin",
+    # pairs of the open study
+    "skin": "Skin lesions, exploratory",
+    "skin-seeds": "Skin lesions",
+    "skin-leaky": "Skin lesions with the overlap",
+    "skin-2": "Skin lesions, second round",
+    "chest": "Chest X-rays",
+    "chest-2": "Chest X-rays, second round",
+    "retina": "Fundus photographs",
+    "retina-2": "Fundus photographs, second round",
+    # settings in which rows differ
+    "w_lr": "rate of w",
+    "w_decay": "decay of w",
+    "ft_epochs": "epochs of FT",
+    "batchnorm": "batch norm",
+    "batchnorm_free": "free in batch norm:",
+    "granularity": "a weight for each",
+    "normalisation": "weights by",
+    "align": "aligned by",
+}
+
+
+def title(name: object) -> str:
+    """The words for a name; the name itself where there are none, as of a user's own data."""
+    return NAMES.get(str(name), str(name))
