@@ -101,7 +101,7 @@ cost: $(STAMP) ## Measure again, on this machine, what a step of each phase cost
 report: $(STAMP) ## Draw every page of results/ again from its records alone: the same files
 	@$(BIN)/medmerge report params/{open,paper}/*.yaml
 
-bench: $(STAMP) ## Measure again what a step, an epoch and a study cost against other ways; an hour and a half
+bench: $(STAMP) ## Measure again what a step, an epoch and a study cost against other ways; an hour
 	@$(BIN)/python -m benchmarks
 
 explore: demo ## Open JupyterLab on the explorer of merging weights

@@ -1,6 +1,6 @@
 """What a step, an epoch and a study cost, measured here and now: ratios within one run.
 
-    python -m benchmarks                     all parts, an hour and a half (`make bench`)
+    python -m benchmarks                     all parts, an hour (`make bench`)
     python -m benchmarks step pipeline       some of them
     python -m benchmarks --small             a small case of everything, in two minutes, to see that it works
 
@@ -11,22 +11,20 @@ GPU). The tables of the book's chapter on speed are drawn from these files (`cha
 import argparse
 import importlib
 import json
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 
 from benchmarks import turns
-from benchmarks.settings import Settings
 from medmerge import devices, files
 from medmerge.study import records
 
-PARTS = ("step", "probe", "pipeline", "row", "growth")
+PARTS = ("step", "pipeline", "row")
 HERE = Path(__file__).resolve().parent
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,27 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     out = options.out or (None if options.small else HERE)
     for part in options.parts or PARTS:
-        content = run(part, Settings(device.type, options.small))
+        described, started = turns.machine(device), time.perf_counter()
+        rows = list(importlib.import_module(f"benchmarks.{part}").measure(device, options.small))
+        print(f"\n{part}: {described['device']}\n{pd.DataFrame(rows).to_string(index=False, na_rep='–')}\n", flush=True)
+        seconds = round(time.perf_counter() - started)
         if out:
             name = f"{part}.json" if device.type == "cpu" else f"{part}-{device.type}.json"
+            content = {"machine": described, "seconds": seconds, "rows": rows, "provenance": records.provenance()}
             files.write(out / name, json.dumps(content, indent=1) + "\n")
-    return 0
-
-
-def run(part: str, settings: Settings) -> dict:
-    """Measure one part, printing a line a row as they come and then a table.
-
-    Returns:
-        ``machine``, ``seconds`` that it took, ``rows`` and ``provenance``.
-    """
-    described, started, rows = turns.machine(devices.choose_device(settings.device)), time.perf_counter(), []
-    for row in importlib.import_module(f"benchmarks.{part}").measure(settings):
-        rows.append(row)
-        print(f"{part}: {len(rows)} measured, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    print(f"\n{part}: {described['device']}\n{pd.DataFrame(rows).to_string(index=False, na_rep='–')}\n", flush=True)
-    seconds = round(time.perf_counter() - started)
-    return {"machine": described, "seconds": seconds, "rows": rows, "provenance": records.provenance()}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

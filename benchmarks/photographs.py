@@ -1,4 +1,4 @@
-"""Photographs to measure with: drawn, saved as JPEG, and listed with labels and splits as a dataset of one's own.
+"""Photographs to measure with: drawn, saved as JPEG in ``PART/CLASS/*.jpg`` as a dataset of one's own.
 
 A photograph is smooth noise, about as hard to decode as a real one, with a spot whose shade and size say its class, not
 always clearly: a network that is trained for a few epochs tells most classes apart.
@@ -7,7 +7,6 @@ always clearly: a network that is trained for a few epochs tells most classes ap
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from medmerge import data
@@ -16,18 +15,15 @@ CLASSES = ("dark", "red", "large", "plain")
 QUALITY = 90
 
 
-def draw(folder: Path, count: int, width: int, height: int | None = None, test: int = 0) -> None:
-    """Fill a folder with ``images/*.jpg`` and ``labels.csv``: a fifth of ``count`` for validation, ``test`` beside."""
+def draw(folder: Path, count: int, width: int, height: int, test: int) -> None:
+    """Fill a folder with its photographs: a fifth of ``count`` for validation, ``test`` beside."""
     rng = np.random.default_rng(0)
-    (folder / "images").mkdir(parents=True)
-    rows = []
     for number in range(count + test):
-        label = number % len(CLASSES)
-        name = f"{number:06d}.jpg"
-        _photograph(rng, CLASSES[label], width, height or width).save(folder / "images" / name, quality=QUALITY)
+        label = CLASSES[number % len(CLASSES)]
         part = "test" if number >= count else "val" if number % 5 == 4 else "train"
-        rows.append({"image": name, "label": CLASSES[label], "split": part})
-    pd.DataFrame(rows).to_csv(folder / "labels.csv", index=False)
+        place = folder / part / label / f"{number:06d}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _photograph(rng, label, width, height).save(place, quality=QUALITY)
 
 
 def _photograph(rng: np.random.Generator, label: str, width: int, height: int) -> Image.Image:
@@ -41,7 +37,6 @@ def _photograph(rng: np.random.Generator, label: str, width: int, height: int) -
     return Image.fromarray((pixels + spot[..., None] * shade).clip(0, 255).astype(np.uint8))
 
 
-def dataset(folder: Path, image_size: int) -> data.Dataset:
-    """The photographs of a folder, decoded into a cache in it."""
-    listed = {"labels": str(folder / "labels.csv"), "split": "official"}
-    return data.load("csv", folder / "images", image_size=image_size, cache=folder / "cache", **listed)
+def dataset(folder: Path, image_size: int, cache: Path) -> data.Dataset:
+    """The photographs of a folder, decoded."""
+    return data.load("folder", folder, image_size=image_size, cache=cache, split="official")

@@ -1,6 +1,5 @@
 """An epoch of training from decoded images in their cache, against its steps on batches that are ready."""
 
-import functools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,20 +8,19 @@ from statistics import median
 import torch
 
 from benchmarks import photographs, turns
-from benchmarks.settings import Settings
 from medmerge import backbones, devices, training
 from medmerge.approaches.paper import classifier
 from medmerge.samples import to_device
 from medmerge.training import Protocol, Task
 
 
-def make(backbone: str, image_size: int, folder: str, cached: bool, device: str) -> turns.Call:
+def make(backbone: str, image_size: int, folder: Path, cached: bool, device: str) -> turns.Call:
     """An epoch; each call is one, over the training images of a folder that `photographs.draw` filled.
 
     Args:
         cached: whether the images come from the cache, in a new order each time; otherwise every batch is kept ready.
     """
-    samples = photographs.dataset(Path(folder), image_size).train
+    samples = photographs.dataset(folder / "images", image_size, folder / "cache").train
     task = Task(samples, samples, len(photographs.CLASSES), protocol=Protocol(device=device))
     with devices.seeded(torch.device("cpu"), 0):
         model = classifier(backbones.backbone(backbone, "random"), task).to(task.device)
@@ -38,23 +36,22 @@ def make(backbone: str, image_size: int, folder: str, cached: bool, device: str)
     return epoch
 
 
-def measure(settings: Settings) -> Iterator[dict]:
+def measure(device: torch.device, small: bool) -> Iterator[dict]:
     """A row a backbone: images a second of both."""
-    device = devices.choose_device(settings.device)
-    names = ("densenet_small",) if settings.small else ("mobilenet_v2", "densenet121")
-    count, size, rounds = (64, 32, 1) if settings.small else (512, 64, 5)
-    with tempfile.TemporaryDirectory(prefix="medmerge-bench-") as folder:
-        photographs.draw(Path(folder), count * 5 // 4, 128, test=len(photographs.CLASSES))
-        photographs.dataset(Path(folder), size)  # decodes: what follows is after the first epoch
+    names = ("densenet_small",) if small else ("mobilenet_v2", "densenet121")
+    count, size, rounds = (64, 32, 1) if small else (512, 64, 5)
+    with tempfile.TemporaryDirectory(prefix="medmerge-bench-") as name:
+        folder = Path(name)
+        photographs.draw(folder / "images", count * 5 // 4, 128, 128, test=len(photographs.CLASSES))
+        photographs.dataset(folder / "images", size, folder / "cache")  # decodes: what follows is after the first epoch
         for backbone in names:
-            case = {"backbone": backbone, "image_size": size, "folder": folder}
-            one = functools.partial(dict, case, device=device.type)
-            found = turns.measure({str(c): (make, one(cached=c)) for c in (True, False)}, rounds, device.type, 1)
+            case = {"backbone": backbone, "image_size": size, "folder": folder, "device": device.type}
+            cases = {str(cached): (make, case | {"cached": cached}) for cached in (True, False)}
+            found = turns.measure(cases, rounds, device.type, 1)
             epoch, ready = found["True"], found["False"]
-            rate = [count / median(each.seconds) for each in (epoch, ready)]
             yield {
                 **{"backbone": backbone, "image size": size, "images": count},
-                "epoch, images/s": round(rate[0], 1),
-                "ready batches, images/s": round(rate[1], 1),
+                "epoch, images/s": round(count / median(epoch.seconds), 1),
+                "ready batches, images/s": round(count / median(ready.seconds), 1),
                 "of ready": ready.ratios(epoch),
             }

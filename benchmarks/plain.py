@@ -5,49 +5,25 @@ experiment: the linear probe runs through the frozen backbone, a merge goes thro
 
     python benchmarks/plain.py FOLDER FIRST.pth SECOND.pth --arch densenet121
 
-FOLDER holds ``images/`` and ``labels.csv`` (image, label, split). Prints a line of JSON an approach.
+FOLDER has the photographs in PART/CLASS/*.jpg. Prints a line of JSON an approach.
 """
 
 import argparse
 import copy
 import json
-import time
 from pathlib import Path
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 from torch.func import functional_call
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-class Photographs(Dataset):
-    def __init__(self, folder, part, size):
-        frame = pd.read_csv(folder / "labels.csv")
-        self.classes = sorted(frame["label"].unique())
-        self.frame, self.folder = frame[frame["split"] == part], folder / "images"
-        self.transform = transforms.Compose(
-            [
-                transforms.Resize((size, size)),
-                transforms.ToTensor(),
-                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            ]
-        )
-
-    def __len__(self):
-        return len(self.frame)
-
-    def __getitem__(self, index):
-        row = self.frame.iloc[index]
-        with Image.open(self.folder / row["image"]) as image:
-            return self.transform(image.convert("RGB")), self.classes.index(row["label"])
 
 
 class Merged(nn.Module):
@@ -111,10 +87,8 @@ def evaluate(model, loader):
     model.eval()
     found = [(model(images.to(DEVICE)).argmax(1).cpu(), labels) for images, labels in loader]
     predicted, truth = (torch.cat(part).numpy() for part in zip(*found, strict=True))
-    return {
-        "accuracy": accuracy_score(truth, predicted),
-        "macro_f1": f1_score(truth, predicted, average="macro", zero_division=0),
-    }
+    macro_f1 = f1_score(truth, predicted, average="macro", zero_division=0)
+    return {"accuracy": accuracy_score(truth, predicted), "macro_f1": macro_f1}
 
 
 def fine_tuned(model, loaders, o):
@@ -152,24 +126,21 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0)
     o = parser.parse_args()
-    data = {part: Photographs(o.folder, part, o.size) for part in ("train", "val", "test")}
+    normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    prepare = transforms.Compose([transforms.Resize((o.size, o.size)), transforms.ToTensor(), normalize])
+    data = {part: ImageFolder(o.folder / part, prepare) for part in ("train", "val", "test")}
     workers = {"num_workers": o.workers, "persistent_workers": o.workers > 0}
     loaders = {part: DataLoader(one, o.batch, shuffle=part == "train", **workers) for part, one in data.items()}
     classes = len(data["train"].classes)
-    approaches = {
-        "ft-first": lambda: fine_tuned(load(o.arch, o.first, classes), loaders, o),
-        "ft-second": lambda: fine_tuned(load(o.arch, o.second, classes), loaders, o),
-        "lp_ft-first": lambda: lp_ft(load(o.arch, o.first, classes), loaders, o),
-        "lp_ft-second": lambda: lp_ft(load(o.arch, o.second, classes), loaders, o),
-        "medmerge-first-second": lambda: medmerge(
-            load(o.arch, o.first, classes), load(o.arch, o.second, classes), loaders, o
-        ),
-    }
-    for name, approach in approaches.items():
+    first, second = [o.first], [o.second]
+    for approach, sources in (
+        *((one, source) for one in (fine_tuned, lp_ft) for source in (first, second)),
+        (medmerge, first + second),
+    ):
         torch.manual_seed(o.seed)
-        started = time.perf_counter()
-        scores = evaluate(approach(), loaders["test"])
-        print(json.dumps({"approach": name, **scores, "seconds": time.perf_counter() - started}), flush=True)
+        networks = [load(o.arch, path, classes) for path in sources]
+        scores = evaluate(approach(*networks, loaders, o), loaders["test"])
+        print(json.dumps({"approach": approach.__name__, **scores}), flush=True)
 
 
 if __name__ == "__main__":

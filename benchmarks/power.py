@@ -8,19 +8,20 @@ the skin pair of the first round with DenseNet-121 and scaled to the classes of 
 spread between its seeds leaves. A cautious case takes the whole of that spread for the seed's own.
 """
 
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import stats
 
 OUT = Path(__file__).with_suffix(".csv")
 ALPHA = 0.05
 SHARED, OWN = 0.26, 0.29
 """Standard deviation of a difference in macro F1, over test images: what seeds share, and each seed's own. In units of
-:func:`size`, by which the skin pair's were divided: 0.0138 and 0.0155 of 0.053."""
+the size in :func:`spread`, by which the skin pair's were divided: 0.0138 and 0.0155 of 0.053."""
 SEED = {"expected": 0.0075, "cautious": 0.0172}
 """Standard deviation of a difference from seed to seed: without, and with, what one test set adds to it."""
 TESTS = {
@@ -34,8 +35,7 @@ PAIRS = list(TESTS)[:3]
 BASELINES, MERGES = 5, 2
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """Standard deviations of a difference between two rows: of images that seeds share, of a seed's own, of seeds."""
 
     shared: float
@@ -43,15 +43,13 @@ class Spread:
     seed: float
 
 
-def size(counts: ArrayLike) -> float:
-    """How the noise of macro F1 scales with the test images of each class: the root of the sum of 1 / n, over K."""
-    counts = np.asarray(counts, dtype=np.float64)
-    return float(np.sqrt((1 / counts).sum()) / len(counts))
-
-
 def spread(pair: str, case: str) -> Spread:
-    """What is expected of a pair's differences."""
-    return Spread(SHARED * size(TESTS[pair]), OWN * size(TESTS[pair]), SEED[case])
+    """What is expected of a pair's differences.
+
+    The noise of macro F1 scales with the test images n of its K classes as the root of the sum of 1 / n, over K.
+    """
+    size = np.sqrt((1 / np.array(TESTS[pair])).sum()) / len(TESTS[pair])
+    return Spread(SHARED * size, OWN * size, SEED[case])
 
 
 def draw(gain: float, spreads: list[Spread], seeds: int, draws: int, rng: np.random.Generator) -> tuple[NDArray, ...]:
@@ -61,23 +59,18 @@ def draw(gain: float, spreads: list[Spread], seeds: int, draws: int, rng: np.ran
         The differences, their standard errors for other images, those for other images and seeds, and the degrees of
         freedom of the latter. The seeds' variance is estimated from all rows of a pair, as the plan has it.
     """
-    rows, pooled = MERGES + BASELINES, []
-    for s in spreads:
-        image = s.shared**2 + s.own**2 / seeds
+    rows = MERGES + BASELINES
+    freedom = rows * (seeds - 1)
+    difference = image = between = parts = 0.0
+    weights = np.array([1 / (s.shared**2 + (s.own**2 + s.seed**2) / seeds) for s in spreads])
+    for weight, s in zip(weights / weights.sum(), spreads, strict=True):
         within = s.own**2 + s.seed**2
         each = rng.normal(0, np.sqrt((s.shared**2 + within / seeds) / 2), (draws, rows))
-        found = gain + each[:, :MERGES, None] - each[:, None, MERGES:]
-        freedom = rows * (seeds - 1)
-        between = within / seeds * rng.chisquare(freedom, draws) / freedom
-        pooled.append((found, image, between, freedom))
-    weight = np.array([1 / (image + s.seed**2 / seeds) for (_, image, *_), s in zip(pooled, spreads, strict=True)])
-    weight /= weight.sum()
-    difference = sum(w * found for w, (found, *_) in zip(weight, pooled, strict=True))
-    image = sum(w**2 * image for w, (_, image, *_) in zip(weight, pooled, strict=True))
-    parts = [w**2 * between for w, (_, _, between, _) in zip(weight, pooled, strict=True)]
-    between = sum(parts)
-    freedom = (image + between) ** 2 / sum(p**2 / one[3] for p, one in zip(parts, pooled, strict=True))
-    return difference, np.sqrt(image), np.sqrt(image + between), freedom
+        difference += weight * (gain + each[:, :MERGES, None] - each[:, None, MERGES:])
+        image += weight**2 * (s.shared**2 + s.own**2 / seeds)
+        part = weight**2 * within / seeds * rng.chisquare(freedom, draws) / freedom
+        between, parts = between + part, parts + part**2 / freedom
+    return difference, np.sqrt(image), np.sqrt(image + between), (image + between) ** 2 / parts
 
 
 def holm(p: NDArray) -> NDArray:
@@ -111,18 +104,13 @@ def power(
 
 def table() -> pd.DataFrame:
     """A line a case: pair or pool, spread, seeds and gain."""
-    lines = []
     pools = {pair: [pair] for pair in TESTS} | {"pooled": PAIRS}
-    for (name, pairs), case, seeds, gain in (
-        (*each, gain)
-        for each in ((pool, case, seeds) for pool in pools.items() for case in SEED for seeds in (2, 3, 4, 5, 6, 8))
-        for gain in (0.0, 0.01, 0.02, 0.03, 0.04, 0.05)
-    ):
-        one, every, reach = power(gain, [spread(pair, case) for pair in pairs], seeds)
-        lines.append(
-            {"pair": name, "spread": case, "seeds": seeds, "gain": gain, "one": one, "all": every, "half": reach}
-        )
-    return pd.DataFrame(lines)
+    cases = product(pools, SEED, (2, 3, 4, 5, 6, 8), (0.0, 0.01, 0.02, 0.03, 0.04, 0.05))
+    lines = [
+        (pool, case, seeds, gain, *power(gain, [spread(pair, case) for pair in pools[pool]], seeds))
+        for pool, case, seeds, gain in cases
+    ]
+    return pd.DataFrame(lines, columns=["pair", "spread", "seeds", "gain", "one", "all", "half"])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Processes that take turns at one machine, so that whatever slows it down slows all of them.
 
-A case is a function of this package's and its arguments. It is built in a process of its own, whose peak memory is
-therefore the case's own, and then asked for one call after another; while it computes, the others wait.
+A case is a function of this package's and its arguments. It is built in a process of its own, and then asked for one
+call after another; while it computes, the others wait.
 """
 
 import contextlib
 import functools
-import gc
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,32 +32,15 @@ class Measured:
     Attributes:
         seconds: of every call, by :func:`medmerge.study.cost.clock`.
         values: what the calls returned, such as a loss.
-        peak_mib: most memory in use during the calls, beyond what the process took before the case was built.
     """
 
     seconds: list[float] = field(default_factory=list)
     values: list[float | None] = field(default_factory=list)
-    peak_mib: float = 0.0
 
     def ratios(self, other: "Measured") -> list[float]:
         """Quartiles, over rounds, of this case's seconds over the other's in the same round; the second: median."""
         each = [a / b for a, b in zip(self.seconds, other.seconds, strict=True)]
         return [round(float(q), 4) for q in np.quantile(each, (0.25, 0.5, 0.75))]
-
-    def ratio(self, other: "Measured") -> float:
-        """The median of these."""
-        return self.ratios(other)[1]
-
-
-def timed(call: Call, device: torch.device) -> tuple[float, float | None]:
-    """Seconds of a call and what it returned."""
-    now = time.process_time if clock(device) == "cpu" else time.perf_counter
-    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    wait()
-    started = now()
-    value = call()
-    wait()
-    return now() - started, value
 
 
 def measure(
@@ -82,86 +65,48 @@ def measure(
     found, draw = {name: Measured() for name in cases}, np.random.default_rng(0)
     before = WARM_UP[device] if warm_up is None else warm_up
     with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(_worker(name, *case, device)) for name, case in cases.items()}
+        context = multiprocessing.get_context("spawn")
+        workers = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in cases}
+
+        def ask(name: str, function: Callable, *arguments: object):
+            try:
+                return workers[name].submit(function, *arguments).result()
+            except Exception as error:
+                raise RuntimeError(f"{name}: {type(error).__name__}: {error}") from error
+
+        for name, (make, arguments) in cases.items():
+            ask(name, _build, make, arguments, device, torch.get_num_threads())
         for turn in range(before + rounds):
             for name in draw.permutation(list(cases)).tolist():
-                seconds, value = _ask(workers[name], name, turn < before)
+                seconds, value = ask(name, _timed)
                 if turn >= before:
                     found[name].seconds.append(seconds)
                     found[name].values.append(value)
-        for name, worker in workers.items():
-            found[name].peak_mib = _ask(worker, name, None)
     return found
 
 
-@contextlib.contextmanager
-def _worker(name: str, make: Callable[..., Call], arguments: dict, device: str):
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    threads = torch.get_num_threads()
-    process = context.Process(target=_serve, args=(there, make, arguments, device, threads), daemon=True)
-    process.start()
-    there.close()
-    try:
-        _receive(here, name)
-        yield here
-    finally:
-        here.close()
-        process.join(10)
-        process.kill()
+_BUILT: list[tuple[Call, torch.device, contextlib.ExitStack]] = []
+"""The one case of a process, where it computes, and the setting that holds for it."""
 
 
-def _ask(connection, name: str, order: bool | None):
-    connection.send(order)
-    return _receive(connection, name)
-
-
-def _receive(connection, name: str):
-    try:
-        answer = connection.recv()
-    except EOFError:
-        raise RuntimeError(f"{name}: its process was killed, most likely for its memory") from None
-    if isinstance(answer, BaseException):
-        raise RuntimeError(f"{name}: {answer!r}") from answer
-    return answer
-
-
-def _serve(connection, make: Callable[..., Call], arguments: dict, name: str, threads: int) -> None:
-    """Build a case and answer; an order is whether the call warms up, or None for the peak of the others."""
+def _build(make: Callable[..., Call], arguments: dict, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    try:
-        keep = arguments.pop("keep", True)
-        with devices.memory_kept() if keep else contextlib.nullcontext():
-            _answer(connection, make, arguments, torch.device(name))
-    except (EOFError, KeyboardInterrupt, BrokenPipeError):
-        return
-    except Exception as error:
-        connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+    setting = contextlib.ExitStack()
+    if arguments.pop("keep", True):
+        setting.enter_context(devices.memory_kept())
+    _BUILT.append((make(**arguments), torch.device(device), setting))
 
 
-def _answer(connection, make: Callable[..., Call], arguments: dict, device: torch.device) -> None:
-    before = _resident(device)
-    call = make(**arguments)
-    connection.send(None)
-    warm = True
-    while True:
-        order = connection.recv()
-        if order is None:
-            connection.send(devices.peak_memory(device) - before)
-            continue
-        if warm and not order:
-            gc.collect()
-            devices.reset_peak_memory(device)
-        warm = order
-        connection.send(timed(call, device))
-
-
-def _resident(device: torch.device) -> float:
-    """MiB in use now."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device) / 2**20
-    devices.reset_peak_memory(device)
-    return devices.peak_memory(device)
+def _timed() -> tuple[float, float | None]:
+    """Seconds of a call and what it returned."""
+    ((call, device, _),) = _BUILT
+    now = time.process_time if clock(device) == "cpu" else time.perf_counter
+    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    started = now()
+    value = call()
+    wait()
+    return now() - started, value
 
 
 def machine(device: torch.device) -> dict:

@@ -1,9 +1,7 @@
 """The Snakefile: its graph is the parameter files', nothing finished is redone, a kill or failure costs what it hit."""
 
-import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -168,24 +166,3 @@ def test_profiles_hold_what_snakemake_knows():
         assert not [key for key in content if f"--{key}" not in options]
         assert content["rerun-incomplete"] is True and content["rerun-triggers"] == ["mtime"]
     assert profiles["slurm"]["executor"] == "slurm" and profiles["slurm"]["config"] == ["gpu=1"]
-
-
-def test_the_chapter_quotes_what_was_measured():
-    script = runpy.run_path(str(ROOT / "benchmarks" / "cluster.py"))
-    found = json.loads((ROOT / "benchmarks" / "cluster.json").read_text())
-    table = "\n".join(script["markdown"](found))
-    assert table in (ROOT / "book" / "cluster.md").read_text(encoding="utf-8")
-    assert found["local"]["redone"] == found["local"]["jobs of a third call"] == 0
-    assert found["local"]["finished in the end"] == found["slurm"]["finished"] == found["runs"] >= 24
-    assert not found["slurm"]["different"]
-
-
-def test_the_commands_of_the_chapter_are_those_that_were_tried():
-    """Every command of the chapter is run here or by benchmarks/cluster.py, or is one of these with another target."""
-    script = runpy.run_path(str(ROOT / "benchmarks" / "cluster.py"))
-    page = (ROOT / "book" / "cluster.md").read_text(encoding="utf-8")
-    assert script["ARRAY"] in page.replace("```bash\n", "\n")
-    assert f".venv/bin/snakemake --cores 2 {script['PAGE']}" in page
-    assert "--workflow-profile profiles/slurm" in page and "--workflow-profile profiles/slurm" in " ".join(
-        script["SLURM"]
-    )
