@@ -47,46 +47,32 @@ def entry(cache, suffix):
 
 
 def test_second_load_decodes_nothing(table, cache, decoded):
-    images = load_images(table, 8, cache=cache)
-    pixels, fingerprint = images.pixels, images.fingerprint
-    assert len(decoded) == 14
-    loaded = load_images(table, 8, cache=cache)
-    again, same = loaded.pixels, loaded.fingerprint
-    assert len(decoded) == 14 and same == fingerprint and (again == pixels).all()
+    images, again = (load_images(table, 8, cache=cache) for _ in range(2))
+    assert len(decoded) == 14 and again.fingerprint == images.fingerprint and (again.pixels == images.pixels).all()
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
 
 
 def test_changed_file_is_decoded_again(table, cache):
-    images = load_images(table, 8, cache=cache)
-    before, fingerprint = images.pixels, images.fingerprint
-    path = write_image(type(cache)(table.frame["path"][2]), seed=99)
-    images = load_images(table, 8, cache=cache)
-    after, other = images.pixels, images.fingerprint
-    assert other != fingerprint
-    assert [row for row in range(14) if (before[row] != after[row]).any()] == [2]
+    before = load_images(table, 8, cache=cache)
+    path = write_image(Path(table.frame["path"][2]), seed=99)
+    after = load_images(table, 8, cache=cache)
+    assert after.fingerprint != before.fingerprint
+    assert [row for row in range(14) if (before.pixels[row] != after.pixels[row]).any()] == [2]
     os.utime(path, ns=(1, 1))  # the same content at another time
-    assert load_images(table, 8, cache=cache).fingerprint == other
+    assert load_images(table, 8, cache=cache).fingerprint == after.fingerprint
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
-@pytest.mark.parametrize("damage", ["truncated", "longer", "empty", "removed", "garbage"])
-def test_damaged_entry_is_built_again(table, cache, decoded, suffix, damage):
+def test_damaged_entry_is_built_again(table, cache, decoded, suffix):
     images = load_images(table, 8, cache=cache)
-    pixels, fingerprint = images.pixels, images.fingerprint
-    expected = pixels.copy()
-    path = entry(cache, suffix)
+    expected, path = images.pixels.copy(), entry(cache, suffix)
     content = path.read_bytes()
-    changed = {
-        "truncated": content[: len(content) // 2],
-        "longer": content + b"}",
-        "empty": b"",
-        "garbage": b"[1]" * 9,
-    }
-    path.unlink() if damage == "removed" else path.write_bytes(changed[damage])
-    loaded = load_images(table, 8, cache=cache)
-    again, same = loaded.pixels, loaded.fingerprint
-    assert len(decoded) == 28 and same == fingerprint and (again == expected).all()
-    assert entry(cache, suffix).read_bytes() == content
+    for damaged in (content[: len(content) // 2], content + b"}", b"", b"[1]" * 9, None):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        decoded.clear()
+        again = load_images(table, 8, cache=cache)
+        assert len(decoded) == 14 and again.fingerprint == images.fingerprint and (again.pixels == expected).all()
+        assert entry(cache, suffix).read_bytes() == content
 
 
 def test_writing_to_the_pixels_leaves_the_cache(table, cache):
@@ -110,7 +96,7 @@ def test_interrupt_leaves_nothing(table, cache, monkeypatch, error):
 
     monkeypatch.setattr(images_module, "_decode", interrupted)
     with pytest.raises(error):
-        load_images(table, 8, cache=cache, workers=2)
+        load_images(table, 8, cache=cache)
     assert list(cache.iterdir()) == []
 
 
@@ -126,7 +112,7 @@ def decode_slowly(root: str, cache: str, begun, results, seconds: float) -> None
         return decode(*arguments)
 
     images_module._decode = slowly
-    images = load_images(load_table("ham10k", root, missing="drop"), 32, cache=Path(cache), workers=1)
+    images = load_images(load_table("ham10k", root, missing="drop"), 32, cache=Path(cache))
     results.put((count, images.fingerprint))
 
 
@@ -150,7 +136,7 @@ def other(table, cache, processes):
 
 
 def test_second_process_waits_and_decodes_nothing(table, cache, decoded, other, caplog):
-    process, results = other(seconds=0.2)
+    process, results = other(seconds=1)
     images = load_images(table, 32, cache=cache)
     assert decoded == [] and re.search(r"decoding ham10k-32px-\S+: waiting for another process", caplog.text)
     assert results.get(timeout=60) == (14, images.fingerprint)
@@ -185,9 +171,6 @@ def test_file_systems_without_locks(table, cache, monkeypatch, code):
     assert part.exists()  # nobody knows that its process has ended
 
 
-# The folder.
-
-
 def test_where_the_cache_is(table, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDMERGE_CACHE", str(tmp_path / "named"))
     load_images(table, 8)
@@ -200,9 +183,7 @@ def test_where_the_cache_is(table, tmp_path, monkeypatch):
 
 def test_cache_that_cannot_be(table, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be made.*MEDMERGE_CACHE"):
+    with pytest.raises(DataError, match="Not a directory.*MEDMERGE_CACHE"):
         load_images(table, 8, cache=tmp_path / "file" / "cache")
     with pytest.raises(DataError, match=r"GB free and the images take .*MEDMERGE_CACHE"):
         load_images(table, 2**20, cache=tmp_path / "cache")
-    with pytest.raises(DataError, match="image_size is 0"):
-        load_images(table, 0, cache=tmp_path / "cache")

@@ -19,7 +19,7 @@ from pydicom.uid import (
 from xray_fixtures import dicom, jpeg, to_bytes
 
 from medmerge.data import DataError, load_images, load_table
-from medmerge.data.decode import UNDECODABLE, read_dicom
+from medmerge.data.decode import read_dicom
 
 RANDOM = np.random.default_rng(0)
 
@@ -112,13 +112,9 @@ def test_tables_of_values():
 def test_jpeg_as_in_rsna_is_the_jpeg_itself():
     smooth = np.add.outer(np.arange(24), np.arange(32)).astype(np.uint8) * 3
     shown = read(smooth, syntax=JPEGBaseline8Bit)
-    from_jpeg = np.asarray(image_of(jpeg(smooth)))
+    from_jpeg = np.asarray(Image.open(io.BytesIO(jpeg(smooth))))
     assert (shown == from_jpeg).all() and np.abs(shown.astype(int) - smooth).max() < 8
     assert (read(smooth, syntax=JPEGBaseline8Bit, kind="MONOCHROME1") == 255 - from_jpeg).all()
-
-
-def image_of(content: bytes):
-    return Image.open(io.BytesIO(content))
 
 
 def test_colours():
@@ -145,32 +141,13 @@ def test_several_frames_are_refused():
 
 @pytest.mark.parametrize(
     ("syntax", "package"),
-    [(JPEGLSLossless, "pyjpegls"), (JPEGLosslessSV1, "pylibjpeg[libjpeg]"), (HTJ2KLossless, "pylibjpeg[openjpeg]")],
+    [(JPEGLSLossless, "pyjpegls"), (JPEGLosslessSV1, "pylibjpeg-libjpeg"), (HTJ2KLossless, "pylibjpeg-openjpeg")],
 )
 def test_missing_decoders_are_named(syntax, package):
     dataset = dicom(np.zeros((8, 8), np.uint8), syntax=JPEGBaseline8Bit)
     dataset.file_meta.TransferSyntaxUID = syntax
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(RuntimeError, match=package):
         read_dicom(to_bytes(dataset))
-    assert syntax.name in str(caught.value) and f"pip install '{package}'" in str(caught.value)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_bytes_are_read_or_refused_and_nothing_else():
-    rng = np.random.default_rng(1)
-    pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
-    header = {"WindowCenter": "100", "WindowWidth": "50", "RescaleSlope": "1", "RescaleIntercept": "2"}
-    for content in (to_bytes(dicom(pixels, syntax=JPEGBaseline8Bit)), to_bytes(dicom(pixels, **header))):
-        outcomes = set()
-        for _ in range(300):
-            damaged = bytearray(content)
-            for place in rng.integers(128, len(content), 3):
-                damaged[place] = rng.integers(0, 256)
-            try:
-                outcomes.add(read_dicom(bytes(damaged)).dtype)
-            except UNDECODABLE:
-                outcomes.add("refused")
-        assert outcomes == {np.dtype(np.uint8), "refused"}
 
 
 def test_dicom_among_other_images(tmp_path):
@@ -180,11 +157,9 @@ def test_dicom_among_other_images(tmp_path):
         (tmp_path / name).write_bytes(to_bytes(dicom(pixels)))
     write_image(tmp_path / "d.png")
     rows = "image,label\na.dcm,x\nb.DCM,x\nc,x\nd.png,y\n"
-    images = load_images(
-        load_table("csv", tmp_path, labels=write_csv(tmp_path, rows)), 12, cache=tmp_path / "cache", workers=2
-    )
+    images = load_images(load_table("csv", tmp_path, labels=write_csv(tmp_path, rows)), 12)
     assert (images.pixels[:3] == pixels[..., None]).all()
     assert images.digests[0] == hashlib.sha256((tmp_path / "a.dcm").read_bytes()).hexdigest()
     (tmp_path / "b.DCM").write_bytes((tmp_path / "d.png").read_bytes())
     with pytest.raises(DataError, match=r"(?s)1 of 4 images cannot be decoded.*b\.DCM \("):
-        load_images(load_table("csv", tmp_path, labels="labels.csv"), 12, cache=tmp_path / "cache")
+        load_images(load_table("csv", tmp_path, labels="labels.csv"), 12)

@@ -1,13 +1,17 @@
-"""Decoding, fingerprints and batches."""
+"""From a path to pixels: modes, depths, rows of npz files, padding; fingerprints, and pixels that must never change."""
+
+import hashlib
 
 import numpy as np
 import pytest
-import torch
-from data_fixtures import write_csv, write_ham10k, write_image
+from data_fixtures import real, write_csv, write_ham10k, write_image
 from PIL import Image
 
-from medmerge.data import DataError, Samples, Table, load_images, load_table
-from medmerge.data.decode import to_rgb
+from medmerge.data import DataError, Table, load_images, load_table
+from medmerge.data.decode import open_arrays, read_image, to_rgb
+from medmerge.data.images import FILL
+
+RANDOM = np.random.default_rng(0)
 
 
 @pytest.fixture
@@ -16,15 +20,19 @@ def table(tmp_path):
 
 
 @pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
+def pixels_of(tmp_path):
+    """Decodes an image that lies in the test's folder, beside another."""
+
+    def pixels_of(name: str, size: int, **options) -> np.ndarray:
+        labels = write_csv(tmp_path, f"image,label\n{name},a\nz.png,b\n", ("z.png",))
+        table = load_table("csv", tmp_path, labels=labels)
+        return load_images(table, size, cache=tmp_path / "cache", **options).pixels[0]
+
+    return pixels_of
 
 
-# Pixels.
-
-
-def test_pixels_are_those_of_pillow(table, cache):
-    pixels = load_images(table, 8, cache=cache, workers=3).pixels
+def test_pixels_are_those_of_pillow(table):
+    pixels = load_images(table, 8).pixels
     assert pixels.shape == (14, 8, 8, 3) and pixels.dtype == np.uint8
     for row, path in enumerate(table.frame["path"]):
         with Image.open(path) as image:
@@ -46,88 +54,124 @@ def test_every_mode_becomes_rgb(mode):
         assert np.abs(result.astype(int) - grey[..., None]).max() <= 8
 
 
-def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path, cache):
-    values = np.array([[0, 200, 32768, 65535]] * 4, dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    write_image(tmp_path / "flat.png")
-    table = load_table("csv", tmp_path, labels=write_csv(tmp_path, "image,label\ndeep.png,a\nflat.png,b\n"))
-    pixels = load_images(table, 4, cache=cache).pixels
-    assert pixels[0, 0, :, 0].tolist() == [0, 1, 128, 255]
-    assert (pixels[0] == pixels[0, :, :, :1]).all()
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path, pixels_of):
+    Image.fromarray(np.array([[0, 200, 32768, 65535]] * 4, dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert pixels_of("deep.png", 4)[0].tolist() == [[value] * 3 for value in (0, 1, 128, 255)]
 
 
 @pytest.mark.parametrize("array", [np.full((4, 4), 70000, np.int32), np.full((4, 4), 0.5, np.float32)])
-def test_values_without_a_range_are_refused(tmp_path, cache, array):
+def test_values_without_a_range_are_refused(tmp_path, pixels_of, array):
     Image.fromarray(array).save(tmp_path / "a.tiff")
-    write_image(tmp_path / "b.png")
-    table = load_table("csv", tmp_path, labels=write_csv(tmp_path, "image,label\na.tiff,a\nb.png,b\n"))
     with pytest.raises(DataError, match=r"(?s)1 of 2 images cannot be decoded.*a\.tiff \((values|float)"):
-        load_images(table, 4, cache=cache)
+        pixels_of("a.tiff", 4)
 
 
-def test_orientation_tag_is_ignored_and_aspect_not_kept(tmp_path, cache):
+def test_orientation_tag_is_ignored_and_aspect_not_kept(tmp_path, pixels_of):
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn by 90 degrees"
     image = Image.new("RGB", (40, 10), "red")
     image.paste("blue", (20, 0, 40, 10))
     image.save(tmp_path / "a.jpg", exif=exif, quality=95)
-    write_image(tmp_path / "b.png")
-    table = load_table("csv", tmp_path, labels=write_csv(tmp_path, "image,label\na.jpg,a\nb.png,b\n"))
-    pixels = load_images(table, 10, cache=cache).pixels
-    assert (pixels[0, :, 0, 0] > 200).all() and (pixels[0, :, -1, 2] > 200).all()
+    pixels = pixels_of("a.jpg", 10)
+    assert (pixels[:, 0, 0] > 200).all() and (pixels[:, -1, 2] > 200).all()
 
 
-# The fingerprint.
+@pytest.mark.parametrize("shape", [(6, 9, 7), (6, 9, 7, 3)])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_of_an_npz_file(tmp_path, shape, save, order):
+    arrays = RANDOM.integers(0, 256, shape, dtype=np.uint8)
+    save(tmp_path / "set.npz", train_images=np.asarray(arrays, order=order), train=np.zeros(3), test_images=arrays[:1])
+    (tmp_path / "cache").mkdir()
+    opened = open_arrays([f"{tmp_path}/set.npz#train/0"], tmp_path / "cache")
+    for row in (5, 0, 3):
+        found = read_image(f"{tmp_path}/set.npz#train/{row}", opened)
+        expected = arrays[row] if len(shape) == 4 else np.repeat(arrays[row][..., None], 3, axis=2)
+        assert (np.asarray(found.image) == expected).all()
+        assert found.digest == hashlib.sha256(arrays[row].tobytes()).hexdigest()
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_fingerprint_follows_contents_ids_and_class_names_only(table, cache, tmp_path):
-    fingerprint = load_images(table, 8, cache=cache).fingerprint
-    assert len(fingerprint) == 64
-    assert load_images(table, 9, cache=cache).fingerprint == fingerprint
+# ---------------------------------------------------------------- fingerprints
+
+
+def test_fingerprint_follows_contents_ids_and_class_names_only(table, tmp_path):
+    fingerprint = load_images(table, 8).fingerprint
     moved = load_table("ham10k", write_ham10k(tmp_path / "elsewhere", folder="HAM10000_images_part_1"))
-    assert load_images(moved, 8, cache=cache).fingerprint == fingerprint
     backwards = Table(table.name, table.frame[::-1], table.classes)
-    assert load_images(backwards, 8, cache=cache).fingerprint == fingerprint
-
+    for same, size in ((table, 9), (moved, 8), (backwards, 8)):
+        assert load_images(same, size).fingerprint == fingerprint
     relabelled = table.frame.assign(label=table.frame["label"].where(table.frame.index != 3, 0))
     renamed = table.frame.assign(id=table.frame["id"].replace("ISIC_0000003", "ISIC_0000103"))
-    for other in (
-        Table(table.name, relabelled, table.classes),
-        Table(table.name, renamed, table.classes),
-        Table(table.name, table.frame, ("other", *table.classes[1:])),
-        Table(table.name, table.frame[:-1], table.classes),
-    ):
-        assert load_images(other, 8, cache=cache).fingerprint != fingerprint
+    others = [Table(table.name, frame, table.classes) for frame in (relabelled, renamed, table.frame[:-1])]
+    for other in (*others, Table(table.name, table.frame, ("other", *table.classes[1:]))):
+        assert load_images(other, 8).fingerprint != fingerprint
 
 
-def test_fingerprint_of_a_multi_label_table(table, cache):
+def test_fingerprint_of_a_multi_label_table(table):
     labels = np.array([[1, 0], [0, 1], [np.nan, 1]] * 4 + [[0, 0], [1, 1]], dtype=np.float32)
 
     def fingerprint(values, classes=("Edema", "Fracture")):
         columns = {f"label:{name}": column for name, column in zip(classes, values.T, strict=True)}
         frame = table.frame.drop(columns="label").assign(**columns)
-        return load_images(Table(table.name, frame, classes), 8, cache=cache).fingerprint
+        return load_images(Table(table.name, frame, classes), 8).fingerprint
 
-    def changed(row, column, value):
-        values = labels.copy()
-        values[row, column] = value
-        return values
-
-    others = [changed(0, 0, 0), changed(0, 0, np.nan), changed(2, 0, 0), changed(13, 1, 0)]
-    prints = [fingerprint(values) for values in (labels, *others)]
-    prints += [fingerprint(labels, ("Edema", "Pneumonia")), fingerprint(labels[:, ::-1])]
+    prints = [fingerprint(labels), fingerprint(labels, ("Edema", "Pneumonia")), fingerprint(labels[:, ::-1])]
+    for row, column, value in ((0, 0, 0), (0, 0, np.nan), (2, 0, 0), (13, 1, 0)):
+        changed = labels.copy()
+        changed[row, column] = value
+        prints.append(fingerprint(changed))
     assert fingerprint(labels.copy()) == prints[0] and len(set(prints)) == len(prints)
 
 
-# Batches.
+def as_ever(table: Table, size: int) -> tuple[str, str]:
+    images = load_images(table, size)
+    return hashlib.sha256(images.pixels.tobytes()).hexdigest(), images.fingerprint
 
 
-def test_batches_are_rows_of_the_shared_storage():
-    inputs = torch.arange(10 * 3 * 2 * 2, dtype=torch.uint8).reshape(10, 3, 2, 2)
-    rows = torch.tensor([7, 2, 9])
-    samples = Samples(inputs, rows, torch.tensor([0, 1, 2]), ("g", "b", "i"))
-    assert len(samples) == 3
-    batch, labels = samples.batch(torch.tensor([2, 0]))
-    assert torch.equal(batch, inputs[[9, 7]]) and labels.tolist() == [2, 0]
-    batch.zero_()
-    assert inputs[9].any()
+def test_pixels_and_fingerprints_are_as_ever():
+    """Recorded results rest on them."""
+    assert as_ever(load_table("synthetic:moles"), 16) == (
+        "694d75280a211f8a3015ea33a7544f9204fbfa08d3d3bb7431dff6e3b9f2d9d3",
+        "f453425a7aa9ec41f48187cecf992694433ed5d71a6a7129df187cb98485849a",
+    )
+    table = load_table("ham10k", real("ham10000"))
+    assert as_ever(Table(table.name, table.frame.iloc[:300].reset_index(drop=True), table.classes), 32) == (
+        "aee7d415e829b655f1d44348b9eeb70271c9d41e3a92be4e18bce5705fccd933",
+        "cdfca2e5859ab404ad601c18832e58823288763c26d9728b088c2f615c141bfa",
+    )
+
+
+# ---------------------------------------------------------------- padding
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 15), (32, 32), (31, 1), (64, 48), (9, 300), (1, 400)])
+def test_a_padded_image_keeps_its_proportions_and_is_never_enlarged(tmp_path, pixels_of, width, height):
+    path = write_image(tmp_path / "a.png", 3, (width, height))
+    found = pixels_of("a.png", 32, resize="pad")
+    sides = [max(1, round(side * min(1, 32 / max(width, height)))) for side in (width, height)]
+    left, top = ((32 - side) // 2 for side in sides)
+    inner = found[top : top + sides[1], left : left + sides[0]]
+    assert np.array_equal(inner, np.asarray(Image.open(path).resize(sides, Image.Resampling.BILINEAR)))
+    outside = np.ones((32, 32), bool)
+    outside[top : top + sides[1], left : left + sides[0]] = False
+    assert (found[outside] == FILL).all() and outside.sum() == 32 * 32 - sides[0] * sides[1]
+
+
+def test_padded_and_stretched_images_are_kept_apart(table):
+    ways = [load_images(table, 16, resize=way) for way in ("stretch", "pad", "stretch")]
+    assert np.array_equal(ways[0].pixels, ways[2].pixels) and not np.array_equal(ways[0].pixels, ways[1].pixels)
+    assert ways[0].fingerprint == ways[1].fingerprint, "of the files"
+    with pytest.raises(DataError, match="resize is 'crop'; it is stretch or pad"):
+        load_images(table, 16, resize="crop")
+
+
+def test_padding_is_that_of_the_published_benchmark(tmp_path):
+    """Doerrich et al. (2025) normalise the 28 px and then pad with zeros; half a grey level is the difference."""
+    table = load_table("medmnist:retinamnist", real("medmnist"))
+    few = Table(table.name, table.frame.iloc[:5].reset_index(drop=True), table.classes)
+    ours, small = (load_images(few, size, resize="pad", cache=tmp_path).pixels / 255 for size in (224, 28))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    theirs = np.pad((small - mean) / std, ((0, 0), (98, 98), (98, 98), (0, 0)))
+    assert np.abs((ours - mean) / std - theirs).max() < 0.5 / 255 / 0.224
+    assert np.array_equal(ours[:, 98:126, 98:126], small)

@@ -6,45 +6,27 @@ import hashlib
 import io
 import os
 import re
-import struct
 import tempfile
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydicom import Dataset, dcmread
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 
 from medmerge.data import synthetic
-from medmerge.data.reading import DICOM_SUFFIXES
+from medmerge.data.reading import DICOM_SUFFIXES, is_dicom
 from medmerge.data.table import DataError
 
-UNDECODABLE = (
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError),
-    *(BytesLengthException, InvalidDicomError, AttributeError, KeyError, IndexError, TypeError, NotImplementedError),
-    *(OverflowError, RuntimeError),
-)
-"""What reading a broken image may raise."""
-
 _ROW = re.compile(r"(?P<file>.+\.npz)#(?P<array>[^#]+)/(?P<row>\d+)")
-_DECODERS = {
-    "JPEG-LS": "pyjpegls",
-    "JPEG 2000": "pylibjpeg[openjpeg]",
-    "High-Throughput": "pylibjpeg[openjpeg]",
-    "JPEG": "pylibjpeg[libjpeg]",
-    "": "pylibjpeg[rle]",
-}
-"""A package that decodes the transfer syntaxes whose names begin so; the first that fits."""
 
 Arrays = dict[tuple[str, str], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Decoded:
+class Decoded(NamedTuple):
     """An image in its own size.
 
     Attributes:
@@ -67,14 +49,15 @@ def read_image(path: str, arrays: Arrays) -> Decoded:
         arrays: The arrays that `open_arrays` opened.
 
     Raises:
-        Exception: One of `UNDECODABLE`.
+        Exception: Of any kind: the image is broken, or no image.
     """
-    if synthetic.is_drawn(path) or _ROW.fullmatch(path):
-        pixels = synthetic.draw(path) if synthetic.is_drawn(path) else _row(path, arrays)
+    row = _ROW.fullmatch(path)
+    if row or synthetic.is_drawn(path):
+        pixels = arrays[row["file"], row["array"]][int(row["row"])] if row else synthetic.draw(path)
         return Decoded(Image.fromarray(pixels).convert("RGB"), hashlib.sha256(pixels.tobytes()).hexdigest())
     content = Path(path).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    if path.lower().endswith(DICOM_SUFFIXES) or content[128:132] == b"DICM":
+    if path.lower().endswith(DICOM_SUFFIXES) or is_dicom(content):
         return Decoded(Image.fromarray(read_dicom(content)).convert("RGB"), digest)
     try:
         image = Image.open(io.BytesIO(content))
@@ -124,47 +107,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def open_arrays(paths: list[str], folder: Path) -> Arrays:
     """Opens the arrays of npz files that paths name, as memory maps of files without a name.
 
-    An array is the one of that name, or that name and "_images", as MedMNIST has it.
-
     Args:
-        paths: Paths of images, of any kind.
+        paths: Paths of images, of any kind. The array "train" is the file's `train_images`, as MedMNIST has it.
         folder: Where there is room to unpack.
 
     Returns:
         By file and array uint8 [N, H, W], grey, or [N, H, W, 3], RGB.
 
     Raises:
-        DataError: A file is damaged, or has no such array of images.
+        DataError: A file is damaged, or does not fit.
     """
-    wanted = {(row["file"], row["array"]) for row in map(_ROW.fullmatch, paths) if row}
-    return {key: _unpack(*key, folder) for key in sorted(wanted)}
-
-
-def _unpack(file: str, name: str, folder: Path) -> np.ndarray:
-    try:
-        with zipfile.ZipFile(file) as archive, tempfile.TemporaryDirectory(dir=folder) as unpacked:
-            names = archive.namelist()
-            member = next((one for one in (f"{name}_images.npy", f"{name}.npy") if one in names), None)
-            if member is None:
-                raise DataError(f"{file} has no array {name}_images or {name}; it has {', '.join(names)}")
-            # The mapping outlives the file.
-            array = np.load(archive.extract(member, unpacked), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{file} is damaged, or does not fit in {folder}: {error}") from error
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[3:] not in ((), (3,)):
-        raise DataError(
-            f"{file}: {member} is {array.dtype} {list(array.shape)}; images are uint8, [N, H, W] for grey or "
-            "[N, H, W, 3] for RGB"
-        )
-    return array
-
-
-def _row(path: str, arrays: Arrays) -> np.ndarray:
-    row = _ROW.fullmatch(path)
-    array = arrays[row["file"], row["array"]]
-    if int(row["row"]) >= len(array):
-        raise ValueError(f"{row['array']} has {len(array):,} rows, counted from 0")
-    return np.array(array[int(row["row"])])
+    opened: Arrays = {}
+    for file, name in sorted({(row["file"], row["array"]) for row in map(_ROW.fullmatch, paths) if row}):
+        try:
+            with zipfile.ZipFile(file) as archive, tempfile.TemporaryDirectory(dir=folder) as unpacked:
+                # The mapping outlives the file.
+                opened[file, name] = np.load(archive.extract(f"{name}_images.npy", unpacked), mmap_mode="r")
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{file} is damaged, or does not fit in {folder}: {error}") from error
+    return opened
 
 
 def read_dicom(content: bytes) -> np.ndarray:
@@ -184,9 +145,9 @@ def read_dicom(content: bytes) -> np.ndarray:
         uint8 [H, W], 255 white, or [H, W, 3], RGB.
 
     Raises:
-        ValueError: It has several frames or none, another kind of pixels, or is compressed in a way
-            that takes a decoder that is not installed.
-        Exception: Another of `UNDECODABLE`: it is no DICOM file, is damaged, or is cut short.
+        ValueError: It has several frames or none, or another kind of pixels.
+        Exception: Of another kind: it is no DICOM file, is damaged or cut short, or is compressed in a way that takes a
+            decoder that is not installed, which pydicom names.
     """
     dataset = dcmread(io.BytesIO(content))
     if "PixelData" not in dataset:
@@ -197,7 +158,7 @@ def read_dicom(content: bytes) -> np.ndarray:
     bits, kind = int(dataset.BitsStored), dataset.PhotometricInterpretation
     if not 1 <= bits <= 16:
         raise ValueError(f"the DICOM file stores {bits} bits for each value; up to 16 are read")
-    values = _stored_values(dataset)
+    values = pixel_array(dataset)
     if kind in ("MONOCHROME1", "MONOCHROME2"):
         low = -(2 ** (bits - 1)) if dataset.get("PixelRepresentation") else 0
         greys = _to_bytes(_shown(dataset, np.arange(low, low + 2**bits)))
@@ -206,19 +167,6 @@ def read_dicom(content: bytes) -> np.ndarray:
     if kind != "RGB" and not kind.startswith("YBR"):
         raise ValueError(f"pixels of the kind {kind!r} are not read; MONOCHROME1, MONOCHROME2, RGB and YBR are")
     return _to_bytes(values / (2**bits - 1))
-
-
-def _stored_values(dataset: Dataset) -> np.ndarray:
-    """Returns the pixels as stored, colours as RGB."""
-    try:
-        return pixel_array(dataset)
-    except (RuntimeError, NotImplementedError) as error:
-        syntax = dataset.file_meta.TransferSyntaxUID
-        package = next(package for start, package in _DECODERS.items() if syntax.name.startswith(start))
-        raise ValueError(
-            f"pixels compressed as {syntax.name} ({syntax}) are damaged, or take a decoder that is not installed: "
-            f"{error}. Try: pip install '{package}'"
-        ) from error
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Decode every image once, keep the pixels in a cache, look at them, serve batches.
+"""Decode every image once, keep the pixels in a cache, and look at them.
 
 An entry of the cache is two files: `<name>.npy`, uint8 pixels, and `<name>.json`, the SHA-256 of
 each image's content and what is odd about it. Both are written under another name and moved into
@@ -36,7 +36,7 @@ _ODD = {
     "few": "have 2 to 32 grey levels: masks, drawings, or photographs that lost most of their depth",
     "dark": "are nearly black (99.5 % of each below 32 of 255): was a depth or a window taken for another?",
 }
-_HINT = "Name another folder with the environment variable MEDMERGE_CACHE."
+_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +59,7 @@ class Images:
     notes: tuple[str, ...] = ()
 
 
-def load_images(
-    table: Table, size: int, *, resize: str = "stretch", cache: Path | None = None, workers: int | None = None
-) -> Images:
+def load_images(table: Table, size: int, *, resize: str = "stretch", cache: Path | None = None) -> Images:
     """Decodes the images of a table, or finds them decoded in the cache.
 
     An image's path is a file (of any kind that Pillow reads, or DICOM: see `decode.read_dicom`), a
@@ -79,32 +77,30 @@ def load_images(
         cache: Folder of the cache; else the environment's MEDMERGE_CACHE, else
             ~/.cache/medmerge. An entry serves as long as ids, paths, sizes and times of change
             of the image files stay as they are.
-        workers: Threads; one for each available core, 8 at most, by default.
 
     Raises:
         DataError: An image is missing or cannot be decoded (all of them are named), the 16-bit
             images leave their upper bits empty, or the cache cannot be written.
     """
-    if size < 1:
-        raise DataError(f"image_size is {size}; it is a number of pixels, 1 or more")
     if resize not in ("stretch", "pad"):
         raise DataError(f"resize is {resize!r}; it is stretch or pad")
-    folder = _cache_folder(cache)
+    folder = Path(cache or os.environ.get("MEDMERGE_CACHE") or "~/.cache/medmerge").expanduser()
     shape, name = (len(table.frame), size, size, 3), f"{table.name.replace(':', '-')}-{size}px-"
     name += _key(table, size, resize)[:32]
-    entry = _read(folder, name, shape)
     try:
-        if entry is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (entry := _read(folder, name, shape)) is None:
             with files.locked(folder / f".{name}.lock", f"decoding {name}") as alone:
                 # Whoever held the lock before may have built the entry.
-                entry = _read(folder, name, shape)
-                if entry is None:
+                if _read(folder, name, shape) is None:
                     if alone:
                         files.remove_leftovers(folder, f"{name}.*")
-                    _build(folder, name, shape, table, resize, workers)
-                    entry = _read(folder, name, shape)
-    except files.DiskError as error:
-        raise DataError(f"{error}. {_HINT}") from error
+                    _build(folder, name, shape, table, resize)
+                entry = _read(folder, name, shape)
+    except (OSError, files.DiskError) as error:
+        raise DataError(
+            f"The cache {folder} cannot be used: {error}. Name another with the environment variable MEDMERGE_CACHE"
+        ) from error
     if entry is None:
         raise DataError(f"The cache entry {name} in {folder} was removed while it was written")
     pixels, sidecar = entry
@@ -128,16 +124,6 @@ def hash_row(hasher, values: list) -> None:
     hasher.update(json.dumps(values).encode() + b"\n")
 
 
-def _cache_folder(given: str | os.PathLike | None) -> Path:
-    """Returns the cache folder: as given, else MEDMERGE_CACHE, else ~/.cache/medmerge."""
-    path = Path(given or os.environ.get("MEDMERGE_CACHE") or "~/.cache/medmerge").expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"The cache folder {path} cannot be made: {error}. {_HINT}") from error
-    return path
-
-
 def _read(directory: Path, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, dict] | None:
     """Returns an entry, pixels as a copy-on-write memory map, if it is complete, else None."""
     path = directory / f"{name}.npy"
@@ -151,54 +137,46 @@ def _read(directory: Path, name: str, shape: tuple[int, ...]) -> tuple[np.ndarra
     return (pixels, sidecar) if whole and pixels.shape == shape and pixels.dtype == np.uint8 else None
 
 
-def _build(directory: Path, name: str, shape: tuple[int, ...], table: Table, resize: str, workers: int | None) -> None:
+def _build(directory: Path, name: str, shape: tuple[int, ...], table: Table, resize: str) -> None:
     """Decodes the images of a table into an entry."""
     free, needed = shutil.disk_usage(directory).free, int(np.prod(shape, dtype=np.int64))
     if free < needed + 2**20:  # to a memory map a full disk is a bus error, which ends the process
-        raise DataError(
-            f"The cache folder {directory} has {free / 1e9:.2f} GB free and the images take {needed / 1e9:.2f} GB. "
-            f"{_HINT}"
-        )
-    try:
-        with files.replacing(directory / f"{name}.npy") as temporary:
-            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            sidecar = _decode_all(table, pixels, resize, directory, workers)
-            pixels.flush()
-            del pixels
-        files.write(directory / f"{name}.json", json.dumps(sidecar))
-    except OSError as error:
-        raise DataError(f"The cache {directory} cannot be written: {error}. {_HINT}") from error
+        raise OSError(f"it has {free / 1e9:.2f} GB free and the images take {needed / 1e9:.2f} GB")
+    with files.replacing(directory / f"{name}.npy") as temporary:
+        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        sidecar = _decode_all(table, pixels, resize, directory)
+        pixels.flush()
+        del pixels
+    files.write(directory / f"{name}.json", json.dumps(sidecar))
 
 
-def _decode_all(table: Table, pixels: np.ndarray, resize: str, folder: Path, workers: int | None) -> dict:
+def _decode_all(table: Table, pixels: np.ndarray, resize: str, folder: Path) -> dict:
     """Fills `pixels`, row by row in threads; returns the digests, and the rows of what is odd."""
     paths, ids = table.frame["path"].tolist(), table.frame["id"].tolist()
     arrays = decode.open_arrays(paths, folder)
-    digests, peaks, failures, odd = [""] * len(paths), {}, {}, {}
 
-    def decode_row(row: int) -> None:
+    def decode_row(row: int) -> tuple[str, str | None, int | None] | str:
         try:
             pixels[row], found = _decode(paths[row], pixels.shape[1], resize, arrays)
-        except decode.UNDECODABLE as error:
-            failures[row] = str(error)  # the error itself would keep the file's content
-            return
-        digests[row], kind = found.digest, _look(found.image)
-        if found.peak is not None:
-            peaks[row] = found.peak
-        if kind:
-            odd[row] = kind
+        except MemoryError:
+            raise
+        except Exception as error:
+            return str(error)  # the error itself would keep the file's content
+        return found.digest, _look(found.image), found.peak
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads, title = workers or min(8, cores), f"decoding {table.name}"
-    thread_map(decode_row, range(len(paths)), max_workers=threads, desc=title, unit="image", disable=None)
-    if failures:
-        listed = "".join(f"\n{ids[row]}: {paths[row]} ({failures[row]})" for row in sorted(failures))
+    options = {"max_workers": _THREADS, "desc": f"decoding {table.name}", "unit": "image", "disable": None}
+    found = thread_map(decode_row, range(len(paths)), **options)
+    failed = [row for row, one in enumerate(found) if isinstance(one, str)]
+    if failed:
+        listed = "".join(f"\n{ids[row]}: {paths[row]} ({found[row]})" for row in failed)
         raise DataError(
-            f"{table.name}: {len(failures):,} of {len(paths):,} images cannot be decoded. Get the files again, or "
+            f"{table.name}: {len(failed):,} of {len(paths):,} images cannot be decoded. Get the files again, or "
             f"leave the images out: --exclude FILE, with these ids, one a line:{listed}"
         )
-    _check_depth(table.name, peaks)
-    return {"sha256": digests, "odd": {kind: sorted(row for row in odd if odd[row] == kind) for kind in _ODD}}
+    digests, kinds, peaks = zip(*found, strict=True)
+    _check_depth(table.name, [peak for peak in peaks if peak is not None])
+    odd = {kind: [row for row, one in enumerate(kinds) if one == kind] for kind in _ODD}
+    return {"sha256": digests, "odd": odd}
 
 
 def _decode(path: str, size: int, resize: str, arrays: decode.Arrays) -> tuple[np.ndarray, decode.Decoded]:
@@ -232,9 +210,9 @@ def _look(image: Image.Image) -> str | None:
     return "blank" if levels == 1 else "few" if levels <= 32 else "dark"
 
 
-def _check_depth(name: str, peaks: dict[int, int]) -> None:
+def _check_depth(name: str, peaks: list[int]) -> None:
     """Raises where no 16-bit image uses the upper bits: as 16 bits, 12 would come out in 17 shades of black."""
-    largest = max(peaks.values(), default=0)
+    largest = max(peaks, default=0)
     if 0 < largest < 2**15:
         bits = next(bits for bits in (8, 10, 12, 14, 15) if largest < 2**bits)
         raise DataError(

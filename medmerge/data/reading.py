@@ -36,6 +36,11 @@ _NO_TABLES = {
 """What a file that begins so is."""
 
 
+def is_dicom(content: bytes) -> bool:
+    """Whether a file that begins so is DICOM, whatever its suffix."""
+    return content[128:132] == b"DICM"
+
+
 def read_rows(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Reads a table of text as stripped strings, empty where there is no value.
 
