@@ -126,10 +126,13 @@ def test_a_failed_notebook_is_told_from_a_good_one():
 
 
 def test_the_chapter_on_datasets_lists_the_catalogue():
-    from medmerge.data.catalogue import markdown
+    from medmerge.data.catalogue import CATALOGUE
 
     page = (ROOT / "book" / "datasets.md").read_text(encoding="utf-8")
-    assert f"\n{markdown(paper=True)}\n" in page and f"\n{markdown(paper=False)}\n" in page
+    for known in (known for known in CATALOGUE if known.url):
+        role = f" The paper's {known.paper}." if known.paper else ""
+        assert f"{known.title}.{role} Licence: {known.licence}. <{known.url.split(' or ')[0]}>" in page
+        assert f"```text\n{known.tree}\n```" in page
 
 
 def test_the_chapter_on_parameters_lists_the_schema():

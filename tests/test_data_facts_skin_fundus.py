@@ -20,10 +20,7 @@ def test_isic2019_tells_what_is_odd_about_it():
         "ISIC_2019_Training_GroundTruth.csv": (25_331, 25_331),
         "ISIC_2019_Training_Metadata.csv": (25_331, 25_331),
     }
-    assert listing.notes == (
-        "ISIC_2019_Training_Metadata.csv: the column sex is called gender.",
-        "2,074 of 25,331 ids end in _downsampled.",
-    )
+    assert listing.notes == ("2,074 of 25,331 ids end in _downsampled.",)
     assert "UNK" not in listing.classes
 
 

@@ -150,7 +150,7 @@ def test_official_split_that_is_none(official, message):
         ({"method": "stratified"}, "no split 'stratified'; it is one of grouped, random, official"),
         ({"fractions": (0.8, 0.2, 0.0)}, "each above 0"),
         ({"fractions": (0.5, 0.2, float("nan"))}, "each above 0"),
-        ({"fractions": (0.6, 0.2, 0.3)}, "sum 1.1; it must be 1"),
+        ({"fractions": (0.6, 0.2, 0.3)}, "the sum 1.1; give train, val and test"),
         ({"fractions": (0.64, 0.16, 0.2)}, f"not multiples of 1/k for any k up to {MAX_FOLDS}"),
         ({"seed": -1}, "seed is -1"),
     ],

@@ -168,7 +168,7 @@ def test_isic2018_without_lesions_would_leak_them(tmp_path):
     grouping = root / "ISIC2018_Task3_Training_LesionGroupings.csv"
     text = grouping.read_text()
     grouping.write_text(text.replace("ISIC_0000003", "ISIC_0900003"))
-    with pytest.raises(DataError, match=r"not about the same images: 1 are only in the first \(ISIC_0900003\), 1 only"):
+    with pytest.raises(DataError, match=r"not about the same images: 1 are only in the first, 1 only in the second"):
         load_table("ham10k", root)
     grouping.unlink()
     with pytest.raises(DataError, match="there is no ISIC2018_Task3_Training_LesionGroupings.csv"):

@@ -226,7 +226,7 @@ def test_nih_real_list():
     ("old", "new", "message"),
     [
         ("_000.png,00000061", "_000.png,00000099", r"00000061_000\.png is listed for patient '00000099'; by its name"),
-        ("00000062_002.png", "img2.png", r"the image 'img2\.png' has no official name, such as 00000061_012\.png"),
+        ("00000062_002.png", "img2.png", r"'img2\.png' is no official name, such as 00000061_012\.png"),
         ("00000062_002.png", "00000061_000.png", r"is listed for patient '00000062'; by its name it is of 00000061"),
         ("No Finding", "Normal", r"has the label 'Normal', which is none of No Finding, Pneumonia"),
     ],

@@ -57,18 +57,3 @@ PAPER_NUMBERS = {known.name: known for known in CATALOGUE if known.paper}
 def entry(name: str) -> Entry | None:
     """Returns what is known about a dataset, such as "ham10k" or "medmnist:retinamnist_64", or None."""
     return next((known for known in CATALOGUE if re.fullmatch(known.name.replace("<name>", ".+"), name)), None)
-
-
-def markdown(paper: bool) -> str:
-    """Returns the paper's datasets, or the others, for the book: a section each with its terms and folder."""
-    sections = []
-    for known in CATALOGUE:
-        if bool(known.paper) is not paper or known.name in ("csv", "folder", "synthetic:<name>"):
-            continue
-        name = known.name.replace("<", "\\<")
-        places = " or ".join(f"<{place}>" for place in known.url.split(" or "))
-        role = f" The paper's {known.paper}." if known.paper else ""
-        sections.append(
-            f"### {name}\n\n{known.title}.{role} Licence: {known.licence}. {places}\n\n```text\n{known.tree}\n```"
-        )
-    return "\n\n".join(sections)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +11,9 @@ import pandas as pd
 import torch
 
 from medmerge.data import split_files, splits
-from medmerge.data.images import hash_row, load_images
+from medmerge.data.images import load_images
 from medmerge.data.loaders import load_table
-from medmerge.data.table import Table
+from medmerge.data.table import Table, digest
 from medmerge.samples import Samples
 
 _logger = logging.getLogger(__name__)
@@ -70,17 +68,13 @@ def load(
     *,
     image_size: int,
     resize: str = "stretch",
-    labels: str | None = None,
-    missing: str = "error",
-    exclude: Collection[str] = (),
-    uncertain: str = "ignore",
-    blank: str = "zeros",
     split: str = "grouped",
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
     split_seed: int = 0,
     split_file: Path | None = None,
     group_identical: bool = False,
     cache: Path | None = None,
+    **reading,
 ) -> Dataset:
     """Reads, splits and decodes a dataset.
 
@@ -89,16 +83,13 @@ def load(
         root: Folder of the dataset as unpacked; it is only read.
         image_size: Side of the images in pixels.
         resize: How they get it; see `images.load_images`.
-        labels: Path of the labels file, for "csv" only.
-        missing: "error", or "drop" to go on with a partial download.
-        exclude: Ids to leave out.
-        uncertain, blank: What such labels of a multi-label dataset are taken for; see `load_table`.
         split: "grouped", "random" or "official" (see `splits.split`), or "file".
         fractions: Shares of train, val and test.
         split_seed: Seed of the split.
         split_file: The split, if it is "file"; see `split_files`.
         group_identical: Whether "grouped" keeps byte-identical files together too.
         cache: Folder of the decoded images; see `images.load_images`.
+        reading: `labels`, `missing`, `exclude`, `uncertain` and `blank`, as for `load_table`.
 
     Returns:
         The dataset. The images of its three parts are views of one memory-mapped array.
@@ -108,7 +99,7 @@ def load(
 
     Logs the notes.
     """
-    table = load_table(name, root, labels=labels, missing=missing, exclude=exclude, uncertain=uncertain, blank=blank)
+    table = load_table(name, root, **reading)
     images = load_images(table, image_size, resize=resize, cache=cache)
     if group_identical:
         table = splits.join_identical(table, images.digests)
@@ -128,7 +119,7 @@ def load(
         table=table,
         parts=parts,
         digests=images.digests,
-        fingerprint=_fingerprint(table, images.fingerprint, parts),
+        fingerprint=digest([[images.fingerprint], *sorted(zip(table.frame["id"], parts.tolist(), strict=True))]),
         notes=notes,
     )
 
@@ -141,11 +132,3 @@ def _samples(table: Table, inputs: torch.Tensor, members: np.ndarray) -> Samples
         labels=torch.from_numpy(table.labels[rows]),
         ids=tuple(table.frame["id"].iloc[rows]),
     )
-
-
-def _fingerprint(table: Table, images_fingerprint: str, parts: np.ndarray) -> str:
-    hasher = hashlib.sha256()
-    hash_row(hasher, [images_fingerprint])
-    for image, part in sorted(zip(table.frame["id"], parts.tolist(), strict=True)):
-        hash_row(hasher, [image, part])
-    return hasher.hexdigest()

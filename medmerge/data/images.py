@@ -8,12 +8,10 @@ that needs an entry which another one builds waits for it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from medmerge import files
 from medmerge.data import decode
-from medmerge.data.table import DataError, Table
+from medmerge.data.table import DataError, Table, digest
 
 RESAMPLING = "pillow-bilinear-antialiased-1"
 """Names the rule from file to pixels; another rule needs another name, or caches go stale."""
@@ -104,7 +102,8 @@ def load_images(table: Table, size: int, *, resize: str = "stretch", cache: Path
     if entry is None:
         raise DataError(f"The cache entry {name} in {folder} was removed while it was written")
     pixels, sidecar = entry
-    return Images(pixels, tuple(sidecar["sha256"]), _fingerprint(table, sidecar["sha256"]), _oddities(table, sidecar))
+    fingerprint = digest(sorted(zip(table.frame["id"], _label_texts(table), sidecar["sha256"], strict=True)))
+    return Images(pixels, tuple(sidecar["sha256"]), fingerprint, _oddities(table, sidecar))
 
 
 def glance(table: Table, count: int = 32) -> tuple[str, ...]:
@@ -117,11 +116,6 @@ def glance(table: Table, count: int = 32) -> tuple[str, ...]:
     rows = np.unique(np.linspace(0, len(here) - 1, min(count, len(here))).astype(int))
     with tempfile.TemporaryDirectory() as folder:
         return load_images(replace(table, frame=here.iloc[rows].reset_index(drop=True)), 32, cache=Path(folder)).notes
-
-
-def hash_row(hasher, values: list) -> None:
-    """Feeds a list of texts and numbers to a hash, so that no two lists feed it the same."""
-    hasher.update(json.dumps(values).encode() + b"\n")
 
 
 def _read(directory: Path, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, dict] | None:
@@ -233,21 +227,13 @@ def _oddities(table: Table, sidecar: dict) -> tuple[str, ...]:
 
 def _key(table: Table, size: int, resize: str) -> str:
     """Hashes what decides the pixels: their rule, and the state of each image file."""
-    hasher = hashlib.sha256()
-    hash_row(hasher, [RESAMPLING, size] if resize == "stretch" else [RESAMPLING, size, resize, *FILL])
+    rows = [[RESAMPLING, size] if resize == "stretch" else [RESAMPLING, size, resize, *FILL]]
     for image, path in zip(table.frame["id"], table.frame["path"], strict=True):
         try:
-            hash_row(hasher, [image, path, *decode.state(path)])
+            rows.append([image, path, *decode.state(path)])
         except OSError as error:
             raise DataError(f"{table.name}: the image {path} is gone: {error}") from error
-    return hasher.hexdigest()
-
-
-def _fingerprint(table: Table, digests: Iterable[str]) -> str:
-    hasher = hashlib.sha256()
-    for row in sorted(zip(table.frame["id"], _label_texts(table), digests, strict=True)):
-        hash_row(hasher, list(row))
-    return hasher.hexdigest()
+    return digest(rows)
 
 
 def _label_texts(table: Table) -> list[str]:

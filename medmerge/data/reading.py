@@ -73,8 +73,8 @@ def read_rows(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) 
         rows = [(reader.line_num, row) for row in reader if any(row)]
     except (OSError, UnicodeError, zipfile.BadZipFile, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
-    if not rows:
-        raise DataError(f"{path} is empty; it needs the columns {', '.join(columns)}")
+    if len(rows) < 2:
+        raise DataError(f"{path} has no rows; it needs a header with {', '.join(columns)}, and a row an image")
     names = [name.strip() for name in rows[0][1]]
     for line, row in rows:
         if len(row) != len(names):
@@ -85,13 +85,9 @@ def read_rows(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) 
             )
     twice = first_duplicate(name for name in names if name)
     if twice is not None:
-        raise DataError(f"{path} has two columns called {twice}; its columns are {', '.join(names)}. Keep one of them")
+        raise DataError(f"{path} has two columns called {twice}; keep one of them")
     frame = pd.DataFrame([row for _, row in rows[1:]], columns=names, dtype=object)
     frame, notes = _match_columns(path, frame, columns, optional)
-    if frame.empty:
-        raise DataError(f"{path} has a header and no row")
-    if separator == ";":
-        notes = (*notes, f"{path.name}: the columns are separated by ';'.")
     return frame.apply(lambda column: column.str.strip()), notes
 
 
@@ -128,17 +124,16 @@ def _match_columns(
     renamed: dict[str, str] = {}
     wanted = [*columns, *optional]
     for name in wanted:
-        near = [other for other in frame.columns if other not in wanted and _squeezed(other) == _squeezed(name)]
-        if name in frame.columns or not near:
-            continue
-        if len(near) > 1:
-            raise DataError(f"The columns {' and '.join(near)} could both be {name}; keep one and call it {name}")
-        renamed[near[0]] = name
+        alike = [other for other in frame if other not in wanted and _squeezed(other) == _squeezed(name)]
+        alike = [] if name in frame else alike
+        if len(alike) > 1:
+            raise DataError(f"{path}: the columns {' and '.join(alike)} could both be {name}; keep one as {name}")
+        renamed |= dict.fromkeys(alike, name)
     frame = frame.rename(columns=renamed)
-    absent = [name for name in columns if name not in frame.columns]
+    absent = [name for name in columns if name not in frame]
     if absent:
-        raise DataError(f"{path} has no column {', '.join(absent)}; its columns are {', '.join(frame.columns)}")
-    listed = ", ".join(f"{name} as {name_here}" for name, name_here in renamed.items())
+        raise DataError(f"{path} has no column {', '.join(absent)}; its columns are {', '.join(frame)}")
+    listed = ", ".join(f"{name_here} as {name}" for name_here, name in renamed.items())
     return frame, (f"{path.name}: Columns read under other names: {listed}.",) if renamed else ()
 
 
@@ -175,11 +170,11 @@ def label_numbers(path: Path, texts: pd.DataFrame) -> pd.DataFrame:
     """Returns the columns of labels, one for each class, as float32, NaN where blank.
 
     Raises:
-        DataError: A text is no number.
+        DataError: A text is none of 1, 0, -1 and blank.
     """
     blank = texts.isin([text for text in pd.unique(texts.to_numpy().ravel()) if is_missing(text)])
     values = texts.mask(blank).apply(pd.to_numeric, errors="coerce")
-    wrong = np.argwhere((values.isna() & ~blank).to_numpy())
+    wrong = np.argwhere(~(blank | values.isin((1, 0, -1))).to_numpy())
     if len(wrong):
         row, column = wrong[0]
         raise DataError(

@@ -8,7 +8,6 @@ id. pandas reads it with `comment="#"`; ids that have a "#" are quoted for that.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
 import os
@@ -21,10 +20,8 @@ import pandas as pd
 
 from medmerge import files
 from medmerge.data import splits
-from medmerge.data.images import hash_row
-from medmerge.data.table import SPLITS, DataError, Table, first_duplicate
+from medmerge.data.table import SPLITS, DataError, Table, digest, first_duplicate
 
-_COLUMNS = ["id", "split"]
 _AGAIN = "Get the file again from where it was published, or draw the split again"
 
 _logger = logging.getLogger(__name__)
@@ -62,10 +59,7 @@ def fingerprint(ids: Sequence[str], parts: Sequence[str]) -> str:
         SHA-256 in hex over the pairs sorted by id, each as a line of JSON, `["id", "part"]`, in
         ASCII with a line feed.
     """
-    hasher = hashlib.sha256()
-    for image, part in sorted(zip(map(str, ids), map(str, parts), strict=True)):
-        hash_row(hasher, [image, part])
-    return hasher.hexdigest()
+    return digest(sorted(zip(map(str, ids), map(str, parts), strict=True)))
 
 
 def write(
@@ -100,7 +94,7 @@ def write(
     try:
         with files.replacing(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             file.write(f"# {json.dumps(head)}\n")
-            csv.writer(file, quoting=quoting, lineterminator="\n").writerows([_COLUMNS, *rows])
+            csv.writer(file, quoting=quoting, lineterminator="\n").writerows([["id", "split"], *rows])
     except (OSError, files.DiskError) as error:
         raise DataError(f"The split cannot be written to {target}: {error}") from error
     return head["sha256"]
@@ -121,13 +115,12 @@ def read(path: str | os.PathLike) -> SplitFile:
     except (OSError, ValueError) as error:
         raise DataError(f"The split {file} cannot be read: {error}. {_AGAIN}") from error
     head = _head(file, first)
-    if list(rows) != _COLUMNS:
-        raise DataError(f"{file}, line 2: the columns are {','.join(_COLUMNS)}, not {','.join(rows)}. {_AGAIN}")
-    wrong = rows[~rows["split"].isin(SPLITS)]
+    if list(rows) != ["id", "split"]:
+        raise DataError(f"{file}, line 2: the columns are id,split, not {','.join(rows)}. {_AGAIN}")
+    wrong, twice = rows[~rows["split"].isin(SPLITS)], first_duplicate(rows["id"])
     if len(wrong):
         image, part = wrong.iloc[0]
         raise DataError(f"{file}: {image} is in {part!r}, which is none of {', '.join(SPLITS)}. {_AGAIN}")
-    twice = first_duplicate(rows["id"])
     if twice is not None:
         raise DataError(f"{file} lists {twice} more than once; keep one row an image. {_AGAIN}")
     parts = dict(sorted(zip(rows["id"], rows["split"], strict=True)))

@@ -188,10 +188,10 @@ def warn_of_straddling(name: str, groups: Sequence[str], parts: np.ndarray) -> N
 def _check_arguments(method: str, fractions: tuple[float, ...], seed: int) -> None:
     if method not in METHODS:
         raise DataError(f"There is no split {method!r}; it is one of {', '.join(METHODS)}")
-    if len(fractions) != 3 or not all(math.isfinite(share) and share > 0 for share in fractions):
-        raise DataError(f"fractions are {fractions}; give train, val and test, each above 0")
-    if not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
-        raise DataError(f"fractions {fractions} have the sum {sum(fractions):g}; it must be 1")
+    whole = len(fractions) == 3 and min(fractions) > 0 and math.isclose(sum(fractions), 1.0, abs_tol=1e-6)
+    if not whole:
+        total = f"the sum {sum(fractions):g}"
+        raise DataError(f"fractions {fractions} have {total}; give train, val and test, each above 0, that add up to 1")
     if not 0 <= seed < 2**32:
         raise DataError(f"the split's seed is {seed}; it is from 0 to {2**32 - 1}")
 

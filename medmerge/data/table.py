@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
@@ -131,6 +133,14 @@ def check_forms(name: str, what: str, values: Iterable[str], form: Callable[[str
             )
 
 
+def digest(rows: Iterable[Iterable]) -> str:
+    """SHA-256 in hex over lists of texts and numbers, each as a line of JSON in ASCII with a line feed."""
+    hasher = hashlib.sha256()
+    for row in rows:
+        hasher.update(json.dumps(list(row)).encode() + b"\n")
+    return hasher.hexdigest()
+
+
 def first_duplicate(values: Iterable[str]) -> str | None:
     """Returns the first value that occurs a second time, or None."""
     series = pd.Series(list(values), dtype=object)
@@ -156,7 +166,8 @@ def settle(
     if twice is not None:
         raise DataError(f"{name}: the image {twice} is listed more than once")
     multilabel = "label" not in listing.frame
-    (_check_findings if multilabel else _check_labels)(name, listing)
+    if not multilabel:
+        _check_labels(name, listing)
     frame, notes = _leave_out(name, listing, where, missing, set(exclude))
     if multilabel:
         frame, label_notes = _with_policies(frame, label_columns(listing.classes), uncertain, blank)
@@ -202,18 +213,6 @@ def _check_labels(name: str, listing: Listing) -> None:
         )
         what += " so takes another name"
     raise DataError(f"{name}: row {row + 1}, image {image}, has {what}")
-
-
-def _check_findings(name: str, listing: Listing) -> None:
-    for finding in listing.classes:
-        values = listing.frame[f"label:{finding}"]
-        wrong = ~(values.isna() | values.isin((1, 0, -1))).to_numpy()
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise DataError(
-                f"{name}: row {row + 1}, image {listing.frame['id'].iloc[row]}, has {finding} = {values.iloc[row]:g}; "
-                "a label is 1 (present), 0 (absent), -1 (uncertain) or blank"
-            )
 
 
 def _leave_out(

@@ -5,7 +5,6 @@ are drawn from these records, without images or labels.
 """
 
 import functools
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -23,9 +22,8 @@ from sklearn.preprocessing import StandardScaler
 from medmerge import backbones, data, devices
 from medmerge.data import splits
 from medmerge.data.audit import audit, leakage, shared
-from medmerge.data.images import hash_row
 from medmerge.data.reading import read_rows
-from medmerge.data.table import Table
+from medmerge.data.table import Table, digest
 from medmerge.study import records
 from medmerge.study.measured import Measured, save_json
 from medmerge.study.params import ParameterError, Parameters
@@ -200,10 +198,7 @@ def _measured(p: Parameters, loaded: _Loaded) -> dict:
 
 
 def _fingerprint(table: Table) -> str:
-    hasher = hashlib.sha256()
-    for row in table.frame.drop(columns=["path"]).astype(str).itertuples(index=False):
-        hash_row(hasher, list(row))
-    return hasher.hexdigest()
+    return digest(table.frame.drop(columns=["path"]).astype(str).itertuples(index=False))
 
 
 def _leaks(p: Parameters, table: Table, digests: list[str]) -> list[dict]:

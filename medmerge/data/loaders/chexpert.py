@@ -59,15 +59,16 @@ def chexpert(root: Path | None, labels: str | None = None) -> Listing:
     source = Source("chexpert", root)
     found = [source.folder / name for name in _FOLDERS if (source.folder / name / "train.csv").is_file()]
     if len(found) > 1 and found[0] != source.folder:
-        both = " and ".join(path.name for path in found)
-        raise DataError(f"chexpert: {source.folder} holds {both}; give one of them as root")
+        raise DataError(
+            f"chexpert: {source.folder} holds {' and '.join(path.name for path in found)}; give one as root"
+        )
     folder = found[0] if found else source.folder
-    files = {part: source.file(f"{part}.csv", within=folder) for part in ("train", "valid")}
+    parts = [_read(source, source.file(f"{part}.csv", within=folder), part) for part in ("train", "valid")]
     if (folder / "test_labels.csv").is_file():
-        files["test"] = folder / "test_labels.csv"
+        parts.append(_read(source, folder / "test_labels.csv", "test"))
     else:
         source.notes.append("There is no test_labels.csv, so no official test split.")
-    frame = pd.concat([_read(source, path, part) for part, path in files.items()], ignore_index=True)
+    frame = pd.concat(parts, ignore_index=True)
     twice = first_duplicate(frame["id"])
     if twice is not None:  # a lateral image too: it stands where another row was
         raise DataError(f"chexpert: the image {twice} is listed more than once")
@@ -76,33 +77,20 @@ def chexpert(root: Path | None, labels: str | None = None) -> Listing:
         source.notes.append(f"{lateral.sum():,} of {len(frame):,} images are lateral and left out.")
     frame = frame[~lateral].reset_index(drop=True)
     paths = f"{folder}/" + frame["id"] + frame["suffix"]
-    listed = frame[["id", *label_columns(CLASSES)]].assign(
-        path=[path if os.path.isfile(path) else None for path in paths],
-        group="CheXpert " + frame["patient"],
-        split=frame["folder"].map(_PARTS),
-    )
-    return source.listing(listed, CLASSES)
+    columns = {"group": "CheXpert " + frame["patient"], "split": frame["folder"].map(_PARTS)}
+    columns["path"] = [path if os.path.isfile(path) else None for path in paths]
+    return source.listing(frame[["id", *label_columns(CLASSES)]].assign(**columns), CLASSES)
 
 
 def _read(source: Source, path: Path, part: str) -> pd.DataFrame:
     """Reads a labels file: `id`, `folder`, `patient`, `side`, `suffix` and the labels as numbers."""
-    rows = source.table(path, ("Path", *CLASSES), ("Frontal/Lateral",))
+    rows = source.table(path, ("Path", *CLASSES))
     frame = rows["Path"].str.replace("\\", "/").str.extract(f"^{_PATH.pattern}$")
     wrong = frame["folder"] != part
     if wrong.any():
-        raise DataError(
-            f"{path}: Path {rows['Path'][wrong].iloc[0]!r} is none of this file's, which are like "
-            f"{part}/patient00001/study1/view1_frontal.jpg"
-        )
+        like = f"{part}/patient00001/study1/view1_frontal.jpg"
+        raise DataError(f"{path}: Path {rows['Path'][wrong].iloc[0]!r} is none of this file's, which are like {like}")
     frame["id"] = frame["folder"] + "/" + frame["patient"] + "/" + frame["image"]
-    if "Frontal/Lateral" in rows:
-        frame["side"] = rows["Frontal/Lateral"].str.lower()
-        wrong = ~frame["side"].isin(("frontal", "lateral"))
-        if wrong.any():
-            given = rows["Frontal/Lateral"][wrong].iloc[0]
-            raise DataError(f"{path}: {rows['Path'][wrong].iloc[0]} is {given!r}; a view is Frontal or Lateral")
-    elif part != "test":
-        source.notes.append(f"{path.name} has no column Frontal/Lateral; views are as the images' names say.")
     others = sorted(set(frame["prefix"].dropna()) - set(_FOLDERS))
     if others:
         source.notes.append(f"{path.name}: paths begin with {' or '.join(others[:3])}, which is passed over.")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medmerge.data.reading import IMAGE_SUFFIXES, Source
+from medmerge.data.reading import IMAGE_SUFFIXES, Source, is_dicom
 from medmerge.data.table import DataError, Listing, check_forms, plain_form
 
 _OF = r"(?:(?:ing)?(?:data)?sets?|data|images?|imgs?|splits?|folders?|parts?|samples?|cases|inputs?)?"
@@ -43,24 +43,23 @@ def labelled_folder(root: Path | None, labels: str | None = None) -> Listing:
             side, folders could be classes or something else, or two classes differ only in form.
     """
     source = Source("folder", root)
-    folder = source.folder
+    folder, others = source.folder, Counter()
     places = _class_folders(source)
     check_forms("folder", f"classes in {folder}", (place.name for place, _ in places))
-    rows, others, empty, within = [], Counter(), [], {}
-    for place, split in places:
-        images = _images_below(place, folder, others)
-        if not images:
-            empty.append(place.relative_to(folder).as_posix())
-        within[place] = {plain_form(image.relative_to(place).parts[0]) for image in images if image.parent != place}
-        rows += [(image.relative_to(folder).as_posix(), str(image), place.name, split) for image in images]
+    found = {place: _images_below(place, folder, others) for place, _ in places}
+    rows = [
+        (image.relative_to(folder).as_posix(), str(image), place.name, split)
+        for place, split in places
+        for image in found[place]
+    ]
     if not rows:
         read = "".join(f" {note}" for note in source.notes)
         raise DataError(f"folder: no folder of a class in {folder} has an image.{read} {source.expected}")
-    _check_depth(folder, within)
+    _check_depth(folder, found)
     if others:
         listed = ", ".join(f"{count:,} {what}" for what, count in sorted(others.items()))
         source.notes.append(f"Files in the folders of classes that are not read: {listed}.")
-    if empty:
+    if empty := [place.relative_to(folder).as_posix() for place, images in found.items() if not images]:
         source.notes.append(f"Folders without an image, left out: {', '.join(empty)}.")
     frame = pd.DataFrame(rows, columns=["id", "path", "label", "split"], dtype=object)
     return source.listing(frame, sorted(set(frame["label"])))
@@ -80,40 +79,41 @@ def _class_folders(source: Source) -> list[tuple[Path, str | None]]:
     """Returns the folders of classes, each with its part of the split, and notes."""
     folder = source.folder
     inside, loose = _visible(folder)
-    parts = {place: part_of(place.name) for place in inside if part_of(place.name)}
+    parts = {place: part for place in inside if (part := part_of(place.name))}
     named = ", ".join(f"{place.name} as {part}" for place, part in parts.items())
-    places = [(place, None) for place in inside]
     if parts and len(parts) < len(inside):
-        other, part = next(place for place in inside if place not in parts), next(iter(parts))
+        other, part = next(place.name for place in inside if place not in parts), next(iter(parts)).name
         raise DataError(
-            f"folder: {folder} has the folder {part.name} of a split beside {other.name}, which is none. If "
-            f"{part.name} is a class, rename it; else move what is no part of the split out. {source.expected}"
+            f"folder: {folder} has the folder {part} of a split beside {other}, which is none. If {part} is a class, "
+            f"rename it; else move what is no part of the split out. {source.expected}"
         )
     if "val or test" in parts.values() or len(set(parts.values())) < len(parts):
         raise DataError(
-            f"folder: in {folder} it is not clear which part is which ({named}). Call them train, val, test"
+            f"folder: it is not clear which part in {folder} is which ({named}). Call them train, val, test"
         )
-    if parts:
-        places = []
-        for part, meaning in parts.items():
-            below, files = _visible(part)
-            places += [(place, meaning) for place in below]
-            loose += files
-        if any(place.name != part for place, part in parts.items()):
-            source.notes.append(f"The folders are parts of a split, not classes: {named}.")
-    elif len(inside) == 1 and len(_visible(inside[0])[0]) > 1:
+    if len(inside) == 1 and not parts and len(_visible(inside[0])[0]) > 1:
         raise DataError(f"folder: the only folder in {folder} is {inside[0].name}; give {inside[0]} as the root")
+    places = [] if parts else [(place, None) for place in inside]
+    for part, meaning in parts.items():
+        below, files = _visible(part)
+        places += [(place, meaning) for place in below]
+        loose += files
+    if any(place.name != part for place, part in parts.items()):
+        source.notes.append(f"The folders are parts of a split, not classes: {named}.")
     if loose:
         source.notes.append(f"{loose:,} files beside the folders of classes are left out.")
     return places
 
 
-def _check_depth(folder: Path, within: dict[Path, set[str]]) -> None:
+def _check_depth(folder: Path, found: dict[Path, list[Path]]) -> None:
     """Raises where folders that would be classes hold the same folders, which could be the classes."""
     below: dict[str, set[str]] = defaultdict(set)
-    for place, names in within.items():
-        below[place.name] |= names
-    shared = sorted(name for name, count in Counter(n for names in below.values() for n in names).items() if count > 1)
+    for place, images in found.items():
+        below[place.name] |= {
+            plain_form(image.relative_to(place).parts[0]) for image in images if image.parent != place
+        }
+    counts = Counter(name for names in below.values() for name in names)
+    shared = sorted(name for name, count in counts.items() if count > 1)
     if len(shared) > 1:
         classes = " and ".join(name for name, names in below.items() if shared[0] in names)
         raise DataError(
@@ -138,24 +138,22 @@ def _images_below(place: Path, root: Path, others: Counter) -> list[Path]:
     images, seen = [], {root.resolve(), *root.resolve().parents}
     for parent, folders, files in os.walk(place, followlinks=True):
         kept = []
-        for name in sorted(folders):
-            target = Path(parent, name).resolve()
-            if name.startswith(".") and not _of_system(name):
+        for path in (Path(parent, name) for name in sorted(folders) if not _of_system(name)):
+            target = path.resolve()
+            if path.name.startswith("."):
                 others["hidden folder"] += 1
-            elif Path(parent, name).is_symlink() and (target in seen or root.resolve() in target.parents):
+            elif path.is_symlink() and (target in seen or root.resolve() in target.parents):
                 others["link to a folder that is read elsewhere"] += 1
-            elif not _of_system(name):
+            else:
                 seen.add(target)
-                kept.append(name)
+                kept.append(path.name)
         folders[:] = kept
-        for name in sorted(files):
-            suffix = os.path.splitext(name)[1].lower()
-            if _of_system(name):
-                continue
-            if name.startswith("."):
+        for path in (Path(parent, name) for name in sorted(files) if not _of_system(name)):
+            suffix = path.suffix.lower()
+            if path.name.startswith("."):
                 others["hidden"] += 1
-            elif suffix in IMAGE_SUFFIXES or (not suffix and _begins_as_dicom(Path(parent, name))):
-                images.append(Path(parent, name))
+            elif suffix in IMAGE_SUFFIXES or (not suffix and _begins_as_dicom(path)):
+                images.append(path)
             else:
                 others[suffix or "without suffix"] += 1
     return images
@@ -165,7 +163,7 @@ def _begins_as_dicom(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        return is_dicom(file.read(132))
 
 
 def _of_system(name: str) -> bool:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +16,13 @@ import pandas as pd
 from medmerge.data.reading import Source
 from medmerge.data.table import SPLITS, DataError, Listing, label_columns
 
-_KINDS = (
-    "path",
-    "chest",
-    "derma",
-    "oct",
-    "pneumonia",
-    "retina",
-    "breast",
-    "blood",
-    "tissue",
-    "organa",
-    "organc",
-    "organs",
-)
-NAMES = tuple(f"{kind}mnist" for kind in _KINDS)
-SIZES = (28, 64, 128, 224)
-SETS: Mapping[str, tuple[str, int]] = {
-    f"medmnist:{name}" + (f"_{size}" if size != 28 else ""): (name, size) for name in NAMES for size in SIZES
+KINDS = "path chest derma oct pneumonia retina breast blood tissue organa organc organs"
+SETS: dict[str, tuple[str, int]] = {
+    f"medmnist:{kind}mnist" + (f"_{size}" if size != 28 else ""): (f"{kind}mnist", size)
+    for kind in KINDS.split()
+    for size in (28, 64, 128, 224)
 }
 """The sets' names here, each with its name and size there."""
-
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def listing(name: str, root: Path | None, labels: str | None = None) -> Listing:
@@ -60,85 +43,52 @@ def listing(name: str, root: Path | None, labels: str | None = None) -> Listing:
         DataError: The file is missing or damaged, an array has another shape or type than the
             official one, or a label is no class.
     """
+    from medmnist import INFO
+
     flag, size = SETS[name]
-    info = _info(flag)
-    file = f"{name.removeprefix('medmnist:')}.npz"
-    expected = _expected(info, file, size)
+    info, file, key = INFO[flag], f"{name.removeprefix('medmnist:')}.npz", "" if size == 28 else f"_{size}"
+    command = f"medmnist.{info['python_class']}('train', download=True, size={size}, root='.')"
+    expected = (
+        f"The folder must hold {file}, with the MD5 {info[f'MD5{key}']}. Get it from {info[f'url{key}']}, "
+        f'or with: python -c "import medmnist; {command}"'
+    )
     source = Source(name, root, expected)
     path = source.file(file, *sorted(f"{found.parent.name}/{file}" for found in source.folder.glob(f"*/{file}")))
-    classes = tuple(info["label"][str(index)] for index in range(len(info["label"])))
+    counts, classes = info["n_samples"], tuple(info["label"].values())
     multilabel = "multi-label" in info["task"]
+    image = (size, size, 3) if info["n_channels"] == 3 else (size, size)
+    official = {f"{part}_images": (counts[part], *image) for part in SPLITS}
+    official |= {f"{part}_labels": (counts[part], len(classes) if multilabel else 1) for part in SPLITS}
     try:
-        _check_arrays(path, info, size, len(classes) if multilabel else 1)
+        for array, shape in official.items():
+            found, dtype = _header(path, array)
+            if found != shape or (dtype != np.uint8 if array.endswith("images") else dtype.kind not in "iu"):
+                wrong = f"{array} is {dtype} {list(found)}, officially uint8 {list(shape)}"
+                raise DataError(f"{path}: {wrong}. Is it the file of another size or set?")
         with np.load(path) as arrays:
-            values = [arrays[f"{part}_labels"] for part in SPLITS]
+            values = np.concatenate([arrays[f"{part}_labels"] for part in SPLITS])
     except DataError:
         raise
-    except _UNREADABLE as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}. Get it again. {expected}") from error
-    for part, given in zip(SPLITS, values, strict=True):
-        _check_labels(path, part, given, 2 if multilabel else len(classes))
-    values = np.concatenate(values)
-    counts = info["n_samples"]
+    top = 1 if multilabel else len(classes) - 1
+    if values.min() < 0 or values.max() > top:
+        raise DataError(f"{path}: its labels go from {values.min()} to {values.max()}, officially 0 to {top}")
     digits = max(5, len(str(max(counts.values()) - 1)))
-    rows = [(part, row) for part in SPLITS for row in range(counts[part])]
-    frame = pd.DataFrame(
-        {
-            "id": [f"{part}/{row:0{digits}d}" for part, row in rows],
-            "path": [f"{path}#{part}/{row}" for part, row in rows],
-            "split": [part for part, _ in rows],
-        },
-        dtype=object,
-    )
+    rows = [
+        (f"{part}/{row:0{digits}d}", f"{path}#{part}/{row}", part) for part in SPLITS for row in range(counts[part])
+    ]
+    frame = pd.DataFrame(rows, columns=["id", "path", "split"], dtype=object)
     if multilabel:
         labels = pd.DataFrame(values, columns=label_columns(classes), dtype=np.float32)
         return source.listing(pd.concat([frame, labels], axis=1), classes)
     return source.listing(frame.assign(label=np.array(classes, dtype=object)[values[:, 0]]), classes)
 
 
-@cache
-def _info(flag: str) -> dict:
-    from medmnist import INFO
-
-    return INFO[flag]
-
-
-def _expected(info: dict, file: str, size: int) -> str:
-    key = "" if size == 28 else f"_{size}"
-    command = f"medmnist.{info['python_class']}('train', download=True, size={size}, root='.')"
-    return (
-        f"The folder must hold {file}, with the MD5 {info[f'MD5{key}']}. Get it from {info[f'url{key}']}, "
-        f'or with: python -c "import medmnist; {command}"'
-    )
-
-
-def _check_arrays(path: Path, info: dict, size: int, width: int) -> None:
-    """Compares the shapes and types in the file, read without the arrays, with the official ones."""
-    image = (size, size, 3) if info["n_channels"] == 3 else (size, size)
-    with zipfile.ZipFile(path) as archive:
-        for part in SPLITS:
-            count = info["n_samples"][part]
-            for array, shape in ((f"{part}_images", (count, *image)), (f"{part}_labels", (count, width))):
-                given, dtype = _header(archive, f"{array}.npy")
-                if given != shape or (dtype != np.uint8 if array.endswith("images") else dtype.kind not in "iu"):
-                    raise DataError(
-                        f"{path}: {array} is {dtype} {list(given)}, officially uint8 {list(shape)}. "
-                        "Is it the file of another size or set?"
-                    )
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    with archive.open(name) as file:
+def _header(path: Path, array: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array, which is not read."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{array}.npy") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
     return shape, dtype
-
-
-def _check_labels(path: Path, part: str, values: np.ndarray, count: int) -> None:
-    wrong = (values < 0) | (values >= count)
-    if wrong.any():
-        row, column = (int(index[0]) for index in np.nonzero(wrong))
-        raise DataError(
-            f"{path}: row {row}, column {column} of {part}_labels is {values[row, column]}; it is from 0 to {count - 1}"
-        )

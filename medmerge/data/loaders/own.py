@@ -57,7 +57,7 @@ def labelled_csv(root: Path | None, labels: str | None) -> Listing:
             could be the group, or labels are given in two ways.
     """
     source = Source("csv", root)
-    folder, path = source.folder, _labels_file(source, labels)
+    path = _labels_file(source, labels)
     rows = source.table(path, ("image",), ("label", "labels", "group", "split"))
     ids = [_relative(image, path, row) for row, image in enumerate(rows["image"], start=1)]
     twice = first_duplicate(ids)
@@ -69,18 +69,22 @@ def labelled_csv(root: Path | None, labels: str | None) -> Listing:
     single = used == ["label"]
     classes = sorted({label for label in values["label"] if not is_missing(label)}) if single else list(values)
     check_forms("csv", f"classes in {path}", classes)
+    columns = {"id": ids, "path": _find_files(source, ids)}
     group = _group_column(rows.columns, used, path)
     if group is not None:
         check_forms("csv", f"groups in the column {group} of {path}", (v for v in rows[group] if not is_missing(v)))
-        if group != "group":
-            source.notes.append(f"The column {group} is taken for the group, which no grouped split cuts.")
-    unused = [name for name in rows.columns if name not in ("image", "split", group, *used)]
+        columns["group"] = rows[group]
+    if group not in (None, "group"):
+        source.notes.append(f"The column {group} is taken for the group, which no grouped split cuts.")
+    unused = [name for name in rows if name not in ("image", "split", group, *used)]
     if unused:
         source.notes.append(f"Columns not used: {', '.join(unused)}.")
-    splits = _splits(rows["split"], path) if "split" in rows else None
-    paths = _find_files(source, ids)
-    source.expected = f"{_hint(folder, ids, paths)}{source.expected}"
-    columns = {"id": ids, "path": paths, "group": None if group is None else rows[group], "split": splits}
+    if "split" in rows:
+        columns["split"] = rows["split"].map(part_of)
+        wrong = ~columns["split"].isin(SPLITS)
+        if wrong.any():
+            row = f"row {wrong.argmax() + 1}: split {rows['split'][wrong].iloc[0]!r} is none of {', '.join(SPLITS)}"
+            raise DataError(f"{path}, {row}; name one in every row, or leave the column out")
     frame = pd.DataFrame(columns, index=rows.index, dtype=object)
     return source.listing(pd.concat([frame, values if single else values.add_prefix(PREFIX)], axis=1), classes)
 
@@ -89,20 +93,17 @@ def _labels_file(source: Source, labels: str | None) -> Path:
     if labels is None:
         raise DataError(f"csv needs labels, the path of the CSV file. {source.expected}")
     candidates = (Path(labels).expanduser(), source.folder / labels)
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise DataError(f"There is no labels file {labels}, nor {candidates[1]}. {source.expected}")
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise DataError(f"There is no labels file {labels}, nor {candidates[1]}. {source.expected}")
+    return found
 
 
 def _relative(image: str, path: Path, row: int) -> str:
     """Returns the image's path below the folder in its one spelling."""
     posix = PurePosixPath(image.replace("\\", "/"))
     if posix.is_absolute() or PureWindowsPath(image).drive or ".." in posix.parts:
-        raise DataError(
-            f"{path}, row {row}: image {image!r} leads out of the folder of images; "
-            "give a path relative to that folder, without '..'"
-        )
+        raise DataError(f"{path}, row {row}: image {image!r} leads out of the folder of images; give a path within it")
     if is_missing(str(posix)):
         raise DataError(f"{path}, row {row}: the column image is empty ({image!r})")
     return str(posix)
@@ -120,22 +121,9 @@ def _group_column(columns: Iterable[str], used: Iterable[str], path: Path) -> st
         return "group"
     named = [name for name in columns if name not in used and _GROUP.fullmatch(letters(name))]
     if len(named) > 1:
-        raise DataError(
-            f"{path}: the columns {' and '.join(named)} could both say which images a split must keep together. Call "
-            "the one that counts group: that of the patients, if it is among them"
-        )
+        could = f"the columns {' and '.join(named)} could both say which images a split must keep together"
+        raise DataError(f"{path}: {could}. Call the one that counts group: that of the patients, if it is among them")
     return named[0] if named else None
-
-
-def _splits(values: pd.Series, path: Path) -> list[str]:
-    found = [part_of(value) for value in values]
-    for row, (part, value) in enumerate(zip(found, values, strict=True), start=1):
-        if part not in SPLITS:
-            raise DataError(
-                f"{path}, row {row}: split {value!r} is none of {', '.join(SPLITS)}; name one in every row, or leave "
-                "the column out"
-            )
-    return found
 
 
 def _read_labels(rows: pd.DataFrame, path: Path, expected: str) -> tuple[pd.DataFrame, list[str]]:
@@ -150,7 +138,10 @@ def _read_labels(rows: pd.DataFrame, path: Path, expected: str) -> tuple[pd.Data
         return rows[given], given
     if given == ["labels"]:
         return _split_labels(rows["labels"], path), given
-    return _numbers(rows[by_class].rename(columns=lambda name: name.removeprefix(PREFIX).strip()), path), by_class
+    texts = rows[by_class].rename(columns=lambda name: name.removeprefix(PREFIX).strip())
+    if "" in texts or first_duplicate(texts) is not None:
+        raise DataError(f"{path} has the columns {', '.join(by_class)}; each is {PREFIX}<class>, of a class of its own")
+    return label_numbers(path, texts), by_class
 
 
 def _split_labels(column: pd.Series, path: Path) -> pd.DataFrame:
@@ -159,60 +150,48 @@ def _split_labels(column: pd.Series, path: Path) -> pd.DataFrame:
     for row, names in enumerate(sets, start=1):
         unknown = [name for name in names if is_missing(name)]
         if unknown:
-            raise DataError(
-                f"{path}, row {row}: {unknown[0]!r} in labels is no class; leave the cell empty where an image has "
-                "none, or the row out where that is not known"
-            )
+            empty = "leave the cell empty where an image has none, or the row out where that is not known"
+            raise DataError(f"{path}, row {row}: {unknown[0]!r} in labels is no class; {empty}")
     classes = sorted(set().union(*sets))
-    # A class may have a comma, but not another class beside it.
-    listed = {name: {part.strip() for part in name.split(",")} - {name} for name in classes}
-    joined = [name for name in classes if ";" in name or listed[name] & set(classes)]
-    if joined:
-        mark = ";" if ";" in joined[0] else ","
-        raise DataError(f"{path} has the class {joined[0]!r} in labels; put '|' between classes, not {mark!r}")
     if not classes:
         raise DataError(f"{path} has no class in labels: the column is empty in all {len(column):,} rows")
+    for name in classes:  # may have a comma, but not another class beside it
+        mark = ";" if ";" in name else "," if {part.strip() for part in name.split(",")} - {name} & set(classes) else ""
+        if mark:
+            raise DataError(f"{path} has the class {name!r} in labels; put '|' between classes, not {mark!r}")
     return pd.DataFrame({name: [name in given for given in sets] for name in classes}, dtype=np.float32)
-
-
-def _numbers(texts: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Returns the columns of labels as float32, NaN where blank."""
-    twice = first_duplicate(texts.columns)
-    if twice is not None or "" in texts.columns:
-        what = f"two columns {PREFIX}{twice}" if twice else f"a column {PREFIX} of no class"
-        raise DataError(f"{path} has {what}")
-    return label_numbers(path, texts)
 
 
 def _find_files(source: Source, ids: list[str]) -> list[str | None]:
     """Returns the file of each image, None where there is none; notes those that are named otherwise."""
-    folder = source.folder
-    paths = {image: str(folder / image) if (folder / image).is_file() else None for image in ids}
-    absent = [image for image, path in paths.items() if path is None]
-    alike: dict[Path, dict[str, list[Path]]] = {}
-    for image in absent:
+    folder, found, alike = source.folder, {}, {}
+    for image in ids:
         wanted = folder / image
+        if wanted.is_file():
+            found[image] = wanted
+            continue
         if wanted.parent not in alike:
             alike[wanted.parent] = _by_stem(wanted.parent)
         stems = {wanted.name, wanted.stem} if wanted.suffix.lower() in IMAGE_SUFFIXES else {wanted.name}
-        files = {file for stem in stems for file in alike[wanted.parent].get(plain_form(stem), ())}
+        files = sorted({file for stem in stems for file in alike[wanted.parent].get(plain_form(stem), ())})
         if len(files) > 1:
-            both = " or ".join(sorted(file.name for file in files))
+            both = " or ".join(file.name for file in files)
             raise DataError(
                 f"csv: there is no {wanted}, and it could be {both}; write the names as the files have them"
             )
-        paths[image] = next((str(file) for file in files), None)
-    found = [image for image in absent if paths[image]]
-    twice = first_duplicate(path for path in paths.values() if path)
+        if files:
+            found[image] = files[0]
+    twice = first_duplicate(found.values())
     if twice is not None:
-        both = " and ".join(repr(image) for image, path in paths.items() if path == twice)
+        both = " and ".join(repr(image) for image, file in found.items() if file == twice)
         raise DataError(f"csv: the images {both} are both the file {twice}; keep one row an image")
-    if found:
-        example = f"{found[0]} as {Path(paths[found[0]]).name}"
-        source.notes.append(
-            f"{len(found):,} of {len(ids):,} images have another suffix or spelling on the disk: {example}."
-        )
-    return [paths[image] for image in ids]
+    other = [f"{image} as {file.name}" for image, file in found.items() if file != folder / image]
+    if other:
+        how = f"have another suffix or spelling on the disk: {other[0]}."
+        source.notes.append(f"{len(other):,} of {len(ids):,} images {how}")
+    if not found:
+        source.expected = f"{_hint(folder, ids[0])}{source.expected}"
+    return [str(found[image]) if image in found else None for image in ids]
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
@@ -223,11 +202,9 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _hint(folder: Path, ids: list[str], paths: list[str | None]) -> str:
-    """Says where the images are, if none is where the file says."""
-    if any(paths):
-        return ""
-    name = PurePosixPath(ids[0]).name
+def _hint(folder: Path, image: str) -> str:
+    """Says where an image is, if it is not where the labels file says."""
+    name = PurePosixPath(image).name
     there = next((place / name for place in (folder, *sorted(folder.glob("*/"))) if (place / name).is_file()), None)
-    listed = f"The file lists {ids[0]}, which is looked for as {folder / ids[0]}. "
-    return listed + (f"There is {there}: write the path below the folder. " if there else "")
+    below = f"There is {there}: write the path below the folder. " if there else ""
+    return f"The file lists {image}, which is looked for as {folder / image}. {below}"

@@ -42,8 +42,6 @@ def ham10k(root: Path | None, labels: str | None = None) -> Listing:
     source = Source("ham10k", root)
     folder = source.folder
     metadata = next((folder / name for name in _HAM10K_METADATA if (folder / name).is_file()), None)
-    if metadata is None and not _truth_file(folder, "Training"):
-        source.file(*_HAM10K_METADATA)
     frame = _metadata(source, metadata) if metadata else _isic2018_truth(source, "Training")
     if metadata and metadata.name != _HAM10K_METADATA[0]:
         source.notes.append(f"Labels are from {metadata.name}.")
@@ -127,8 +125,6 @@ def _lesions(source: Source, path: Path, truth_path: Path, ids: Sequence[str]) -
             by more than the rows that either file is short of.
     """
     table = source.table(path, ("image", "lesion_id"))
-    if "sex" not in table and "gender" in table:
-        source.notes.append(f"{path.name}: the column sex is called gender.")
     images = source.images(path, table["image"], *_NAMES)
     twice = first_duplicate(images)
     if twice is not None:
@@ -136,10 +132,11 @@ def _lesions(source: Source, path: Path, truth_path: Path, ids: Sequence[str]) -
     official = source.rows[truth_path.name][1]
     strange, without = sorted(set(images) - set(ids)), sorted(set(ids) - set(images))
     if len(strange) > max(0, official - len(ids)) or len(without) > max(0, official - len(table)):
+        counts = f"{len(strange):,} are only in the first, {len(without):,} only in the second"
+        named = " and ".join(found[0] for found in (strange, without) if found)
         raise DataError(
-            f"{path} and {truth_path.name} are not about the same images: {len(strange):,} are only in the first"
-            f"{f' ({strange[0]})' if strange else ''}, {len(without):,} only in the second"
-            f"{f' ({without[0]})' if without else ''}. Get both files again: without lesions a split leaks"
+            f"{path} and {truth_path.name} are not about the same images: {counts}, such as {named}. Get both files "
+            "again: without lesions a split leaks"
         )
     return dict(zip(images, table["lesion_id"], strict=True))
 
@@ -154,10 +151,8 @@ def _one_hot(
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         given = ", ".join(f"{name}={truth[name].iloc[row]!r}" for name in columns)
-        raise DataError(
-            f"{path}: image {truth['image'].iloc[row]} is not in exactly one class ({given}); "
-            f"{int(wrong.sum()):,} of {len(truth):,} rows are so. Each row needs one 1 and zeros."
-        )
+        rows = f"{wrong.sum():,} of {len(truth):,} rows are so"
+        raise DataError(f"{path}: image {truth['image'].iloc[row]} is not in exactly one class ({given}); {rows}")
     index = values.argmax(axis=1)
     known = tuple(columns) if (index == len(classes)).any() else classes
     return [columns[position] for position in index], known

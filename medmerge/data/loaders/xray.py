@@ -18,13 +18,10 @@ RSNA_LEFT_OUT = "No Lung Opacity / Not Normal"
 KERMANY_CLASSES = ("NORMAL", "PNEUMONIA")
 NIH_CLASSES = ("No Finding", "Pneumonia")
 
-_KERMANY_GROUPS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"(person\d+_(?:bacteria|virus))_\d+(?:_\d+)?",
-        r"((?:NORMAL2-)?IM-\d+)-\d+(?:-\d+)?",
-        r"(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d+",
-    )
+LABELS = "stage_2_train_labels.csv"
+_KERMANY_NAME = re.compile(
+    r"(person\d+_(?:bacteria|virus))_\d+(?:_\d+)?|((?:NORMAL2-)?IM-\d+)-\d+(?:-\d+)?"
+    r"|(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d+"
 )
 
 
@@ -52,19 +49,14 @@ def rsna(root: Path | None, labels: str | None = None) -> Listing:
     paths = [source.file(f"stage_2_{name}.csv") for name in ("train_labels", "detailed_class_info")]
     boxes = source.table(paths[0], ("patientId", "x", "y", "width", "height", "Target"))
     info = source.table(paths[1], ("patientId", "class"))
-    twice = boxes.duplicated()
-    if twice.any():
-        raise DataError(
-            f"{paths[0]}: {twice.sum():,} rows are there twice, the first of patient "
-            f"{boxes['patientId'][twice].iloc[0]}; get the file again"
-        )
-    patients = pd.DataFrame(
-        {
-            "Target": _by_patient(paths[0], boxes, "Target", ("0", "1")),
-            "class": _by_patient(paths[1], info, "class", (*RSNA_CLASSES, RSNA_LEFT_OUT)),
-        }
-    )
-    patients = _rsna_classes(source, paths[1], patients)
+    if (twice := boxes.duplicated()).any():
+        first = f"the first of patient {boxes['patientId'][twice].iloc[0]}"
+        raise DataError(f"{paths[0]}: {twice.sum():,} rows are there twice, {first}; get the file again")
+    given = {
+        "Target": _by_patient(paths[0], boxes, "Target", ("0", "1")),
+        "class": _by_patient(paths[1], info, "class", (*RSNA_CLASSES, RSNA_LEFT_OUT)),
+    }
+    patients = _rsna_classes(source, paths[1], pd.DataFrame(given))
     kept = patients[patients["class"] != RSNA_LEFT_OUT]
     left_out = f"{len(patients) - len(kept):,} of {len(patients):,} patients are {RSNA_LEFT_OUT!r} and left out."
     source.notes.append(left_out)
@@ -77,16 +69,12 @@ def rsna(root: Path | None, labels: str | None = None) -> Listing:
 
 def _by_patient(path: Path, rows: pd.DataFrame, column: str, allowed: Sequence[str]) -> pd.Series:
     """Returns the one value that a column has for each patient."""
-    wrong = ~rows[column].isin(allowed)
-    if wrong.any():
-        row = rows[wrong].iloc[0]
-        listed = ", ".join(allowed)
-        raise DataError(f"{path}: patient {row['patientId']} has the {column} {row[column]!r}; it is one of {listed}")
     pairs = rows[["patientId", column]].drop_duplicates()
-    both = pairs[pairs["patientId"].duplicated(keep=False)]
-    if len(both):
-        values = " and ".join(repr(value) for value in both[column][both["patientId"] == both["patientId"].iloc[0]])
-        raise DataError(f"{path}: patient {both['patientId'].iloc[0]} has the {column} {values}; get the file again")
+    wrong = pairs[~pairs[column].isin(allowed) | pairs["patientId"].duplicated(keep=False)]
+    if len(wrong):
+        patient = wrong["patientId"].iloc[0]
+        values = " and ".join(repr(value) for value in pairs[column][pairs["patientId"] == patient])
+        raise DataError(f"{path}: patient {patient} has the {column} {values}; it is one of {', '.join(allowed)}")
     return pairs.set_index("patientId")[column]
 
 
@@ -99,20 +87,16 @@ def _rsna_classes(source: Source, path: Path, patients: pd.DataFrame) -> pd.Data
     for column, room in zip(("Target", "class"), short, strict=True):
         absent = patients.index[patients[column].isna()]
         if len(absent) > max(0, room):
-            raise DataError(
-                f"{path} and stage_2_train_labels.csv are not about the same patients: {len(absent):,} are in one "
-                f"alone, first {absent[0]}. Were they renamed? Get both files again"
-            )
+            only = f"{len(absent):,} are in one alone, first {absent[0]}"
+            raise DataError(f"{path} and {LABELS} are not about the same patients: {only}. Get both files again")
     patients = patients[patients["Target"].notna()]
     unknown = patients.index[patients["class"].isna()]
-    boxed = patients["Target"] == "1"
-    wrong = patients.index[boxed != (patients["class"].fillna("Lung Opacity") == "Lung Opacity")]
+    opacity = patients["class"].fillna("Lung Opacity") == "Lung Opacity"
+    wrong = patients.fillna("unknown")[(patients["Target"] == "1") != opacity]
     if len(wrong):
-        target, given = patients.fillna("unknown").loc[wrong[0]]
-        raise DataError(
-            f"{path}: patient {wrong[0]} has the class {given!r} and the Target {target} in stage_2_train_labels.csv; "
-            "a Lung Opacity has Target 1, the other classes 0. Get both files again"
-        )
+        target, label = wrong.iloc[0]
+        said = f"patient {wrong.index[0]} has the class {label!r} and the Target {target} in {LABELS}"
+        raise DataError(f"{path}: {said}; a Lung Opacity has Target 1, the others 0. Get both files again")
     if short[1] > 0:
         follows = "each patient has another one"
         if len(unknown):
@@ -179,13 +163,11 @@ def _check_classes(folder: Path) -> None:
 
 
 def _kermany_group(path: str) -> str:
-    for pattern in _KERMANY_GROUPS:
-        if match := pattern.fullmatch(Path(path).stem):
-            return match[1]
-    raise DataError(
-        f"kermany: {path} is no official name, such as person1_bacteria_2.jpeg or IM-0115-0001.jpeg, so its patient is "
-        "unknown. Get the files again, or use the dataset csv for images of your own"
-    )
+    match = _KERMANY_NAME.fullmatch(Path(path).stem)
+    if match is None:
+        like = "person1_bacteria_2.jpeg or IM-0115-0001.jpeg, so its patient is unknown"
+        raise DataError(f"kermany: {path} is no official name, such as {like}. Use the dataset folder for your own")
+    return match[match.lastindex]
 
 
 def nih_pneumonia(root: Path | None, labels: str | None = None) -> Listing:
@@ -222,9 +204,7 @@ def _nih_patient(path: Path, image: str, patient: str) -> str:
     """Returns the group: the patient with its eight digits, which a spreadsheet may have cut."""
     match = re.fullmatch(r"(\d{8})_\d{3}(?:\.\w+)?", image)
     if match is None:
-        raise DataError(
-            f"{path}: the image {image!r} has no official name, such as 00000061_012.png; get the list again"
-        )
+        raise DataError(f"{path}: {image!r} is no official name, such as 00000061_012.png; get the list again")
     if patient.zfill(8) != match[1]:
         raise DataError(f"{path}: the image {image} is listed for patient {patient!r}; by its name it is of {match[1]}")
     return f"NIH {match[1]}"
