@@ -15,7 +15,7 @@ from medmerge.data import DATASETS, load_table, split
 
 
 def test_isic2019_tells_what_is_odd_about_it():
-    listing = DATASETS["isic2019"](real("isic2019"), None)
+    listing = DATASETS["isic2019"](real("isic2019"))
     assert listing.rows == {
         "ISIC_2019_Training_GroundTruth.csv": (25_331, 25_331),
         "ISIC_2019_Training_Metadata.csv": (25_331, 25_331),
@@ -62,7 +62,7 @@ def test_fundus4_has_eyepacs_patients_under_eyepacs_names():
     grades = pd.read_csv(real("fundus4", "eyepacs_grades.csv"), dtype=str).set_index("file")
     assert len(grades) == 1_098
     assert (frame["group"][grades.index] == "EyePACS " + grades["patient"]).all()
-    eyepacs = DATASETS["eyepacs"](real("eyepacs"), None).frame.set_index("id")
+    eyepacs = DATASETS["eyepacs"](real("eyepacs")).frame.set_index("id")
     images = eyepacs.loc[grades["eyepacs_image"]]
     assert (images["label"].to_numpy() == grades["level"].to_numpy()).all()
     assert (images["group"].to_numpy() == frame["group"][grades.index].to_numpy()).all()

@@ -10,8 +10,8 @@ from data_fixtures import made_table, real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medmerge.data import DataError, Table, join_identical, load_table, split
-from medmerge.data.splits import MAX_FOLDS, count, sizes, strata
+from medmerge.data import DataError, Table, load_table, split
+from medmerge.data.splits import MAX_FOLDS, count, join_identical, sizes, strata
 
 
 def straddling(table, parts):

@@ -38,7 +38,7 @@ def test_ham10k_is_all_there():
 
 
 def test_isic2019_lists_what_the_readme_counts():
-    frame = DATASETS["isic2019"](real("isic2019"), None).frame
+    frame = DATASETS["isic2019"](real("isic2019")).frame
     assert len(frame) == 25_331
     assert frame["group"].notna().sum() == 23_247
     assert frame["group"].nunique() == 11_847
@@ -63,7 +63,7 @@ def test_isic2019_partial_download():
 
 def test_ham10k_is_within_isic2019_lesion_by_lesion():
     source = load_table("ham10k", real("ham10000"))
-    listing = DATASETS["isic2019"](real("isic2019"), None).frame
+    listing = DATASETS["isic2019"](real("isic2019")).frame
     target = dict(zip(listing["id"], listing["group"], strict=True))
     assert source.frame["id"].map(target).tolist() == source.frame["group"].tolist()
     table = load_table("isic2019", real("isic2019"), missing="drop", exclude=set(source.frame["id"]))

@@ -1,35 +1,28 @@
 """Datasets: each as a table, split by patient or lesion, decoded once, served in batches."""
 
-from medmerge.data.audit import Audit, audit, leakage, shared
 from medmerge.data.catalogue import CATALOGUE, PAPER_NUMBERS
 from medmerge.data.dataset import Dataset, load
-from medmerge.data.images import Images, glance, load_images
+from medmerge.data.images import glance, load_images
 from medmerge.data.loaders import DATASETS, known_names, listed_ids, load_table
 from medmerge.data.reading import read_ids
-from medmerge.data.splits import join_identical, split
+from medmerge.data.splits import split
 from medmerge.data.table import DataError, Table
 from medmerge.samples import Samples
 
 __all__ = [
-    "Audit",
     "CATALOGUE",
     "DATASETS",
     "DataError",
     "Dataset",
-    "Images",
     "PAPER_NUMBERS",
     "Samples",
     "Table",
-    "audit",
     "glance",
-    "join_identical",
     "known_names",
-    "leakage",
     "listed_ids",
     "load",
     "load_images",
     "load_table",
     "read_ids",
-    "shared",
     "split",
 ]

@@ -68,17 +68,15 @@ def audit(
     straddling = _straddling(table, parts)
     identical = _identical(table, parts, digests)
     pairs = _near(table, parts, digests, pixels, distance)
-    counts = splits.count(table, parts)
     rows = {
         "groups": _group_finding(table, parts, straddling),
         "identical files": _file_finding(identical, digests, parts),
         "conflicting labels": _conflict_finding(identical),
         "near-duplicates": _near_finding(pairs, None if pixels is None else distance),
-        "classes": _class_finding(counts),
     }
     found = sorted(((name, *row) for name, row in rows.items() if row), key=lambda row: SEVERITIES.index(row[1]))
     summary = pd.DataFrame(found, columns=["finding", "severity", "count", "sentence", "examples"])
-    return Audit(summary.astype({"count": np.int64}), counts, straddling, identical, pairs)
+    return Audit(summary.astype({"count": np.int64}), splits.count(table, parts), straddling, identical, pairs)
 
 
 def leakage(keys: Sequence[str | None], parts: np.ndarray) -> pd.DataFrame:
@@ -207,11 +205,11 @@ def _label_names(table: Table) -> list[str]:
     """The class of each image; multi-label: all that it has, those that are not known with a question mark."""
     if not table.multilabel:
         return [table.classes[label] for label in table.labels]
-    signs = {1.0: "", 0.0: None}
-    rows = [
-        [(name, signs.get(value, "?")) for name, value in zip(table.classes, row, strict=True)] for row in table.labels
-    ]
-    return [", ".join(name + sign for name, sign in row if sign is not None) for row in rows]
+    rows = (
+        [f"{name}{'' if value == 1 else '?'}" for name, value in zip(table.classes, row, strict=True) if value != 0]
+        for row in table.labels
+    )
+    return [", ".join(row) for row in rows]
 
 
 Finding = tuple[str, int, str, str]
@@ -237,19 +235,16 @@ def _file_finding(identical: pd.DataFrame, digests: Sequence[str | None] | None,
     if identical.empty:
         return "ok", 0, f"No two files are byte-identical{of}.", ""
     cut, ungrouped = identical[identical["straddles"]], identical[identical["groups"] > 1]
+    severity, told, shown = "ok", "each is in one group.", identical
     if len(cut):
         apart = f"{_number(len(cut), 'is', 'are')} in more than one part"
-        severity, told = "leak", f"{apart}, and {_met(digests, parts)} have a copy in train."
+        severity, told, shown = "leak", f"{apart}, and {_met(digests, parts)} have a copy in train.", cut
     elif len(ungrouped):
-        severity = "look"
         told = f"this split cuts none, but {len(ungrouped):,} with several groups may be cut by another."
-    else:
-        severity, told = "ok", "each is in one group."
-    sets = (
-        f"{_number(len(identical), 'set', 'sets')} of byte-identical files, {identical['ids'].map(len).sum():,} images"
-    )
-    first = next(found for found in (cut, ungrouped, identical) if len(found))
-    return severity, len(identical), f"{sets}{of}: {told}", _some(first["ids"])
+        severity, shown = "look", ungrouped
+    sets = f"{_number(len(identical), 'set', 'sets')} of byte-identical files"
+    told = f"{sets}, {identical['ids'].map(len).sum():,} images{of}: {told}"
+    return severity, len(identical), told, _some(shown["ids"])
 
 
 def _conflict_finding(identical: pd.DataFrame) -> Finding | None:
@@ -267,21 +262,11 @@ def _near_finding(pairs: pd.DataFrame, distance: int | None) -> Finding:
         return "ok", 0, f"No two different files look alike ({within}).", ""
     cut, apart = pairs[pairs["part_a"] != pairs["part_b"]], pairs[~pairs["same_group"]]
     unlike = (~pairs["same_label"]).sum()
-    told = (
-        f"{_number(len(pairs), 'pair', 'pairs')} of images look alike ({within}): {len(cut):,} in different parts, "
-        f"{len(apart):,} of different groups, {unlike:,} of different labels."
-    )
+    parts = f"{len(cut):,} in different parts, {len(apart):,} of different groups, {unlike:,} of different labels"
+    told = f"{_number(len(pairs), 'pair', 'pairs')} of images look alike ({within}): {parts}."
     first = next(found for found in (cut, apart, pairs) if len(found))
     severity = "look" if len(cut) or len(apart) or unlike else "ok"
     return severity, len(pairs), told, _some(zip(first["a"], first["b"], strict=True))
-
-
-def _class_finding(counts: pd.DataFrame) -> Finding:
-    absent = [f"{name} in {part}" for part in SPLITS for name in counts.index[counts[part] == 0]]
-    if not absent:
-        return "ok", 0, "Each class is in each part.", ""
-    few = f"{_number(len(absent), 'class is', 'classes are')} absent from a part, where no score of theirs can be had."
-    return "look", len(absent), few, _some(absent)
 
 
 def _met(keys: Sequence[str | None], parts: np.ndarray) -> str:

@@ -12,8 +12,6 @@ do not reach 8-bit pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,69 +26,37 @@ PREFIX = "synthetic:"
 SIZE = 64
 MAX_SHOTS = 3
 
-Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Look:
-    """Ranges in which the lesions of a class lie, which tell it from the others.
-
-    Attributes:
-        jagged: How far the border leaves a circle, in radii.
-        spots: Number of dark round spots.
-        patches: Weight of a blue-grey patch.
-        red: From brown, 0, to the red of vessels, 1.
-        grain: Strength of the texture inside.
-        edge: Width of the border, in radii.
-    """
-
-    jagged: Range = (0.0, 0.1)
-    spots: Range = (0, 3)
-    patches: Range = (0.0, 0.1)
-    red: Range = (0.0, 0.2)
-    grain: Range = (0.02, 0.08)
-    edge: Range = (0.06, 0.2)
-
-
-@dataclass(frozen=True)
-class DrawnSet:
-    """A set of drawn images.
-
-    Attributes:
-        things: For each class, in order, the number of lesions or objects.
-        looks: For each class how its lesions look; none of objects, which are of one shape each.
-    """
-
-    things: Mapping[str, int]
-    looks: Mapping[str, Look]
-
-
 OBJECTS = ("disc", "ring", "square", "triangle", "star", "stripes")
-
-SETS: dict[str, DrawnSet] = {
-    "synthetic:objects": DrawnSet(dict.fromkeys(OBJECTS, 150), {}),
-    "synthetic:lesions": DrawnSet(
-        {"nevus": 130, "melanoma": 100, "keratosis": 90, "vascular": 80},
-        {
-            "nevus": Look(spots=(0, 6)),
-            "melanoma": Look(jagged=(0.15, 0.4), patches=(0.3, 0.9), spots=(0, 6)),
-            "keratosis": Look(jagged=(0.05, 0.25), grain=(0.12, 0.25), edge=(0.01, 0.04)),
-            "vascular": Look(red=(0.65, 1.0), spots=(2, 9)),
-        },
-    ),
-    "synthetic:moles": DrawnSet(
-        {"common": 165, "atypical": 82, "globular": 42, "melanoma": 21},
-        {
-            "common": Look(red=(0.0, 0.3)),
-            "atypical": Look(jagged=(0.15, 0.4), red=(0.0, 0.3)),
-            "globular": Look(spots=(9, 18), red=(0.0, 0.3)),
-            "melanoma": Look(jagged=(0.1, 0.4), patches=(0.3, 0.9), red=(0.0, 0.3)),
-        },
-    ),
+LOOK = {
+    "jagged": (0.0, 0.1),
+    "spots": (0, 3),
+    "patches": (0.0, 0.1),
+    "red": (0.0, 0.2),
+    "grain": (0.02, 0.08),
+    "edge": (0.06, 0.2),
 }
+"""Ranges in which lesions lie: how far the border leaves a circle, in radii; the number of dark round spots; the weight
+of a blue-grey patch; from brown, 0, to the red of vessels, 1; the strength of the texture; the border's width."""
+
+SETS: dict[str, dict[str, tuple[int, dict]]] = {
+    "synthetic:objects": {name: (150, {}) for name in OBJECTS},
+    "synthetic:lesions": {
+        "nevus": (130, {"spots": (0, 6)}),
+        "melanoma": (100, {"jagged": (0.15, 0.4), "patches": (0.3, 0.9), "spots": (0, 6)}),
+        "keratosis": (90, {"jagged": (0.05, 0.25), "grain": (0.12, 0.25), "edge": (0.01, 0.04)}),
+        "vascular": (80, {"red": (0.65, 1.0), "spots": (2, 9)}),
+    },
+    "synthetic:moles": {
+        "common": (165, {"red": (0.0, 0.3)}),
+        "atypical": (82, {"jagged": (0.15, 0.4), "red": (0.0, 0.3)}),
+        "globular": (42, {"spots": (9, 18), "red": (0.0, 0.3)}),
+        "melanoma": (21, {"jagged": (0.1, 0.4), "patches": (0.3, 0.9), "red": (0.0, 0.3)}),
+    },
+}
+"""By set and class, in order: the number of lesions or objects, and the ranges that tell its lesions from others."""
 
 
-def listing(name: str, root: Path | None = None, labels: str | None = None) -> Listing:
+def listing(name: str, root: Path | None = None) -> Listing:
     """Lists a drawn set: 900 objects, about 800 photographs of lesions, about 600 of moles.
 
     The group is the lesion, photographed one to three times.
@@ -98,13 +64,11 @@ def listing(name: str, root: Path | None = None, labels: str | None = None) -> L
     Args:
         name: A key of `SETS`.
         root: Not used: there are no files.
-        labels: Not used.
     """
-    drawn_set = SETS[name]
     rng = _generator(name, "table")
-    kinds = np.repeat(list(drawn_set.things), list(drawn_set.things.values()))
+    kinds = np.repeat(list(SETS[name]), [count for count, _ in SETS[name].values()])
     rng.shuffle(kinds)
-    shots = rng.integers(1, MAX_SHOTS + 1, len(kinds)) if drawn_set.looks else np.ones_like(kinds, int)
+    shots = np.ones_like(kinds, int) if name == "synthetic:objects" else rng.integers(1, MAX_SHOTS + 1, len(kinds))
     short = name.removeprefix(PREFIX)
     rows = [
         (f"{short}-{number:04d}-{shot}", f"{name}/{kind}/{number:04d}-{shot}", kind, f"{short}-{number:04d}")
@@ -112,7 +76,7 @@ def listing(name: str, root: Path | None = None, labels: str | None = None) -> L
         for shot in range(count)
     ]
     frame = pd.DataFrame(rows, columns=["id", "path", "label", "group"], dtype=object).assign(split=None)
-    return Listing(frame, tuple(drawn_set.things))
+    return Listing(frame, tuple(SETS[name]))
 
 
 def is_drawn(path: str) -> bool:
@@ -135,7 +99,7 @@ def draw(path: str) -> np.ndarray:
     if name == "synthetic:objects":
         image = _object(thing, kind)
     else:
-        image = _lesion(thing, photograph, SETS[name].looks[kind])
+        image = _lesion(thing, photograph, LOOK | SETS[name][kind][1])
     if name == "synthetic:moles":  # another camera: bluish, lit from a side
         x, _ = _canvas(photograph.uniform(0.0, 2 * np.pi))
         image = image * (0.86 + 0.2 * x[..., None]) * np.array([0.86, 0.97, 1.12])
@@ -143,11 +107,9 @@ def draw(path: str) -> np.ndarray:
     return np.rint(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
-def _lesion(thing: np.random.Generator, shot: np.random.Generator, look: Look) -> np.ndarray:
+def _lesion(thing: np.random.Generator, shot: np.random.Generator, look: dict) -> np.ndarray:
     """Draws a lesion: `thing` is the chance that all of its photographs share, `shot` that of one."""
-    jagged, spots, patches, red, grain, edge = (
-        thing.uniform(*bounds) for bounds in (look.jagged, look.spots, look.patches, look.red, look.grain, look.edge)
-    )
+    jagged, spots, patches, red, grain, edge = (thing.uniform(*bounds) for bounds in look.values())
     radius, skin = thing.uniform(0.42, 0.62), thing.uniform([0.80, 0.60, 0.48], [0.93, 0.76, 0.68])
     brown = thing.uniform([0.32, 0.18, 0.12], [0.60, 0.40, 0.26])
     x, y = _canvas(shot.uniform(0.0, 2 * np.pi), shot.uniform(-0.12, 0.12, 2), shot.uniform(0.88, 1.12))

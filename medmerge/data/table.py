@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -150,51 +150,44 @@ def first_duplicate(values: Iterable[str]) -> str | None:
 def settle(
     name: str,
     listing: Listing,
-    *,
-    where: Path | None,
+    where: str | os.PathLike | None,
     missing: str,
-    exclude: Collection[str],
-    uncertain: str,
-    blank: str,
+    exclude: set[str],
+    policies: Mapping[str, str],
 ) -> Table:
     """Checks what a dataset's files say, leaves out what is missing or unwanted, and encodes the labels.
 
     Arguments, result and errors are those of `loaders.load_table`; `where` is the folder, for messages.
     """
-    row_notes = _check_counts(name, listing, missing)
+    notes = [*listing.notes, *_check_counts(name, listing, missing)]
     twice = first_duplicate(listing.frame["id"])
     if twice is not None:
         raise DataError(f"{name}: the image {twice} is listed more than once")
     multilabel = "label" not in listing.frame
     if not multilabel:
         _check_labels(name, listing)
-    frame, notes = _leave_out(name, listing, where, missing, set(exclude))
+    frame, left_out = _leave_out(name, listing, where, missing, exclude)
+    notes += left_out
     if multilabel:
-        frame, label_notes = _with_policies(frame, label_columns(listing.classes), uncertain, blank)
-        classes, class_notes = _kept_findings(name, listing, frame)
-        notes += label_notes
+        frame, classes = _findings(name, listing, frame, policies, notes)
     else:
-        classes, class_notes = _kept_classes(name, listing, frame)
+        classes = _classes(name, listing, frame, notes)
     alone = int(frame["group"].isna().sum())
     if alone:
-        class_notes.append(f"{alone:,} of {len(frame):,} images carry no group; each is a group of its own.")
-    notes = (*listing.notes, *row_notes, *notes, *class_notes)
-    return Table(name, _encode(frame, classes, multilabel), classes, notes)
+        notes.append(f"{alone:,} of {len(frame):,} images carry no group; each is a group of its own.")
+    return Table(name, _encode(frame, classes, multilabel), classes, tuple(notes))
 
 
 def _check_counts(name: str, listing: Listing, missing: str) -> list[str]:
     """Compares labels files with the official ones; returns a note on each that is shorter."""
     notes = []
     for file, (found, official) in listing.rows.items():
-        counted = f"{file} has {found:,} rows, the official file {official:,}"
+        counted = f"{name}: {file} has {found:,} rows, the official file {official:,}"
         if found > official:
-            raise DataError(
-                f"{name}: {counted}: rows were added, by augmentation or by joining files. Get the official file "
-                "again, or use the dataset csv for a list of your own"
-            )
+            raise DataError(f"{counted}: rows were added. Get it again, or use the dataset csv for a list of your own")
         if found < official and missing == "error":
             cut = f"{official - found:,} are missing. Get it again, or set missing: drop to work with a part"
-            raise DataError(f"{name}: {counted}: {cut}")
+            raise DataError(f"{counted}: {cut}")
         if found < official:
             notes.append(f"{file} has {found:,} of the official {official:,} rows.")
     return notes
@@ -204,29 +197,26 @@ def _check_labels(name: str, listing: Listing) -> None:
     wrong = ~listing.frame["label"].isin(listing.classes)
     if not wrong.any():
         return
-    row = int(wrong.to_numpy().argmax())
-    image, label = listing.frame[["id", "label"]].iloc[row]
+    image, label = listing.frame[["id", "label"]][wrong].iloc[0]
     what = f"the label {label!r}, which is none of {', '.join(listing.classes)}"
     if is_missing(label):
-        what = (
-            f"no label ({label!r}), and {wrong.sum():,} rows are so; label them or remove them. A class that is meant"
-        )
-        what += " so takes another name"
-    raise DataError(f"{name}: row {row + 1}, image {image}, has {what}")
+        so = f"{wrong.sum():,} rows are so; label them or remove them. A class that is meant so takes another name"
+        what = f"no label ({label!r}), and {so}"
+    raise DataError(f"{name}: row {wrong.to_numpy().argmax() + 1}, image {image}, has {what}")
 
 
 def _leave_out(
-    name: str, listing: Listing, where: Path | None, missing: str, exclude: set[str]
+    name: str, listing: Listing, where: str | os.PathLike | None, missing: str, exclude: set[str]
 ) -> tuple[pd.DataFrame, list[str]]:
     """Returns the rows that remain, and notes on those that do not."""
     frame, notes = listing.frame, []
-    absent = frame["path"].isna()
-    if absent.all() and missing != "keep":
+    if frame["path"].isna().all() and missing != "keep":
         raise DataError(f"{name}: no image of {len(frame):,} is in {where}. {listing.expected}")
-    excluded = frame["id"].isin(exclude)
     if exclude:
+        excluded = frame["id"].isin(exclude)
         notes.append(f"{excluded.sum():,} of {len(frame):,} images are left out by exclude.")
-        frame, absent = frame[~excluded], absent[~excluded]
+        frame = frame[~excluded]
+    absent = frame["path"].isna()
     if absent.any() and missing == "error":
         raise DataError(
             f"{name}: {absent.sum():,} of {len(frame):,} images are missing in {where}, first "
@@ -236,47 +226,40 @@ def _leave_out(
         notes.append(f"{(~absent).sum():,} of {len(frame):,} images are here.")
         frame = frame[~absent]
     if frame.empty:
-        raise DataError(
-            f"{name}: of {len(listing.frame):,} images, {excluded.sum():,} are left out by exclude and "
-            f"{absent.sum():,} are missing in {where}: none is left"
-        )
+        raise DataError(f"{name}: of {len(listing.frame):,} images in {where} none is left. {' '.join(notes)}")
     return frame, notes
 
 
-def _with_policies(
-    frame: pd.DataFrame, columns: list[str], uncertain: str, blank: str
-) -> tuple[pd.DataFrame, list[str]]:
-    """Returns the frame with uncertain and blank labels as the policies say, and notes on how many there were."""
-    values, notes = frame[columns].to_numpy(dtype=np.float32, copy=True), []
-    for what, members, policy in (("uncertain", values == -1, uncertain), ("blank", np.isnan(values), blank)):
-        if members.any():
-            notes.append(f"{members.sum():,} {what} labels are taken as {policy}.")
-        values[members] = POLICIES[policy]
-    return frame.assign(**dict(zip(columns, values.T, strict=True))), notes
-
-
-def _kept_classes(name: str, listing: Listing, frame: pd.DataFrame) -> tuple[tuple[str, ...], list[str]]:
-    """Returns the classes without those that lost all their images, and a note on these."""
+def _classes(name: str, listing: Listing, frame: pd.DataFrame, notes: list[str]) -> tuple[str, ...]:
+    """Returns the classes without those that lost all their images, which a note says."""
     present, listed = set(frame["label"]), set(listing.frame["label"])
     if len(present) < 2:
-        raise DataError(
-            f"{name}: all {len(frame):,} images are of one class, {present.pop()}; learning to tell classes apart "
-            f"takes two. {' '.join(listing.notes)}".rstrip()
-        )
-    emptied = [label for label in listing.classes if label in listed - present]
-    classes = tuple(label for label in listing.classes if label not in emptied)
-    return classes, [f"Classes with no image left, taken out: {', '.join(emptied)}."] if emptied else []
+        said = f"all {len(frame):,} images are of one class, {present.pop()}; learning to tell classes apart takes two"
+        raise DataError(f"{name}: {said}. {' '.join(listing.notes)}".rstrip())
+    if emptied := [label for label in listing.classes if label in listed - present]:
+        notes.append(f"Classes with no image left, taken out: {', '.join(emptied)}.")
+    return tuple(label for label in listing.classes if label not in emptied)
 
 
-def _kept_findings(name: str, listing: Listing, frame: pd.DataFrame) -> tuple[tuple[str, ...], list[str]]:
-    """Returns the classes of a multi-label dataset that some image has and some has not, and a note on the others."""
-    values = frame[label_columns(listing.classes)]
-    told_apart = ((values == 1).any() & (values == 0).any()).to_numpy()
-    classes = tuple(label for label, kept in zip(listing.classes, told_apart, strict=True) if kept)
+def _findings(
+    name: str, listing: Listing, frame: pd.DataFrame, policies: Mapping[str, str], notes: list[str]
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Returns the frame with uncertain and blank labels as the policies say, and the classes that tell images apart."""
+    columns = label_columns(listing.classes)
+    values = frame[columns].to_numpy(dtype=np.float32, copy=True)
+    for what, members in (("uncertain", values == -1), ("blank", np.isnan(values))):
+        if members.any():
+            notes.append(f"{members.sum():,} {what} labels are taken as {policies[what]}.")
+        values[members] = POLICIES[policies[what]]
+    kept = (values == 1).any(axis=0) & (values == 0).any(axis=0)
+    classes, out = (
+        [label for label, one in zip(listing.classes, kept, strict=True) if one == is_kept] for is_kept in (True, False)
+    )
     if not classes:
         raise DataError(f"{name}: among {len(frame):,} images no class is both present and absent; nothing to learn")
-    out = [label for label in listing.classes if label not in classes]
-    return classes, [f"Classes that all images have or none has, taken out: {', '.join(out)}."] if out else []
+    if out:
+        notes.append(f"Classes that all images have or none has, taken out: {', '.join(out)}.")
+    return frame.assign(**dict(zip(columns, values.T, strict=True))), tuple(classes)
 
 
 def _encode(frame: pd.DataFrame, classes: tuple[str, ...], multilabel: bool) -> pd.DataFrame:

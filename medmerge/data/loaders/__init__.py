@@ -6,13 +6,12 @@ import difflib
 import os
 from collections.abc import Callable, Collection
 from functools import partial
-from pathlib import Path
 
 from medmerge.data import synthetic
 from medmerge.data.loaders import chexpert, folders, fundus, medmnist, own, skin, xray
 from medmerge.data.table import POLICIES, DataError, Listing, Table, settle
 
-Loader = Callable[[Path | None, str | None], Listing]
+Loader = Callable[..., Listing]
 
 DATASETS: dict[str, Loader] = {
     "ham10k": skin.ham10k,
@@ -29,7 +28,7 @@ DATASETS: dict[str, Loader] = {
     "folder": folders.labelled_folder,
     **{name: partial(synthetic.listing, name) for name in synthetic.SETS},
 }
-"""The datasets that are known, each with the function that lists it from `root` and `labels`."""
+"""The datasets that are known, each with the function that lists it from `root`, of csv also from `labels`."""
 
 MISSING = ("error", "drop", "keep")
 
@@ -71,16 +70,16 @@ def load_table(
             the classes, an id comes twice, no image is left, or only one class is.
     """
     loader = _find_loader(name)
-    allowed = {"missing": MISSING, "uncertain": POLICIES, "blank": POLICIES}
-    for parameter, value in (("missing", missing), ("uncertain", uncertain), ("blank", blank)):
-        if value not in allowed[parameter]:
-            raise DataError(f"{parameter} is {value!r}; it is one of {', '.join(allowed[parameter])}")
+    given = (("missing", missing, MISSING), ("uncertain", uncertain, POLICIES), ("blank", blank, POLICIES))
+    for parameter, value, allowed in given:
+        if value not in allowed:
+            raise DataError(f"{parameter} is {value!r}; it is one of {', '.join(allowed)}")
     if isinstance(exclude, str):
         raise DataError(f"exclude is the text {exclude!r}; give a list of ids")
     if labels is not None and name != "csv":
         raise DataError(f"{name} has its own labels; labels={labels!r} is for the dataset csv")
-    listing, policies = loader(root, labels), {"uncertain": uncertain, "blank": blank}
-    return settle(name, listing, where=root, missing=missing, exclude=exclude, **policies)
+    listing = loader(root, labels) if name == "csv" else loader(root)
+    return settle(name, listing, root, missing, set(exclude), {"uncertain": uncertain, "blank": blank})
 
 
 def listed_ids(name: str, root: str | os.PathLike | None = None) -> frozenset[str]:
@@ -93,7 +92,7 @@ def listed_ids(name: str, root: str | os.PathLike | None = None) -> frozenset[st
     Raises:
         DataError: The name is unknown, or the dataset's own files are missing or broken.
     """
-    return frozenset(_find_loader(name)(root, None).frame["id"])
+    return frozenset(_find_loader(name)(root).frame["id"])
 
 
 def known_names() -> str:

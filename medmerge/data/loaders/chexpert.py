@@ -37,7 +37,7 @@ _PATH = re.compile(
 )
 
 
-def chexpert(root: Path | None, labels: str | None = None) -> Listing:
+def chexpert(root: Path | None) -> Listing:
     """CheXpert: 191,747 frontal radiographs with 13 findings each; the group is the patient.
 
     Source: Irvin et al., AAAI 2019, arXiv:1901.07031. The files have 14 observations. The paper
@@ -50,7 +50,6 @@ def chexpert(root: Path | None, labels: str | None = None) -> Listing:
 
     Args:
         root: The folder of the labels files, or the one above it.
-        labels: Not used.
 
     Raises:
         DataError: A labels file is missing or broken, lists an image of another part or one with

@@ -26,7 +26,7 @@ _PARTS = {
 """Names of folders that are parts of a split, without blanks, signs and case."""
 
 
-def labelled_folder(root: Path | None, labels: str | None = None) -> Listing:
+def labelled_folder(root: Path | None) -> Listing:
     """Images in a folder for each class, or in such folders within those of train, val and test.
 
     Classes are the names of the folders in alphabetical order. An image's id is its path below
@@ -36,7 +36,6 @@ def labelled_folder(root: Path | None, labels: str | None = None) -> Listing:
 
     Args:
         root: Folder of the folders.
-        labels: Not used.
 
     Raises:
         DataError: There is no folder with an image, folders of a split and others lie side by

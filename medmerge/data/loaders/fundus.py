@@ -25,7 +25,7 @@ GLAUCOMA_ORIGINALS = 407
 _COPY = re.compile(r"_(\d+)_\d+")
 
 
-def eyepacs(root: Path | None, labels: str | None = None) -> Listing:
+def eyepacs(root: Path | None) -> Listing:
     """EyePACS (Kaggle 2015): 88,702 images in 5 grades of retinopathy; the group is the patient.
 
     The official split is train (35,126 images, 17,563 patients) and test (53,576 and 26,788), two
@@ -35,7 +35,6 @@ def eyepacs(root: Path | None, labels: str | None = None) -> Listing:
         root: Folder of the competition as unpacked, or of Kaggle's inputs with it in
             `diabetic-retinopathy-detection` and the images in `diabetic-retinopathy-train-unzipped`
             and `-test-unzipped`.
-        labels: Not used.
 
     Raises:
         DataError: Both labels files are missing, one is broken, or no image is there. That one is
@@ -60,7 +59,7 @@ def eyepacs(root: Path | None, labels: str | None = None) -> Listing:
     return source.listing(pd.concat(parts, ignore_index=True), GRADES)
 
 
-def aptos2019(root: Path | None, labels: str | None = None) -> Listing:
+def aptos2019(root: Path | None) -> Listing:
     """APTOS 2019 (Kaggle): 3,662 images in 5 grades of retinopathy; no groups, no official split.
 
     The competition's test images have no public labels and are not listed.
@@ -68,7 +67,6 @@ def aptos2019(root: Path | None, labels: str | None = None) -> Listing:
     Args:
         root: Folder of the competition as unpacked, or of Kaggle's inputs with it in
             `aptos2019-blindness-detection`.
-        labels: Not used.
 
     Raises:
         DataError: The labels file is missing or broken, or no image is there.
@@ -82,7 +80,7 @@ def aptos2019(root: Path | None, labels: str | None = None) -> Listing:
     return source.listing(pd.DataFrame(columns, dtype=object), GRADES)
 
 
-def fundus4(root: Path | None, labels: str | None = None) -> Listing:
+def fundus4(root: Path | None) -> Listing:
     """A Kaggle collection of 4,217 photographs: cataract, diabetic retinopathy, glaucoma, normal.
 
     An image's id is its path below `root`. The names tell where the images come from:
@@ -98,7 +96,6 @@ def fundus4(root: Path | None, labels: str | None = None) -> Listing:
 
     Args:
         root: Folder that has the four folders.
-        labels: Not used.
 
     Raises:
         DataError: A folder is missing, or an image in diabetic_retinopathy is not named as in EyePACS.

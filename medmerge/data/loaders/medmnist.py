@@ -25,7 +25,7 @@ SETS: dict[str, tuple[str, int]] = {
 """The sets' names here, each with its name and size there."""
 
 
-def listing(name: str, root: Path | None, labels: str | None = None) -> Listing:
+def listing(name: str, root: Path | None) -> Listing:
     """Lists a MedMNIST set from its npz file; images are rows of the file, and stay there.
 
     ChestMNIST is multi-label, the others have one label an image. The official split is complete.
@@ -37,7 +37,6 @@ def listing(name: str, root: Path | None, labels: str | None = None) -> Listing:
     Args:
         name: A key of `SETS`.
         root: The folder that has the file, or that has it one folder below.
-        labels: Not used.
 
     Raises:
         DataError: The file is missing or damaged, an array has another shape or type than the

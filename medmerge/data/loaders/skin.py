@@ -24,7 +24,7 @@ _HAM10K_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_meta
 _HAM10K_FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2", "images", "ISIC2018_Task3_Training_Input", ".")
 
 
-def ham10k(root: Path | None, labels: str | None = None) -> Listing:
+def ham10k(root: Path | None) -> Listing:
     """HAM10000: 10,015 images of 7,470 lesions in 7 classes, and ISIC-2018 task 3's other parts.
 
     Source: Tschandl et al., Scientific Data 5, 180161 (2018); Codella et al., arXiv:1902.03368.
@@ -34,7 +34,6 @@ def ham10k(root: Path | None, labels: str | None = None) -> Listing:
 
     Args:
         root: Folder of the dataset, as unpacked from Dataverse, Kaggle or the ISIC archive.
-        labels: Not used.
 
     Raises:
         DataError: A labels file is missing, broken, or does not fit another, or no image is there.
@@ -59,7 +58,7 @@ def ham10k(root: Path | None, labels: str | None = None) -> Listing:
     return source.listing(listed if len(parts) > 1 else listed.drop(columns="split"), HAM10K_CLASSES)
 
 
-def isic2019(root: Path | None, labels: str | None = None) -> Listing:
+def isic2019(root: Path | None) -> Listing:
     """ISIC-2019 training set: 25,331 images in 8 classes; the group is the lesion.
 
     2,084 images carry no lesion id. The ninth column of the ground truth, UNK, is empty in the
@@ -67,7 +66,6 @@ def isic2019(root: Path | None, labels: str | None = None) -> Listing:
 
     Args:
         root: Folder of the dataset, as unpacked.
-        labels: Not used.
 
     Raises:
         DataError: The ground truth or the metadata is missing or broken, they are not about the

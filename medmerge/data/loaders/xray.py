@@ -25,7 +25,7 @@ _KERMANY_NAME = re.compile(
 )
 
 
-def rsna(root: Path | None, labels: str | None = None) -> Listing:
+def rsna(root: Path | None) -> Listing:
     """RSNA Pneumonia, stage 2: 14,863 radiographs, 8,851 Normal and 6,012 Lung Opacity.
 
     Source: Shih et al., Radiology: AI 1(1), 2019. The labels have a row for each box, and 26,684
@@ -39,7 +39,6 @@ def rsna(root: Path | None, labels: str | None = None) -> Listing:
 
     Args:
         root: Folder of the competition's files, as unpacked.
-        labels: Not used.
 
     Raises:
         DataError: A labels file is missing or broken, lists a box twice, has a Target that is not
@@ -109,7 +108,7 @@ def _rsna_classes(source: Source, path: Path, patients: pd.DataFrame) -> pd.Data
     return patients.fillna({"class": "Lung Opacity"})
 
 
-def kermany(root: Path | None, labels: str | None = None) -> Listing:
+def kermany(root: Path | None) -> Listing:
     """Kermany's chest X-rays of children: 5,856 images, NORMAL or PNEUMONIA, with the official split.
 
     Source: Kermany et al., Cell 172, 1122 (2018). Read from the folders: Kaggle's copy with val,
@@ -126,7 +125,6 @@ def kermany(root: Path | None, labels: str | None = None) -> Listing:
 
     Args:
         root: The folder chest_xray, or the one above it.
-        labels: Not used.
 
     Raises:
         DataError: A folder is missing, has another class, or a name is of another form.
@@ -170,7 +168,7 @@ def _kermany_group(path: str) -> str:
     return match[match.lastindex]
 
 
-def nih_pneumonia(root: Path | None, labels: str | None = None) -> Listing:
+def nih_pneumonia(root: Path | None) -> Listing:
     """A list of NIH ChestX-ray14 images with No Finding or Pneumonia; the group is the patient.
 
     Source: Wang et al., CVPR 2017, whose labels were mined from reports. The list says which image
@@ -180,7 +178,6 @@ def nih_pneumonia(root: Path | None, labels: str | None = None) -> Listing:
 
     Args:
         root: Folder of labels.csv and the images.
-        labels: Not used.
 
     Raises:
         DataError: The list is missing or broken, or a patient is not the one of the image's name.
