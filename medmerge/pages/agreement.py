@@ -204,7 +204,7 @@ def _resampled(row: object, resamples: int, generator: np.random.Generator) -> t
     run, seeds = row.merged[0], len(row.merged)
     columns = {"first": predicted(row.of_first), "second": predicted(row.of_second)}
     cells = evaluation.counted(run.labels, columns, len(run.run["data"]["classes"]))
-    scores = resampling.bootstrap(cells, "macro_f1", resamples, generator)
+    scores = resampling.bootstrap(cells, resamples, generator)
     drawn = generator.integers(seeds, size=(resamples, seeds))
     differences = np.take_along_axis(scores[:, :seeds] - scores[:, seeds:], drawn, axis=1)
     return _shifts(row.merged)[drawn].mean(axis=1), differences.mean(axis=1)

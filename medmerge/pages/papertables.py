@@ -180,7 +180,7 @@ def togetherness(studies: Sequence[Sequence[Record]]) -> float:
 def _correlation(a: Record, b: Record) -> float:
     both = {name: predicted([run]) for name, run in (("a", a), ("b", b))}
     cells = evaluation.counted(a.labels, both, len(a.run["data"]["classes"]))
-    drawn = resampling.bootstrap(cells, "macro_f1", DRAWS, np.random.default_rng(0))
+    drawn = resampling.bootstrap(cells, DRAWS, np.random.default_rng(0))
     return float(np.corrcoef(drawn.T)[0, 1])
 
 

@@ -152,12 +152,10 @@ def bootstrap_interval(
     labels: ArrayLike,
     predicted: ArrayLike,
     num_classes: int,
-    metric: str = "macro_f1",
-    confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a score, stratified by true class if single-label.
+    """Percentile bootstrap interval, 95 %, of macro F1, stratified by true class if single-label.
 
     Images are drawn with replacement within each true class, so every resample keeps the class sizes of the
     test set (Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13). Multi-label images
@@ -170,8 +168,7 @@ def bootstrap_interval(
         labels, predicted: class indices, integers of shape [N]. Predictions of shape [S, N] are of S seeds:
             the score is their mean, and every resample draws the same images for all of them. Multi-label:
             labels of shape [N, K], 1, 0 or NaN; predictions 1 or 0 of shape [N, K] or [S, N, K].
-        num_classes, metric: K, at least two (multi-label: one), and "macro_f1" or "accuracy".
-        confidence: coverage aimed at, in (0, 1).
+        num_classes: K, at least two (multi-label: one).
         resamples: number of resamples, at least 1.
         seed: seed of the resampling, not of a model.
 
@@ -179,14 +176,10 @@ def bootstrap_interval(
         The interval's lower and upper end, in [0, 1].
 
     Raises:
-        ValueError: badly shaped, empty or out-of-range input, or an unknown metric.
+        ValueError: badly shaped, empty or out-of-range input.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}: give a share between 0 and 1, such as 0.95")
-    _check_options(metric, resamples)
     cells = counted(labels, {"predicted": predicted}, num_classes)
-    scores = resampling.bootstrap(cells, metric, resamples, np.random.default_rng(seed)).mean(axis=1)
-    return _percentiles(scores, confidence)
+    return _percentiles(resampling.bootstrap(cells, resamples, np.random.default_rng(seed)).mean(axis=1))
 
 
 def compare(
@@ -194,11 +187,10 @@ def compare(
     predicted_a: ArrayLike,
     predicted_b: ArrayLike,
     num_classes: int,
-    metric: str = "macro_f1",
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two models on the same test images.
+    """Compare the macro F1 of two models on the same test images.
 
     The interval is a percentile bootstrap of the difference, paired by image and, if single-label, stratified
     by true class (see `bootstrap_interval`).
@@ -214,7 +206,6 @@ def compare(
             Multi-label: labels of shape [N, K], 1, 0 or NaN; predictions 1 or 0 of shape [N, K] or [S, N, K].
             All of an image's predictions are exchanged together.
         num_classes: K, at least two (multi-label: one).
-        metric: "macro_f1" or "accuracy".
         resamples: number of resamples and of permutations, at least 1; the smallest p is 1 / (1 + resamples).
         seed: seed of the resampling, not of a model.
 
@@ -222,15 +213,13 @@ def compare(
         The `Comparison` of a with b; its difference is positive where a is better.
 
     Raises:
-        ValueError: badly shaped, empty or out-of-range input, an unknown metric, or unequal numbers of seeds.
+        ValueError: badly shaped, empty or out-of-range input, or unequal numbers of seeds.
     """
-    _check_options(metric, resamples)
     cells = counted(labels, {"predicted_a": predicted_a, "predicted_b": predicted_b}, num_classes)
     bootstrap_generator, permutation_generator = np.random.default_rng(seed).spawn(2)
-    difference = float(resampling.paired(resampling.scores(cells, cells.count, metric)))
-    drawn = resampling.bootstrap(cells, metric, resamples, bootstrap_generator)
-    low, high = _percentiles(resampling.paired(drawn), 0.95)
-    permuted = resampling.permutation(cells, metric, resamples, permutation_generator)
+    difference = float(resampling.paired(resampling.scores(cells, cells.count)))
+    low, high = _percentiles(resampling.paired(resampling.bootstrap(cells, resamples, bootstrap_generator)))
+    permuted = resampling.permutation(cells, resamples, permutation_generator)
     as_large = int((np.abs(permuted) >= abs(difference) - _ROUNDING).sum())
     return Comparison(difference, low, high, (1 + as_large) / (1 + resamples))
 
@@ -242,10 +231,8 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     raises a ValueError.
     """
     values = np.asarray(p_values, dtype=np.float64)
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"p_values has shape {values.shape}: give a list with at least one value")
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"p_values is {values.tolist()}: all must lie in [0, 1]; leave undefined ones out")
+    if values.ndim != 1 or not values.size or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p_values is {values.tolist()}: give at least one, each in [0, 1]; leave undefined ones out")
     return multipletests(values, method="holm")[1]
 
 
@@ -263,39 +250,28 @@ def counted(labels: ArrayLike, predicted: Mapping[str, ArrayLike], num_classes: 
     return resampling.cells_of_classes(labels, columns, num_classes)
 
 
-def _check_options(metric: str, resamples: int) -> None:
-    if metric not in ("macro_f1", "accuracy"):
-        raise ValueError(f"metric is {metric!r}: choose macro_f1 or accuracy")
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}: give at least 1")
-
-
 def _labels(labels: ArrayLike, num_classes: int) -> NDArray:
     """Checked labels: int64 [N], or float64 [N, K] of 1, 0 and NaN."""
     labels = np.asarray(labels)
     if labels.ndim < 2:
         return _indices(labels, "labels", num_classes)
     if labels.ndim != 2 or not labels.size or labels.shape[1] != num_classes:
-        needed = f"a class index for each of N > 0 images, or multi-label (N, {num_classes})"
-        raise ValueError(f"labels has shape {labels.shape}: give {needed}")
+        raise ValueError(f"labels has shape {labels.shape}: give (N,), or multi-label (N, {num_classes}), of N > 0")
     labels = labels.astype(np.float64)
     known = labels[~np.isnan(labels)]
-    if not known.size:
-        raise ValueError("labels holds no known label: give at least one 0 or 1")
-    if len(wrong := np.setdiff1d(known, (0, 1))):
-        raise ValueError(f"labels holds {wrong[:5].tolist()}: only 1, 0 and NaN (not known) are allowed")
+    if not known.size or not np.isin(known, (0, 1)).all():
+        raise ValueError(
+            f"labels holds {np.unique(known)[:5].tolist()}: give 1, 0 and NaN (not known), some of them known"
+        )
     return labels
 
 
 def _indices(values: ArrayLike, name: str, num_classes: int) -> NDArray[np.int64]:
     """Checked class indices [N]."""
     values = np.asarray(values)
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}: give at least 2")
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"{name} has shape {values.shape}: give a class index for each of N > 0 images")
-    if values.dtype.kind not in "iu":
-        raise ValueError(f"{name} has dtype {values.dtype}: give integers, 0 .. {num_classes - 1}")
+    if values.ndim != 1 or not values.size or values.dtype.kind not in "iu" or num_classes < 2:
+        found = f"shape {values.shape} and dtype {values.dtype}"
+        raise ValueError(f"{name} has {found}: give one of two or more class indices for each of N > 0 images")
     if values.min() < 0 or values.max() >= num_classes:
         found = f"{name} runs from {values.min()} to {values.max()}"
         raise ValueError(f"{found}: only 0 .. {num_classes - 1} are allowed; leave unlabelled images out")
@@ -306,8 +282,7 @@ def _predictions(values: ArrayLike, name: str, shape: tuple[int, ...], num_class
     """Checked predictions of the labels' shape for each seed: int64 [S, N], or multi-label bool [S, N, K]."""
     values = np.asarray(values)
     if values.ndim not in (len(shape), len(shape) + 1) or not values.size or values.shape[-len(shape) :] != shape:
-        asked = f"{shape} or (seeds, {', '.join(map(str, shape))})"
-        raise ValueError(f"{name} has shape {values.shape}: labels ask for {asked}")
+        raise ValueError(f"{name} has shape {values.shape}: labels ask for ([seeds,] {', '.join(map(str, shape))})")
     if len(shape) == 1:
         return _indices(values.ravel(), name, num_classes).reshape(-1, *shape)
     if len(wrong := values[~np.isin(values, (0, 1))]):
@@ -317,9 +292,8 @@ def _predictions(values: ArrayLike, name: str, shape: tuple[int, ...], num_class
 
 def _scored(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str]) -> tuple[NDArray, NDArray]:
     """Checked labels, and probabilities, float64 [N, K]."""
-    multilabel = np.ndim(labels) == 2
-    if len(classes) < (1 if multilabel else 2) or len(set(classes)) != len(classes):
-        raise ValueError(f"classes is {list(classes)}: give at least two names (multi-label: one), all different")
+    if len(set(classes)) != len(classes) or not classes:
+        raise ValueError(f"classes is {list(classes)}: give at least one name, all different")
     labels = _labels(labels, len(classes))
     values = np.asarray(probabilities, dtype=np.float64)
     if values.shape != (len(labels), len(classes)):
@@ -327,11 +301,9 @@ def _scored(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str])
     if not np.isfinite(values).all():
         row = np.isfinite(values).all(axis=1).argmin()
         raise ValueError(f"probabilities has a non-finite value in row {row}: see whether training diverged")
-    if multilabel and (values.min() < 0 or values.max() > 1):
-        found = f"probabilities runs from {values.min():g} to {values.max():g}"
-        raise ValueError(f"{found}, not within 0 .. 1: apply a sigmoid to logits first")
-    if not multilabel and (values.min() < 0 or np.abs(values.sum(axis=1) - 1).max() > 0.01):
-        raise ValueError("probabilities has rows that are not distributions: apply a softmax to logits first")
+    if values.min() < 0 or (values.max() > 1 if labels.ndim == 2 else np.abs(values.sum(axis=1) - 1).max() > 0.01):
+        needed = "values in 0 .. 1: apply a sigmoid" if labels.ndim == 2 else "distributions: apply a softmax"
+        raise ValueError(f"probabilities runs from {values.min():g} to {values.max():g}, no {needed} to logits first")
     return labels, values
 
 
@@ -345,8 +317,9 @@ def _one_by_one(labels: NDArray, probabilities: NDArray) -> Iterator[tuple[NDArr
         yield truth[known], said[known], scores[known]
 
 
-def _percentiles(scores: NDArray, confidence: float) -> tuple[float, float]:
-    return tuple(np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist())
+def _percentiles(scores: NDArray) -> tuple[float, float]:
+    # Published digits rest on these, which are not 0.025 and 0.975 to the last bit.
+    return tuple(np.quantile(scores, [(1 - 0.95) / 2, (1 + 0.95) / 2]).tolist())
 
 
 def _calibration_error(confidence: NDArray, correct: NDArray) -> float:

@@ -23,8 +23,6 @@ class Cells(NamedTuple):
     true: NDArray[np.float64]  # [C, K], 1 where the image has the class
     picked: NDArray[np.float64]  # [C, M, K], 1 where the column predicts the class
     hit: NDArray[np.float64]  # [C, M, K], 1 where it does so rightly
-    right: NDArray[np.float64]  # [C, M], right answers: one a class that is known, or one an image if single-label
-    answers: NDArray[np.float64]  # [C], right and wrong ones
 
 
 def cells_of_classes(labels: NDArray, columns: NDArray, num_classes: int) -> Cells:
@@ -35,8 +33,7 @@ def cells_of_classes(labels: NDArray, columns: NDArray, num_classes: int) -> Cel
     rows, count = np.unique(np.column_stack([labels, columns.T]), axis=0, return_counts=True)
     marks = (rows[..., None] == np.arange(num_classes)).astype(np.float64)
     true, picked = marks[:, 0], marks[:, 1:]
-    hit = picked * true[:, None]
-    return Cells(count, rows[:, 0], true, picked, hit, hit.sum(axis=-1), np.ones(len(rows)))
+    return Cells(count, rows[:, 0], true, picked, picked * true[:, None])
 
 
 def cells_of_findings(labels: NDArray, columns: NDArray) -> Cells:
@@ -51,17 +48,13 @@ def cells_of_findings(labels: NDArray, columns: NDArray) -> Cells:
     packed = np.packbits(marks.reshape(len(labels), -1), axis=1)
     rows, count = np.unique(packed, axis=0, return_counts=True)
     marks = np.unpackbits(rows, axis=1, count=marks[0].size).reshape(-1, *marks.shape[1:]).astype(np.float64)
-    known, true, picked = marks[:, 0], marks[:, 1], marks[:, 2:]
-    right = ((picked == true[:, None]) * known[:, None]).sum(axis=-1)
-    one = np.zeros(len(rows), dtype=np.int64)
-    return Cells(count, one, true, picked, picked * true[:, None], right, known.sum(axis=-1))
+    true, picked = marks[:, 1], marks[:, 2:]
+    return Cells(count, np.zeros(len(rows), dtype=np.int64), true, picked, picked * true[:, None])
 
 
-def scores(cells: Cells, counts: NDArray, metric: str) -> NDArray[np.float64]:
-    """Scores [..., M] if the cells held counts [..., C]; F1 = 2 hits / (images of a class + predicted)."""
+def scores(cells: Cells, counts: NDArray) -> NDArray[np.float64]:
+    """Macro F1 [..., M] if the cells held counts [..., C]; F1 = 2 hits / (images of a class + predicted)."""
     counts = counts.astype(np.float64)
-    if metric == "accuracy":
-        return np.tensordot(counts, cells.right, 1) / np.maximum(np.tensordot(counts, cells.answers, 1), 1)[..., None]
     true, picked, hits = (np.tensordot(counts, marks, 1) for marks in (cells.true, cells.picked, cells.hit))
     return (2 * hits / np.maximum(true[..., None, :] + picked, 1)).mean(axis=-1)
 
@@ -72,7 +65,7 @@ def paired(scores: NDArray) -> NDArray[np.float64]:
     return (scores[..., :seeds] - scores[..., seeds:]).mean(axis=-1)
 
 
-def bootstrap(cells: Cells, metric: str, resamples: int, generator: np.random.Generator) -> NDArray[np.float64]:
+def bootstrap(cells: Cells, resamples: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """Scores [resamples, M] of resamples, multinomial over the cells of each stratum."""
     drawn_scores = []
     for size in _batches(resamples, len(cells.count)):
@@ -81,25 +74,25 @@ def bootstrap(cells: Cells, metric: str, resamples: int, generator: np.random.Ge
             block = cells.stratum == stratum
             images = cells.count[block].sum()
             drawn[:, block] = generator.multinomial(images, cells.count[block] / images, size=size)
-        drawn_scores.append(scores(cells, drawn, metric))
+        drawn_scores.append(scores(cells, drawn))
     return np.concatenate(drawn_scores)
 
 
-def permutation(cells: Cells, metric: str, resamples: int, generator: np.random.Generator) -> NDArray[np.float64]:
+def permutation(cells: Cells, resamples: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """Differences [resamples] after exchanging a and b for Binomial(count, 1/2) images of each cell."""
     both = _kept_or_exchanged(cells)
     differences = []
     for size in _batches(resamples, len(both.count)):
         swaps = generator.binomial(cells.count, 0.5, size=(size, len(cells.count)))
         counts = np.concatenate([cells.count - swaps, swaps], axis=1)
-        differences.append(paired(scores(both, counts, metric)))
+        differences.append(paired(scores(both, counts)))
     return np.concatenate(differences)
 
 
 def _kept_or_exchanged(cells: Cells) -> Cells:
     """The cells [C] and after them [C] those with the predictions of a and b exchanged."""
-    seeds = cells.right.shape[1] // 2
-    exchanged = {name: np.roll(getattr(cells, name), seeds, axis=1) for name in ("picked", "hit", "right")}
+    seeds = cells.picked.shape[1] // 2
+    exchanged = {name: np.roll(getattr(cells, name), seeds, axis=1) for name in ("picked", "hit")}
     return Cells(*(np.concatenate(pair) for pair in zip(cells, cells._replace(**exchanged), strict=True)))
 
 

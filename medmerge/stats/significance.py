@@ -15,13 +15,12 @@ from sklearn.metrics import cohen_kappa_score
 
 from medmerge.stats import resampling
 from medmerge.stats.evaluation import Comparison, counted
+from medmerge.stats.pooling import ALPHA
 
 __all__ = [
     *("Discordance", "Equivalence", "SeedInterval", "delong", "equivalence", "mcnemar", "over_seeds"),
     *("quadratic_kappa", "seed_spread"),
 ]
-
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -84,12 +83,11 @@ def mcnemar(labels: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike) -
         labels, predicted_a, predicted_b: class indices, integers of shape [N], of one seed.
 
     Raises:
-        ValueError: empty input or unequal shapes. Several seeds: take `evaluation.compare`, metric "accuracy".
+        ValueError: empty input or unequal shapes.
     """
     labels, a, b = (np.asarray(values) for values in (labels, predicted_a, predicted_b))
     if labels.ndim != 1 or not labels.size or a.shape != labels.shape or b.shape != labels.shape:
-        found = f"labels, predicted_a and predicted_b have shapes {labels.shape}, {a.shape} and {b.shape}"
-        raise ValueError(f"{found}: give (N,) for each, of one seed; evaluation.compare takes several")
+        raise ValueError(f"shapes {labels.shape}, {a.shape} and {b.shape}: give (N,) for each, of one seed")
     right_a, right_b = a == labels, b == labels
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
@@ -118,12 +116,10 @@ def delong(labels: ArrayLike, probabilities_a: ArrayLike, probabilities_b: Array
     a, b = (np.asarray(values, dtype=np.float64) for values in (probabilities_a, probabilities_b))
     if labels.ndim != 1 or a.shape != b.shape or a.ndim not in (2, 3) or a.shape[-2] != len(labels):
         raise ValueError(f"shapes {labels.shape}, {a.shape} and {b.shape}: give (N,) and twice ([S,] N, K)")
-    if labels.dtype.kind not in "iu" or not labels.size or labels.min() < 0 or labels.max() >= a.shape[-1]:
-        raise ValueError(f"labels must be integers in 0 .. {a.shape[-1] - 1}, at least one")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("probabilities are not finite: look whether training diverged")
     classes, count = np.unique(labels, return_counts=True)
-    if len(classes) < 2 or count.min() < 2:
+    if len(classes) < 2 or count.min() < 2 or classes.max() >= a.shape[-1]:
         raise ValueError(f"classes {classes.tolist()} have {count.tolist()} images: DeLong needs two classes, two each")
     area_a, parts_a = _macro_area(labels, a, classes)
     area_b, parts_b = _macro_area(labels, b, classes)
@@ -160,12 +156,11 @@ def over_seeds(
     predicted_a: ArrayLike,
     predicted_b: ArrayLike,
     num_classes: int,
-    metric: str = "macro_f1",
     resamples: int = 10_000,
     seed: int = 0,
     spread: tuple[float, int] | None = None,
 ) -> SeedInterval:
-    """95 % interval of a difference for other seeds and other test images, paired by both.
+    """95 % interval of a difference in macro F1 for other seeds and other test images, paired by both.
 
     A percentile bootstrap over few seeds is too narrow where the spread between seeds outweighs that between
     images: S seeds drawn again spread by a factor sqrt((S - 1) / S) less than seeds do, and its quantiles know
@@ -175,20 +170,18 @@ def over_seeds(
     test set is in both terms, so the interval errs on the wide side.
 
     Args:
-        labels, predicted_a, predicted_b, num_classes, metric, resamples, seed: as for `evaluation.compare`; predictions
-            [S, N]. With S = 1 only the images' spread is known, and ``seed_known`` is False.
+        labels, predicted_a, predicted_b, num_classes, resamples, seed: as for `evaluation.compare`; predictions [S, N].
+            With S = 1 only the images' spread is known, and ``seed_known`` is False.
         spread: standard deviation of one model's score between seeds and its degrees of freedom, pooled over the models
             of a study (`seed_spread`). A difference then has twice that variance, in place of the one that these few
             differences show: wide where models share their seeds' luck, and steady.
 
     Raises:
-        ValueError: as `evaluation.compare`, or fewer than two resamples.
+        ValueError: as `evaluation.compare`.
     """
-    if resamples < 2 or metric not in ("macro_f1", "accuracy"):
-        raise ValueError(f"metric {metric!r}, {resamples} resamples: give macro_f1 or accuracy, and at least 2")
     cells = counted(labels, {"predicted_a": predicted_a, "predicted_b": predicted_b}, num_classes)
-    each = _by_seed(resampling.scores(cells, cells.count, metric))
-    drawn = _by_seed(resampling.bootstrap(cells, metric, resamples, np.random.default_rng(seed)))
+    each = _by_seed(resampling.scores(cells, cells.count))
+    drawn = _by_seed(resampling.bootstrap(cells, resamples, np.random.default_rng(seed)))
     seeds, difference = len(each), float(each.mean())
     images = float(drawn.mean(axis=1).var(ddof=1))
     variance, count = (2 * spread[0] ** 2, spread[1]) if spread else (each.var(ddof=1) if seeds > 1 else 0.0, seeds - 1)
@@ -215,10 +208,10 @@ def equivalence(difference: float, error: float, margin: float, freedom: float =
     Raises:
         ValueError: a margin that is not above 0, a negative error, or values that are none.
     """
-    if not (math.isfinite(difference) and math.isfinite(error) and error >= 0):
-        raise ValueError(f"difference {difference} and error {error}: give finite ones, the error at least 0")
-    if not (math.isfinite(margin) and margin > 0 and freedom > 0):
-        raise ValueError(f"margin {margin} and freedom {freedom}: give values above 0")
+    if not (math.isfinite(difference) and math.isfinite(error) and error >= 0 and 0 < margin < math.inf):
+        raise ValueError(
+            f"difference {difference}, error {error}, margin {margin}: give finite ones, the margin above 0"
+        )
     step = max(error, 1e-300)
     apart = float(2 * stats.t.sf(abs(difference) / step, freedom))
     close = float(stats.t.sf((margin - abs(difference)) / step, freedom))
