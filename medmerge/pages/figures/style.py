@@ -78,6 +78,7 @@ def book_style(draw: Callable[..., "BookFigure"]) -> Callable[..., "BookFigure"]
             with matplotlib.style.context(["default", _STYLE, {"figure.figsize": (width, 1)}]):
                 figures.append(draw(*args, **kwargs))
                 figures[-1].draw_without_rendering()
+                figures[-1].set_layout_engine("none")  # once is enough
         figures[0].narrow = figures[1]
         return figures[0]
 
