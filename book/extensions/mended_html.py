@@ -10,6 +10,8 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
+from medmerge.pages.figures.style import inline
+
 MENDED = (
     # A toggle's name is the text that it shows ("Show code cell source"), not another one.
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
@@ -55,10 +57,22 @@ def mend(page: str) -> str:
     return page
 
 
+def with_figures(page: str, folder: Path) -> str:
+    """The page with its SVG pictures as elements of its own, which the theme colours and a phone has a drawing of."""
+
+    def drawn(image: re.Match) -> str:
+        alt = re.search(r'alt="([^"]*)"', image[0])
+        return inline((folder / image[1]).read_text(encoding="utf-8"), html.unescape(alt[1]) if alt else "")
+
+    link = r'<a class="reference internal image-reference"[^>]*>\s*'
+    return re.sub(rf'(?:{link})?<img\b[^>]*\bsrc="([^"]*_images/[^"/]+\.svg)"[^>]*>(?:\s*</a>)?', drawn, page)
+
+
 def mend_pages(app: Sphinx, exception: Exception | None) -> None:
     if exception is None and app.builder.format == "html":
         for path in Path(app.outdir).rglob("*.html"):
-            path.write_text(mend(path.read_text(encoding="utf-8")), encoding="utf-8")
+            page = with_figures(path.read_text(encoding="utf-8"), path.parent)
+            path.write_text(mend(page), encoding="utf-8")
 
 
 def drop_the_useless(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:

@@ -218,7 +218,7 @@ def _publish(notebook: nbformat.NotebookNode, output: Path, origin: dict[str, st
             cell.metadata.pop(name, None)
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:
-            tags.append("hide-input")
+            tags.append("remove-cell")  # the parameter file says what they are
         if "hide-output" in tags:  # what a run prints as it trains, which a page that only reads the record has not
             cell.outputs = []
         if figure := cell.metadata.get("mystnb", {}).get("figure"):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from medmerge.pages.template import fill
+from medmerge.study.names import title
 
 
 def leak_table(sheets: Mapping[str, Mapping]) -> pd.DataFrame:
@@ -51,11 +52,13 @@ def summary(sheets: Mapping[str, Mapping], overlaps: Sequence[Mapping]) -> str:
     """Findings, a point each, in Markdown: what random splits leak, what sources have met, what that is worth."""
     leaks, probes = leak_table(sheets), probe_table(sheets)
     random = leaks[(leaks["split"] == "random") & (leaks["mean"] >= 0.02)].sort_values("mean", ascending=False)
+    random, probes = (table.assign(dataset=table["dataset"].map(title)) for table in (random, probes))
     sure = probes[(probes["low"] > 0) | (probes["high"] < 0)]
+    met = [row for row in overlaps if 0.1 < row["share of random test"] < 1]
     return fill(
         "leaks",
         leaks={kind: rows.to_dict("records") for kind, rows in random.groupby("kind")},
-        met=[row for row in overlaps if 0.1 < row["share of random test"] < 1],
+        met=[{**row, "in": title(row["in"]), "of": title(row["of"])} for row in met],
         probed=len(probes) > 0,
         sure=sure.to_dict("records"),
         others=sorted(set(probes["dataset"]) - set(sure["dataset"])),

@@ -57,7 +57,8 @@ def table(
     from IPython.display import HTML  # comes with a notebook, not with this package
 
     shown = texts(frame, forms, interval)
-    numbers = {name for name in frame if pd.api.types.is_numeric_dtype(frame[name])} | {interval}
+    numbers = {name for name in frame if pd.api.types.is_numeric_dtype(frame[name])}
+    numbers |= {name for name, cells in shown.items() if cells and all(" to " in text for text in cells)}
     looks = [' class="number"' if name in numbers else "" for name in shown]
     lines = [_line("td", line, looks) for line in zip(*shown.values(), strict=True)]
     head, body = _line('th scope="col"', shown, looks), "\n".join(lines)

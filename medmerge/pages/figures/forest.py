@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import rcParams
 from matplotlib.axes import Axes
 
 from medmerge.pages.figures.style import BAND, LOOKS, MUTED, BookFigure, book_style, canvas, on_phone
@@ -43,7 +42,7 @@ def forest(
         colours: of the hue's levels; no legend is drawn where ``rows`` says the level already.
         lines: values that a line marks, the first one solid.
         bands: by panel half the width of a grey band around 0.
-        form: format of the dots' values, as :func:`~medmerge.pages.typeset.number` takes it, written beside them; by
+        form: format of the dots' values, as :func:`~medmerge.pages.typeset.number` takes it, written at the right; by
             default none is.
         limits: of the axis; a bar that goes beyond ends in an arrow.
 
@@ -70,12 +69,6 @@ def forest(
             at = lot["_row"].map(own.index).to_numpy() + shift
             _dots(axes, lot, value, at + 0.2 * above, looks[level], level, form, limits)
         _frame(axes, own, title, lines, (bands or {}).get(title), above)
-    if form:
-        words = 0 if above else 5.5 * max(map(len, labels))
-        room = 50 * across / (96 * rcParams["figure.figsize"][0] - words)  # for a dot's value, in pixels of the axes
-        for axes in grid[:, 0] if across > 1 else grid[0]:
-            low, high = axes.get_xlim()
-            axes.set_xlim(low, low + (high - low) / (1 - room))
     for axes in grid[-1]:
         axes.set_xlabel(textwrap.fill(xlabel, 50) if on_phone() else xlabel)
     for axes in grid.flat[len(panels) :]:
@@ -121,9 +114,9 @@ def _dots(
             for y in at[beyond]:
                 axes.plot(edge, y, arrow, color=colour, markersize=5, clip_on=False)
     axes.plot(lot[value], at, marker, color=colour, markersize=4.5, label=level, clip_on=False)
-    for one, end, y in zip(lot[value] if form else (), ends, at, strict=False):
-        where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(number(one, form), (end, y), **where).set_in_layout(False)
+    for one, y in zip(lot[value] if form else (), at, strict=False):
+        where = {"xycoords": axes.get_yaxis_transform(), "xytext": (4, 0), "textcoords": "offset points"}
+        axes.annotate(number(one, form), (1, y), va="center", **where)
     if limits:
         axes.set_xlim(limits)
 

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 from medmerge.pages.figures.depth import depth_heatmap
 from medmerge.pages.figures.style import BookFigure
 from medmerge.pages.weights import layer_kinds, mean_weights, merged_rows
+from medmerge.study.names import title
 from medmerge.study.records import Record
 
 
@@ -22,12 +23,12 @@ def target_heatmap(records: Sequence[Record]) -> BookFigure:
         ValueError: several backbones.
     """
     rows = list(merged_rows(records).items())
-    names = [runs[0].run["data"]["name"] for _, runs in rows]
+    names = [title(runs[0].run["data"]["name"]) for _, runs in rows]
     if len(set(names)) < len(names):
         names = ["/".join((folder.parts[-3], folder.parts[-1])) for folder, _ in rows]
     counts = [f"{len(runs)} seed{'s' * (len(runs) > 1)}" for _, runs in rows]
     weights = {f"{n} ({c})": mean_weights(runs) for n, c, (_, runs) in zip(names, counts, rows, strict=True)}
-    sources = [runs[0].ends for _, runs in rows]
+    sources = [tuple(map(title, runs[0].ends)) for _, runs in rows]
     if len(set(sources)) == 1:
         return depth_heatmap(weights, *sources[0])
     told = [f"{label}: {first} and {second}" for label, (first, second) in zip(weights, sources, strict=True)]
