@@ -17,6 +17,7 @@ from medmerge.data import split_files
 from medmerge.pages import ablation, report
 from medmerge.pages.contrast import ALPHA, GAIN, Rows, against, by_row, contrast, margin, over_seeds
 from medmerge.pages.template import fill
+from medmerge.pages.typeset import estimate, number
 from medmerge.study import cost, definitions, names, notebooks
 from medmerge.study.params import Parameters
 from medmerge.study.places import home
@@ -137,7 +138,7 @@ class Claim:
         """The claim with the power of its comparisons at the paper's gain; an undecided one needs :data:`ENOUGH`."""
         if not power:
             return self
-        found = f"{self.found} (power at {GAIN:+.2f}: {min(power):.0%} to {max(power):.0%})"
+        found = f"{self.found} (power at {GAIN:+.2f}: {number(min(power), '.0%')} to {number(max(power), '.0%')})"
         powerless = self.verdict == UNDECIDED and max(power) < ENOUGH
         return replace(self, found=found, verdict=UNASSESSED if powerless else self.verdict)
 
@@ -248,7 +249,7 @@ def _probing_first(counted: Sequence[Pair], whole: bool) -> Claim:
     sentences, power, above, below = [], [], 0, 0
     for one in counted:
         table = probing_first(one)
-        words = [f"{r.source} {r.difference:+.3f} ({r.low:+.3f} to {r.high:+.3f})" for r in table.itertuples()]
+        words = [f"{r.source} {estimate(r.difference, r.low, r.high)}" for r in table.itertuples()]
         sentences.append(f"{one.short}: from {' and '.join(words)}")
         power += list(table["power"])
         above += (table["superior"] == "superior").all()
@@ -285,7 +286,7 @@ def others() -> list[Claim]:
     """
     runs = recorded("skin-batchnorm")
     frozen = ablation.differences(runs).itertuples() if len(runs) > 1 else ()
-    norms = "; ".join(f"{row.stage} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in frozen)
+    norms = "; ".join(f"{row.stage} {estimate(row.difference, row.low, row.high)}" for row in frozen)
     sheet = cost.SHEET.read(parameters("cost-densenet121"))
     low, middle, high = sheet.ratio("kernel", "lp") if sheet else (0.0, 0.0, 0.0)
     probe = (

@@ -10,6 +10,7 @@ from scipy import stats
 from medmerge.pages import claims
 from medmerge.pages.claims import FAILURE, SUPPORT, Claim
 from medmerge.pages.contrast import ALPHA, GAIN, Rows, by_row, contrast, margin, over_seeds
+from medmerge.pages.typeset import estimate, number
 from medmerge.stats import evaluation, pooling
 from medmerge.study import definitions, names
 from medmerge.study.definitions import Row
@@ -91,7 +92,7 @@ def described(pairs: Mapping[str, Rows]) -> pd.DataFrame:
             continue
         asked = [({"MedMerge": m, "minus": k}, rows[m], rows[k]) for m in merged for k in rows if k not in merged]
         for r in contrast(asked).to_dict("records"):
-            shown = f"{r['difference']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f})"
+            shown = estimate(r["difference"], r["low"], r["high"])
             lines.append(
                 {
                     "pair": names.title(name),
@@ -140,7 +141,10 @@ def decided(pairs: Mapping[str, Rows]) -> list[Claim]:
 def _beats(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
     table = pooled({name: family(rows) for name, rows in counted.items()})
     table = table[table["against"].isin(PAPERS)]
-    said = [f"{r.row} minus {r.against}: {_cell(r)}, power {r.power:.0%}" for r in table.itertuples()]
+    said = [
+        f"{r.row} minus {r.against}: {estimate(r.difference, r.low, r.high)}, power {number(r.power, '.0%')}"
+        for r in table.itertuples()
+    ]
     rows = [each for _, each in table.groupby("row")]
     if any((each["superior"] == "superior").all() for each in rows):
         return said, SUPPORT
@@ -152,7 +156,7 @@ def _gain(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
     for name, rows in counted.items():
         best = max(PAPERS, key=lambda kind: np.mean([run.run["metrics"]["macro_f1"] for run in rows[kind]]))
         for r in family(rows).query("against == @best").itertuples():
-            said.append(f"{names.title(name)}, {r.row} minus {best}: {_cell(r)}")
+            said.append(f"{names.title(name)}, {r.row} minus {best}: {estimate(r.difference, r.low, r.high)}")
             supported.append(r.low > 0 and r.high >= GAIN)
             below.append(r.high < GAIN)
     whole = {"skin-2", "chest-2"} <= set(counted)
@@ -166,7 +170,7 @@ def _probing_first(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
         lines = [({"row": one, "against": other}, rows[one], rows[other]) for one, other in kinds]
         tables[name] = contrast(lines, "seeds", MARGIN, _between(rows))
     table = pooled(tables)
-    said = [f"{r.row} minus {r.against}: {_cell(r)}" for r in table.itertuples()]
+    said = [f"{r.row} minus {r.against}: {estimate(r.difference, r.low, r.high)}" for r in table.itertuples()]
     if (table["superior"] == "superior").all():
         return said, SUPPORT
     return said, FAILURE if (table["high"] < MARGIN).all() else OPEN
@@ -180,9 +184,8 @@ def _better_source(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
             continue
         for kind in (SLOW, FAST):
             shifts = np.sign(gap.difference) * np.array([_mean_weight(run) - 0.5 for run in rows[kind]])
-            said.append(
-                f"{names.title(name)}, {kind}: {', '.join(f'{shift:+.4f}' for shift in shifts)} to the better source"
-            )
+            values = ", ".join(number(shift, "+.4f") for shift in shifts)
+            said.append(f"{names.title(name)}, {kind}: {values} to the better source")
             outcomes.add(SUPPORT if min(shifts) >= MARGIN else FAILURE if max(shifts) <= -MARGIN else OPEN)
     if not said:
         return ["no pair whose sources differ by more than the margin"], claims.UNASSESSED
@@ -191,7 +194,3 @@ def _better_source(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
 
 def _mean_weight(run: Record) -> float:
     return float(np.concatenate([w.ravel() for w in run.kernel_weights.values()]).mean(dtype=np.float64))
-
-
-def _cell(r: object) -> str:
-    return f"{r.difference:+.3f} ({r.low:+.3f} to {r.high:+.3f})"

@@ -39,6 +39,11 @@ def span(low: float, high: float, form: str = "+.3f") -> str:
     return f"{number(low, form)} to {number(high, form)}" if low == low else number(low)
 
 
+def estimate(value: float, low: float, high: float, form: str = "+.3f") -> str:
+    """A number with its interval in brackets, as :func:`number` writes them."""
+    return f"{number(value, form)} ({span(low, high, form)})"
+
+
 def table(
     frame: pd.DataFrame,
     forms: Mapping[str, str] | None = None,

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from medmerge.pages.figures.style import APPROACH_COLOURS, BookFigure, book_style
+from medmerge.pages.figures.style import APPROACH_COLOURS, BAND, MUTED, BookFigure, book_style, canvas, on_phone
+from medmerge.pages.typeset import estimate
 
 REACH = 0.1
 """Half the axis; an arrow stands for an interval that reaches beyond."""
@@ -13,35 +14,35 @@ _POOLED, _PAIR = APPROACH_COLOURS["medmerge"], APPROACH_COLOURS["ft"]
 
 
 @book_style
-def answer(table: pd.DataFrame, gain: float, margin: float, width: float = 7.2) -> BookFigure:
+def answer(table: pd.DataFrame, gain: float, margin: float) -> BookFigure:
     """Differences in blocks of a baseline: a line a pair, its networks by marker, and a diamond for all pairs together.
 
     Args:
         table: :func:`medmerge.pages.evidence.compared`.
-        gain: of the paper, a dashed line; ``margin``: half the grey band around 0.
-        width: in inches; below 5 the numbers at the right are left out.
+        gain: of the paper, a dashed line.
+        margin: half the width of a grey band around 0.
     """
     blocks = {name: list(part["pair"].unique()) for name, part in table.groupby("baseline", sort=False)}
     lines = [(name, row) for name, pairs in blocks.items() for row in ("", *pairs)]
     at = {line: y for y, line in enumerate(lines)}
     networks = [name for name in table["network"].unique() if name not in table["pair"].to_numpy()]
-    figure = BookFigure(figsize=(width, 0.175 * len(lines) + 0.75), layout="constrained")
+    figure = canvas(0.175 * len(lines) + 0.75)
     axes = figure.subplots()
-    axes.axvspan(-margin, margin, color="0.93", linewidth=0)
-    axes.axvline(0, color="0.35", linewidth=0.9)
-    axes.axvline(gain, color="0.35", linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.text(gain, -0.9, " the paper's gain", va="center", fontsize=8)
+    axes.axvspan(-margin, margin, color=BAND, linewidth=0)
+    axes.axvline(0, color=MUTED, linewidth=0.9)
+    axes.axvline(gain, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.text(gain, -0.9, " the paper's gain", va="center")
     for row in table.itertuples():
         y, whole = at[row.baseline, row.pair], row.network not in networks
         shift = 0 if whole or len(networks) == 1 else 0.4 * (networks.index(row.network) / (len(networks) - 1) - 0.5)
         _line(axes, row, y + shift, whole, whole or not networks.index(row.network))
-        if whole and width > 5:
-            text = f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})".replace("-", "−")
-            axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center", color=_POOLED, fontsize=8)
-    labels = [row or f"Minus {name}" for name, row in lines]
-    axes.set_yticks(range(len(lines)), labels)
-    for label, (_, row) in zip(axes.get_yticklabels(), lines, strict=True):
-        label.set_fontweight("normal" if row else "bold")
+        if whole and not on_phone():
+            text = estimate(row.difference, row.low, row.high)
+            axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center", color=_POOLED)
+    axes.set_yticks(range(len(lines)), [row for _, row in lines])
+    for name in blocks:
+        side = {"x": -REACH, "ha": "left"} if on_phone() else {"x": -1.03 * REACH, "ha": "right"}
+        axes.text(y=at[name, ""], s=f"Minus {name}", va="center", weight="bold", **side)
     axes.set(
         ylim=(len(lines) - 0.4, -1.5), xlim=(-REACH, REACH), xlabel="difference in macro F1, with its 95 % interval"
     )
@@ -49,7 +50,7 @@ def answer(table: pd.DataFrame, gain: float, margin: float, width: float = 7.2) 
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.alt = "; ".join(
-        f"MedMerge minus {row.baseline}, all pairs together: {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
+        f"MedMerge minus {row.baseline}, pooled: {estimate(row.difference, row.low, row.high)}"
         for row in table[~table["network"].isin(networks)].itertuples()
     )
     if len(networks) > 1:
