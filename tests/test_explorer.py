@@ -28,6 +28,14 @@ def drawn(seed: int = 0, spread: float = 0.1) -> dict[str, np.ndarray]:
     return {name: (0.5 + rng.normal(0, spread, kernels)).astype(np.float32) for name, kernels in LAYERS.items()}
 
 
+CONTROLS = pd.DataFrame(
+    {
+        "control": ["learnt", "start", "first source", "second source", *["shuffled", "random"] * 2],
+        "score": [0.6, 0.59, 0.3, 0.4, 0.61, 0.58, 0.57, 0.6],
+    }
+).assign(draw=0, reestimated=0.55)
+
+
 def record(folder, seed: int = 0, study: str = "moles", epochs: int = 4, weights=None, backbone="densenet_small"):
     """A finished merged run, with a history of its weights unless ``epochs`` is 0."""
     weights = drawn(seed) if weights is None else weights
@@ -42,9 +50,12 @@ def record(folder, seed: int = 0, study: str = "moles", epochs: int = 4, weights
     run = {**RUN, "row": {"approach": "medmerge", "title": "MedMerge", "sources": ["imagenet", "skin"]}, "seed": seed}
     run["data"] = {**RUN["data"], "name": study, "images": {"train": 30, "val": 10, "test": 5}}
     run["parameters"] = {**RUN["parameters"], "note": "Drawn, not photographed.", "select": "best"}
+    run["parameters"] |= {"lp_lr": 1e-3, "batch_size": 10}
     run["provenance"] = {**RUN["provenance"], "commit": "abcdef0123456789"}
     where = folder / f"open/{study}/{backbone}/medmerge-imagenet-skin/seed{seed}"
-    return records.write(where, run, pd.concat([probe, HISTORY]), predictions(), weights, history)
+    return records.write(
+        where, run, pd.concat([probe, HISTORY]), predictions(), weights, history, {"controls": CONTROLS}
+    )
 
 
 def zeros(folder):
@@ -79,15 +90,22 @@ class Counted:
 
 def test_what_is_shown_first_and_what_is_on_the_screen(runs):
     shown = medmerge.explore(runs)
+    weights = runs[0].kernel_weights
+    strongest = max(weights, key=lambda name: np.abs(weights[name] - 0.5).max())
     assert shown.selection == {
-        **{"run": FIRST, "layer": "features.conv0", "kernel": None, "epoch": None, "compare": ""},
-        **{"view": "w", "scope": "layer"},
+        **{"run": FIRST, "layer": strongest, "kernel": None, "epoch": None, "compare": "shuffled"},
+        **{"view": "w", "order": "number"},
     }
     data = shown.data()
-    assert list(data) == ["layer", "kernel", "w"] and data["kernel"].tolist() == list(range(6))
-    assert np.array_equal(data["w"], runs[0].kernel_weights["features.conv0"])
+    assert list(data) == ["layer", "kernel", "w", "other", "difference"]
+    assert data["kernel"].tolist() == list(range(LAYERS[strongest])) and np.array_equal(data["w"], weights[strongest])
+    assert not np.array_equal(data["other"], data["w"]) and sorted(data["other"]) == sorted(data["w"])
     everything = shown.data(all_layers=True)
     assert everything.groupby("layer", sort=False).size().to_dict() == LAYERS
+    shown.selection = {"compare": "start"}
+    assert (shown.data()["other"] == 0.5).all()
+    shown.selection = {"compare": ""}
+    assert list(shown.data()) == ["layer", "kernel", "w"]
 
 
 def test_a_selection_is_set_in_part_and_what_it_excludes_falls_back(runs):
@@ -102,7 +120,7 @@ def test_a_selection_is_set_in_part_and_what_it_excludes_falls_back(runs):
     shown.selection = {"layer": "features.conv0"}
     assert shown.selection["kernel"] is None and shown.selection["compare"] == SECOND
     shown.selection = {"run": SECOND}
-    assert (shown.selection["compare"], shown.selection["view"], shown.selection["epoch"]) == ("", "w", 2)
+    assert (shown.selection["compare"], shown.selection["epoch"]) == ("shuffled", 2)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +128,11 @@ def test_a_selection_is_set_in_part_and_what_it_excludes_falls_back(runs):
     [
         ({"run": "x"}, "there is no run 'x'; there are: moles"),
         ({"layer": "conv9"}, "there is no layer 'conv9'; there are: features.conv0, "),
-        ({"kernel": 6}, "there is no kernel 6; there are: 0 to 5"),
+        ({"layer": "features.conv0", "kernel": 6}, "there is no kernel 6; there are: 0 to 5"),
         ({"epoch": 9}, "there is no epoch 9; there are: 1, 2, 3, 4"),
-        ({"compare": FIRST}, "there is no compare 'moles/.*seed0'; there are: moles/.*seed1"),
-        ({"view": "difference"}, "there is no view 'difference'"),
-        ({"scope": "all"}, "there is no scope 'all'; there are: layer, network"),
+        ({"compare": FIRST}, "there is no compare 'moles/.*seed0'; there are: shuffled, start, moles/.*1$"),
+        ({"view": "difference", "compare": ""}, "there is no view 'difference'"),
+        ({"order": "size"}, "there is no order 'size'; there are: number, w"),
         ({"layers": "x"}, "there is no 'layers'; there are run, layer"),
     ],
 )
@@ -218,21 +236,38 @@ def test_both_networks_fit_a_page():
     assert len(page.encode()) < 1_500_000 / 3
 
 
-def test_the_page_holds_every_weight_and_a_history_within_its_budget(runs, monkeypatch):
-    monkeypatch.setattr(explorer_data, "HISTORY_BYTES", 130)
+def unpacked(packed: dict) -> np.ndarray:
+    whole = np.frombuffer(base64.b64decode(packed["base64"]), f"<i{packed['bits'] // 8}")
+    return 0.5 + whole * packed["step"]
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_the_page_holds_every_weight_and_a_history_within_its_budget(runs, monkeypatch, bits):
+    monkeypatch.setattr(explorer_data, "WEIGHT_BYTES", 60 if bits == 16 else 59)
+    monkeypatch.setattr(explorer_data, "HISTORY_BYTES", 2 * sum(LAYERS.values()) * bits // 8)
+    monkeypatch.setattr(explorer_data, "EPOCHS", 2)
     page = medmerge.explore(runs, compare=SECOND).html()
     content = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
-    assert content["selection"]["compare"] == SECOND
+    assert content["selection"]["compare"] == SECOND and "history" not in content["runs"][1], "one study, one history"
     for packed, run in zip(content["runs"], runs, strict=True):
         everything = np.concatenate(list(run.kernel_weights.values()))
-        assert np.array_equal(np.frombuffer(base64.b64decode(packed["w"]), "<f4"), everything)
-        assert packed["epochs"] == [2, 4], "the last and every second before it"
-        stored = np.frombuffer(base64.b64decode(packed["history"]), "<i2").reshape(2, -1) * packed["step"] + 0.5
-        kept = np.concatenate([w[[1, 3]] for w in run.kernel_history[1].values()], axis=1)
-        np.testing.assert_allclose(stored, kept, atol=1e-5)
-        assert np.abs(everything - 0.5).max() <= content["half"] < 2 * max(0.01, np.abs(everything - 0.5).max()) + 0.5
+        most = np.abs(everything - 0.5).max()
+        np.testing.assert_allclose(unpacked(packed["w"]), everything, atol=0.51 * most / (2 ** (bits - 1) - 1))
+        assert 0.5 * most < content["half"] < 2 * max(0.01, most)
+    assert content["runs"][0]["epochs"] == [2, 4], "the last and every second before it"
+    kept = np.concatenate([w[[1, 3]] for w in runs[0].kernel_history[1].values()], axis=1)
+    stored = unpacked(content["runs"][0]["history"]).reshape(2, -1)
+    np.testing.assert_allclose(stored, kept, atol=2e-3 if bits == 8 else 1e-5)
     with pytest.raises(ValueError, match="there is no epoch 3; there are: 2, 4"):
         medmerge.explore(runs, epoch=3)
+
+
+def test_a_run_knows_its_budget_and_what_its_weights_are_worth(runs):
+    run = medmerge.explore(runs).runs[FIRST]
+    assert run.budget == pytest.approx(1e-3 * 2 * 3), "the rate times three steps an epoch up to the second"
+    assert run.controls[0] == ("learnt", [0.6], pytest.approx(0.55)) and run.metric == "macro F1"
+    assert dict((name, scores) for name, scores, _ in run.controls)["shuffled"] == [0.61, 0.57]
+    assert explorer_data.collect({"a": [0.5, 0.6]})[0].budget == 0
 
 
 def test_the_page_is_whole_the_same_each_time_and_asks_nobody(runs):
@@ -242,7 +277,7 @@ def test_the_page_is_whole_the_same_each_time_and_asks_nobody(runs):
         r"(?:src|href)=[\"']?(?:https?:)?//|@import|fetch\(|import\s*\(|url\(", one.replace("data:", "")
     )
     assert one.count('<script type="module">') == 1 and "export " not in one
-    assert 'alt="Heatmap' in one and "<table>" in one, "for readers without scripts"
+    assert "<table>" in one, "for readers without scripts"
     weights = np.concatenate(list(runs[0].kernel_weights.values()))
     assert f"<td>{weights.mean():.3f}</td>" in one
 
@@ -276,7 +311,7 @@ def test_facts_say_what_a_run_was_computed_from(runs):
 
 def test_what_if_is_answered_once_noted_and_never_hidden(runs, caplog):
     trial = Counted()
-    shown = medmerge.explore(runs, trials={runs[0].folder: trial})
+    shown = medmerge.explore(runs, trials={runs[0].folder: trial}, layer="features.conv0")
     assert shown.try_weights(None) == 0.6 and shown.try_weights(1.0) == 0.6 and shown.try_weights(0.0) == 0.5
     assert trial.asked == [("features.conv0", None), ("features.conv0", 1.0), ("features.conv0", 0.0)]
     assert [(one["w"], one["score"]) for one in shown._tried] == [(None, 0.6), (1.0, 0.6), (0.0, 0.5)]
@@ -338,4 +373,4 @@ def test_the_scripts_are_in_the_package():
 
 def test_a_source_merged_with_zeros_says_so_at_its_other_end(tmp_path):
     shown = explorer_data.collect([record(tmp_path), zeros(tmp_path)])
-    assert [run.sources for run in shown] == [("imagenet", "skin"), ("skin", "zeros")]
+    assert [run.sources for run in shown] == [("ImageNet", "skin"), ("skin", "zeros")]

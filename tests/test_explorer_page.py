@@ -29,7 +29,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     other = {"conv1": np.float32([0.3, 0.52, 0.7]), "fc": np.float32([0.5, 0.45])}
     records = [record(folder, 0), record(folder, 1), record(folder, 0, "eyes", 0, other, "elsewhere")]
-    shown = medmerge.explore(records, trials={records[0].folder: Counted()})
+    shown = medmerge.explore(records, trials={records[0].folder: Counted()}, layer=CONV)
     for w in (None, 1.0):
         shown.try_weights(w)
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Explorer</title><link rel="icon" href="data:,">'
@@ -124,16 +124,14 @@ def test_first_view_shows_the_records_numbers(page, site):
     w = site[1][0].kernel_weights[CONV]
     shown = page.statistics()
     assert shown["mean"] == written(w.mean()) and shown["median"] == written(np.median(w))
-    assert shown["5 %"] == written(np.quantile(w, 0.05)) and shown["standard deviation"] == written(w.std())
+    assert shown["5 %"] == written(np.quantile(w, 0.05)) and shown["standard deviation"] == written(w.std(ddof=1))
     assert shown["weight"] == "24 × 3 × 7 × 7" and shown["kind"] == "7×7 convolution"
     assert page.status.startswith(f"Layer 1 of 3, {CONV}, 7×7 convolution, 6 kernels: mean w {written(w.mean())}")
-    assert page.text(".mm-legend").startswith("← more skin") and page.text(".mm-legend").endswith("more imagenet →")
-    order = np.argsort(-w)
-    buttons = [b.text for b in page.all(".mm-strongest table:first-child button")]
-    assert buttons == [str(k) for k in order if w[k] > 0.5]
+    assert page.text(".mm-legend").startswith("← more skin") and page.text(".mm-legend").endswith("more ImageNet →")
+    flat = np.concatenate(list(site[1][0].kernel_weights.values()))
+    assert page.texts(".mm-strongest table:first-child td:last-child")[0] == written(flat.max())
     assert f"record open/{FIRST}" in page.text(".mm-facts")
-    assert not page.all(".mm-explorer > figure"), "the picture for readers without scripts gave way"
-    assert not page.one(".mm-compare-section").is_displayed() and not page.one("[data-mm=view]").is_displayed()
+    assert not page.all(".mm-explorer > .mm-scroll"), "the table for readers without scripts gave way"
 
 
 def test_by_mouse(page, site):
@@ -148,12 +146,11 @@ def test_by_mouse(page, site):
     assert page.status.startswith(f"Layer 3 of 3, {LAST}")
     w = site[1][0].kernel_weights[LAST]
     page.point(".mm-slider:not(:has(.mm-map)) canvas", 0.5, 0.5, click=True)
-    side = "imagenet" if w[2] > 0.5 else "skin"
+    side = "ImageNet" if w[2] > 0.5 else "skin"
     assert page.status.endswith(f"; kernel 2: w {written(w[2])}, more {side}.")
-    page.choose("scope", "network")
     page.all(".mm-strongest button")[0].click()
     flat = np.concatenate(list(site[1][0].kernel_weights.values()))
-    assert f"w {written(flat.max())}, more imagenet." in page.status
+    assert f"w {written(flat.max())}, more ImageNet." in page.status
 
 
 def test_by_keyboard(page, site):
@@ -185,6 +182,13 @@ def test_by_keyboard(page, site):
     assert page.driver.execute_script("return document.activeElement.tagName") == "BUTTON", "the focus stays"
 
 
+def test_one_key_leads_past_it(page):
+    page.press("TAB")
+    assert page.driver.execute_script("return document.activeElement.className") == "mm-skip"
+    page.press("ENTER")
+    assert page.driver.execute_script("return document.activeElement.className") == "mm-facts"
+
+
 def test_epochs_are_stepped_through(page, site):
     before = page.pixels(".mm-map")
     page.focus("[data-mm=epoch]")
@@ -196,6 +200,34 @@ def test_epochs_are_stepped_through(page, site):
     assert page.pixels(".mm-map") != before
     page.press("END")
     assert page.pixels(".mm-map") == before
+
+
+def test_noise_is_beside_it_and_the_guided_start_says_what_to_see(page, site):
+    own, shuffled = page.pixels(".mm-map"), page.pixels(".mm-map-other")
+    assert own != shuffled and page.texts(".mm-tour [aria-pressed=true]") == ["1 Learnt, and shuffled"]
+    page.choose("order", "w")
+    assert page.pixels(".mm-map") == page.pixels(".mm-map-other"), "sorted, a shuffle draws the same picture"
+    first, second, limit, worth = page.all(".mm-tour button")
+    second.click()
+    assert page.pixels(".mm-map") == own, "the kernels are in their own order again"
+    a, b = (np.concatenate(list(r.kernel_weights.values())) for r in site[1][:2])
+    assert f"over all kernels the two correlate at {written(np.corrcoef(a, b)[0, 1], 2)}" in page.text(".mm-note")
+    limit.click()
+    assert "here ±0.01." in page.text(".mm-note") and "at ±0.01 of 0.5: w’s budget" in page.text(".mm-limits")
+    worth.click()
+    for part in ("with w as learnt is 0.600", "back at 0.5 0.590", "shuffled within layers 0.590"):
+        assert part in page.text(".mm-note")
+    assert page.texts(".mm-scores tbody tr:last-child td")[1:] == ["0.590", "−0.010", "0.550"]
+    assert not page.one(".mm-map-other").is_displayed()
+    first.click()
+    assert page.pixels(".mm-map-other") == shuffled
+
+
+def test_the_page_shuffles_as_python_does(page, site):
+    shuffled = medmerge.explore(site[1][0], layer=LAST).data()["other"]
+    page.choose("layer", LAST)
+    pairs = np.corrcoef(site[1][0].kernel_weights[LAST], shuffled)[0, 1]
+    assert page.texts(".mm-comparison tbody tr:first-child td")[0] == written(pairs, 2)
 
 
 def test_two_runs_are_compared(page, site):
@@ -215,14 +247,18 @@ def test_two_runs_are_compared(page, site):
     assert page.statistics()["mean"] == written(difference.mean()) and page.pixels(".mm-map") != before
     assert page.text(".mm-legend").startswith("← this run takes more skin")
     page.choose("seed", "1")
-    assert page.text(".mm-run").endswith("seed 1") and not page.one("[data-mm=view]").is_displayed()
+    assert page.text(".mm-run").endswith("seed 1")
+    assert page.one("[data-mm=compare]").get_attribute("value") == "shuffled"
+    page.choose("compare", "")
+    assert not page.one("[data-mm=view]").is_displayed() and not page.one(".mm-compared").is_displayed()
+    assert not page.one(".mm-map-other").is_displayed()
 
 
 def test_another_network_brings_its_own_layers(page):
     page.choose("study", "eyes")
-    assert page.text(".mm-run") == "eyes · elsewhere · MedMerge imagenet + skin · seed 0"
+    assert page.text(".mm-run") == "eyes · elsewhere · MedMerge ImageNet + skin · seed 0"
     assert page.status.startswith("Layer 1 of 2, conv1, 3 kernels: mean w 0.507")
-    assert not page.one("[data-mm=compare]").is_displayed(), "nothing has the same layers"
+    assert page.texts("[data-mm=compare] option") == ["nothing", "w shuffled within layers", "w’s start, 0.5"]
     assert not page.one("[data-mm=epoch]").is_displayed(), "no history is stored"
     assert not page.one(".mm-trial").is_displayed()
 
@@ -231,7 +267,7 @@ def test_what_needs_a_kernel_is_not_there(page):
     assert page.one(".mm-trial").is_displayed() and "Counted" not in page.text(".mm-trial")
     assert [[c.text for c in row.find_elements("tag name", "td")] for row in page.all(".mm-trial tbody tr")] == [
         ["every layer", "as learnt", "0.600", ""],
-        [CONV, "1: all imagenet", "0.600", "0.000"],
+        [CONV, "1: all ImageNet", "0.600", "0.000"],
     ]
     assert not page.all(".mm-trial button")
 
@@ -244,7 +280,7 @@ def test_a_view_has_an_address(page, driver):
     driver.get("about:blank")
     driver.get(link)
     again = Page(driver)
-    assert again.status.startswith(f"Layer 3 of 3, {LAST}") and again.one(".mm-compare-section").is_displayed()
+    assert again.status.startswith(f"Layer 3 of 3, {LAST}") and "seed 1" in again.text(".mm-limits")
     wanted = urlencode({"layer": DENSE, "kernel": 3, "run": SECOND, "epoch": 1})
     driver.execute_script("location.hash = arguments[0]", f"explorer&{wanted}")
     again.wait.until(lambda _: again.status.startswith("Layer 2 of 3"))
@@ -283,14 +319,13 @@ def test_light_dark_narrow_and_print(page, driver):
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
-def test_without_scripts_there_is_a_picture_and_a_table(driver, site):
+def test_without_scripts_there_is_a_table(driver, site):
     driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         driver.get(site[2]["http"])
-        pictures = driver.find_elements("css selector", ".mm-explorer img")
-        assert len(pictures) == 2 and all(p.rect["width"] > 100 and p.get_attribute("alt") for p in pictures)
-        table = driver.find_element("css selector", ".mm-explorer table").text
-        assert FIRST in table and SECOND in table
+        rows = [row.text for row in driver.find_elements("css selector", ".mm-explorer tbody tr")]
+        w = np.concatenate(list(site[1][0].kernel_weights.values()))
+        assert len(rows) == 3 and f"moles small DenseNet MedMerge ImageNet + skin 0 15 {w.mean():.3f}" in rows[0]
     finally:
         driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
@@ -347,9 +382,9 @@ def test_live_a_choice_reaches_python_and_back(driver, site, tmp_path):
         page.focus(".mm-slider:not(:has(.mm-map))")
         page.press("END")  # kernel 3, to which Python answers with another layer
         page.wait.until(lambda _: page.status.startswith(f"Layer 3 of 3, {LAST}"))
-        assert page.texts(".mm-trial button") == ["0: all skin", "0.5: half each", "1: all imagenet", "as learnt"]
+        assert page.texts(".mm-trial button") == ["0: all skin", "0.5: half each", "1: all ImageNet", "as learnt"]
         page.one(".mm-trial button[data-w='1']").click()
         page.wait.until(lambda _: "macro F1 0.600" in page.text(".mm-trial [role=status]"))
-        assert page.texts(".mm-trial tbody td")[:3] == [LAST, "1: all imagenet", "0.600"]
+        assert page.texts(".mm-trial tbody td")[:3] == [LAST, "1: all ImageNet", "0.600"]
         assert "#" not in driver.current_url, "the notebook's own address is left alone"
         driver.get("about:blank")

@@ -1,7 +1,9 @@
 // The explorer's controls and state. On a page it is mounted on its inline data; live it is an anywidget's view,
 // whose selection Python sees and sets. The functions of explorer_draw.js stand before these in one module.
 
-const FIELDS = [["study", "Study"], ["backbone", "Backbone"], ["label", "Run"], ["seed", "Seed"]];
+const FIELDS = [["study", "Study"], ["backbone", "Network"], ["label", "Run"], ["seed", "Seed"]];
+const NULLS = [["shuffled", "w shuffled within layers"], ["start", "w’s start, 0.5"]];
+const ORDERS = [["number", "in their own order"], ["w", "sorted by w"]];
 const TRIALS = [[0, (s) => `0: all ${s[1]}`], [0.5, () => "0.5: half each"], [1, (s) => `1: all ${s[0]}`], [null, () => "as learnt"]];
 const fixed = (value, digits = 3) => (Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "undefined");
 const tick = (value) => fixed(value).replace(/0$/, "");
@@ -27,17 +29,34 @@ class Explorer {
   get values() { return valuesOf(this.run, this.state.epoch); }
   get isDifference() { return this.state.view === "difference"; }
   partners() { return this.data.runs.filter((run) => run !== this.run && run.network === this.run.network); }
+  get sibling() { return this.partners().find((r) => FIELDS.every(([key]) => (key === "seed") === (r[key] !== this.run[key]))); }
+
+  /** What the run is compared with: another run as learnt, its own w shuffled, or their start; null for nothing. */
+  get beside() {
+    const { run, other, state: { compare, epoch } } = this;
+    if (other) return valuesOf(other, null);
+    if (compare === "shuffled") return once(run, `shuffled ${epoch}`, () => shuffled(this.values.w, run.layers));
+    return compare ? once(run, "start", () => run.w.map(() => 0.5)) : null;
+  }
+
+  /** How this run calls another one: by what differs. */
+  called(run) {
+    const apart = FIELDS.filter(([key]) => run[key] !== this.run[key]).map(([key]) => (key === "seed" ? `seed ${run.seed}` : run[key]));
+    return apart.join(", ") || run.name;
+  }
+
+  get besideName() { return this.other ? this.called(this.other) : (NULLS.find(([key]) => key === this.state.compare) || [])[1]; }
 
   /** A whole selection out of any: what does not fit the data gives way to the nearest that does. */
   legal(wanted) {
     const { runs } = this.data, run = runs.find((r) => r.name === wanted.run) || runs[0];
     const layer = run.layers.find((l) => l.name === wanted.layer) || run.layers[0];
-    const compare = runs.find((r) => r.name === wanted.compare && r !== run && r.network === run.network);
+    const free = ["", ...NULLS.map(([key]) => key), ...runs.filter((r) => r !== run && r.network === run.network).map((r) => r.name)];
+    const compare = free.includes(wanted.compare) ? wanted.compare : "shuffled";
     const kernel = Number.isInteger(wanted.kernel) && wanted.kernel >= 0 && wanted.kernel < layer.kernels ? wanted.kernel : null;
     return {
       run: run.name, layer: layer.name, kernel, epoch: run.epochs.includes(wanted.epoch) ? wanted.epoch : null,
-      compare: compare ? compare.name : "", view: compare && wanted.view === "difference" ? "difference" : "w",
-      scope: wanted.scope === "network" ? "network" : "layer",
+      compare, view: compare && wanted.view === "difference" ? "difference" : "w", order: wanted.order === "w" ? "w" : "number",
     };
   }
 
@@ -46,68 +65,68 @@ class Explorer {
     const before = this.state;
     this.state = this.legal({ ...before, ...change });
     this.fill();
-    const redraw = ["run", "epoch", "compare", "view"].some((key) => before[key] !== this.state[key]);
+    const redraw = ["run", "epoch", "compare", "view", "order"].some((key) => before[key] !== this.state[key]);
     this.paint(redraw || !this.width);
     if (tell && this.live) this.live.set(this.state);
     if (tell && !this.live) history.replaceState(null, "", this.address());
   }
 
   address() {
-    const given = Object.entries(this.state).filter(([, value]) => value !== null && value !== "");
+    const given = Object.entries(this.state).filter(([, value]) => value !== null);
     return `#explorer&${new URLSearchParams(given)}`;
   }
 
   build() {
-    const select = (key, label, onchange) => {
-      const control = h("select", { "data-mm": key, onchange: (event) => onchange(event.target.value) });
-      return [control, h("label", { class: `mm-${key}` }, h("span", {}, label), control)];
+    const c = (this.controls = {}), p = (this.parts = {});
+    const add = (key, label, onchange = (value) => this.update({ [key]: value })) => {
+      c[key] = h("select", { "data-mm": key, onchange: (event) => onchange(event.target.value) });
+      return h("label", { class: `mm-${key}` }, h("span", {}, label), c[key]);
     };
-    const c = (this.controls = {}), rows = [];
-    const add = (key, label, onchange) => { const [control, row] = select(key, label, onchange); c[key] = control; rows.push(row); };
-    FIELDS.forEach(([key, label], i) => add(key, label, (value) => this.chooseRun(i, value)));
-    add("compare", "Compare with", (value) => this.update({ compare: value, view: value ? this.state.view : "w" }));
-    add("view", "Colours show", (value) => this.update({ view: value }));
+    const whole = FIELDS.map(([key, label], i) => add(key, label, (value) => this.chooseRun(i, value)));
+    whole.push(add("compare", "Beside it"), add("order", "Kernels of a layer"), add("view", "Colours show"));
     c.epoch = h("input", { type: "range", "data-mm": "epoch", min: 0, step: 1, oninput: (event) => this.chooseEpoch(+event.target.value) });
     c.epochText = h("output");
-    rows.push(h("label", { class: "mm-epoch" }, h("span", {}, "Epoch"), c.epoch, c.epochText));
-    add("layer", "Layer", (value) => this.update({ layer: value, kernel: null }));
+    whole.push(h("label", { class: "mm-epoch" }, h("span", {}, "Epoch: ", c.epochText), c.epoch));
     const step = (by, label) => h("button", { type: "button", onclick: () => this.step(by) }, label);
-    rows.push(h("span", { class: "mm-step" }, step(-1, "← previous layer"), step(1, "next layer →")));
+    const single = [add("layer", "Layer", (value) => this.update({ layer: value, kernel: null })), h("span", { class: "mm-step" }, step(-1, "← previous layer"), step(1, "next layer →"))];
 
-    const p = (this.parts = {});
+    for (const name of ["tour", "legend", "blocks", "depth", "scale", "histogram", "axis", "statistics", "strongest", "comparison", "scores", "trial", "facts"]) p[name] = h("div", { class: `mm-${name}` });
+    for (const name of ["lede", "note", "status", "readout", "limits"]) p[name] = h("p", { class: `mm-${name}` });
+    for (const name of ["map", "map-other", "grid"]) p[name] = h("canvas", { class: `mm-${name}` });
+    for (const name of ["run", "title"]) p[name] = h("h3", { class: `mm-${name}` });
+    const set = (part, attributes) => Object.entries(attributes).forEach(([key, value]) => part.setAttribute(key, value));
+    set(p.tour, { role: "group", "aria-label": "What to see" });
+    for (const part of [p.status, p.note]) set(part, { role: "status", "aria-live": "polite" });
+    for (const part of [p.blocks, p.scale, p.readout]) set(part, { "aria-hidden": "true" });
+    p.facts.tabIndex = -1;
+    this.marked = [0, 1, 2].map(() => h("span", { class: "mm-mark" }));
     const slider = (label, keys) => h("div", { class: "mm-slider", tabindex: 0, role: "slider", "aria-label": label, onkeydown: (event) => this.key(event, keys) });
-    p.legend = h("div", { class: "mm-legend" });
-    p.run = h("p", { class: "mm-run" });
-    p.status = h("p", { class: "mm-status", role: "status", "aria-live": "polite" });
-    p.map = h("canvas", { class: "mm-map" });
-    p.marks = [0, 1].map(() => h("span", { class: "mm-mark" }));
     p.mapBox = slider("Layer, by depth", (name) => this.layerKeys(name));
-    p.mapBox.append(p.map, p.marks[0]);
-    p.blocks = h("div", { class: "mm-blocks", "aria-hidden": "true" });
-    p.readout = h("p", { class: "mm-readout", "aria-hidden": "true" }, "\u00a0");
-    p.mapBox.addEventListener("mousemove", (event) => this.hoverMap(event));
-    p.mapBox.addEventListener("mouseleave", () => this.read(""));
-    p.mapBox.addEventListener("click", (event) => this.update({ layer: this.run.layers[this.columnAt(event)].name, kernel: null }));
-    p.depth = h("div", { class: "mm-depth" });
-    p.scale = h("div", { class: "mm-scale", "aria-hidden": "true" });
-    p.grid = h("canvas");
+    p.mapBox.append(p.map, this.marked[0]);
+    p.otherBox = h("div", { class: "mm-beside" }, p["map-other"], this.marked[1]);
     p.gridBox = slider("Kernel of the layer", (name) => this.kernelKeys(name));
     p.gridBox.append(p.grid);
-    p.gridBox.addEventListener("mousemove", (event) => this.hoverGrid(event));
-    p.gridBox.addEventListener("mouseleave", () => this.read(""));
-    p.gridBox.addEventListener("click", (event) => { const k = this.kernelAt(event); if (k !== null) this.update({ kernel: k }); });
-    for (const name of ["histogram", "axis", "statistics", "strongest", "comparison", "trial", "facts"]) p[name] = h("div", { class: `mm-${name}` });
-    p.title = h("h3", { class: "mm-title" });
-    add("scope", "Strongest kernels of", (value) => this.update({ scope: value }));
-    const scope = rows.pop();
-    p.compareSection = h("section", { class: "mm-compare-section" }, h("h3", {}, "Two runs"), p.comparison);
-    p.tip = h("p", { class: "mm-tip" }, "Arrow keys move through layers and kernels once the map or the squares have the focus; a click chooses. ", this.live ? "" : (p.link = h("a", {}, "Link to this view")));
+    this.pointed(p.mapBox, (event) => this.hoverMap(event), (event) => this.update({ layer: this.run.layers[this.columnAt(event)].name, kernel: null }));
+    this.pointed(p.otherBox, () => {}, (event) => this.update({ layer: this.run.layers[this.columnAt(event)].name, kernel: null }));
+    this.pointed(p.gridBox, (event) => this.hoverGrid(event), (event) => { const k = this.kernelAt(event); if (k !== null) this.update({ kernel: k }); });
+    p.sides = [0, 1].map(() => h("span", { class: "mm-side" }));
+    const deep = (...parts) => h("div", { class: "mm-deep" }, ...parts);
+    const section = (name, ...parts) => (p[name] = h("section", { class: `mm-${name}` }, ...parts));
+    const tip = h("p", { class: "mm-tip" }, "Arrow keys move through layers and kernels once the map or the squares have the focus; a click chooses. ", this.live ? "" : (p.link = h("a", {}, "Link to this view")));
     this.root.replaceChildren(
-      h("div", { class: "mm-controls", role: "group", "aria-label": "What to show" }, ...rows), p.run, p.status,
-      h("section", {}, h("h3", {}, "Every kernel, by depth"), p.legend, h("div", { class: "mm-deep" }, h("span", { class: "mm-side" }, "kernels of a layer, lowest to highest"), p.mapBox, p.blocks),
-        h("p", { class: "mm-caption" }, "Mean of each layer, and the band that holds 5 to 95 % of its kernels:"), h("div", { class: "mm-deep" }, p.scale, p.depth), p.readout),
-      h("section", {}, p.title, h("p", { class: "mm-caption" }, "Its kernels, by number:"), p.gridBox, h("div", { class: "mm-two" }, h("div", {}, p.histogram, p.axis), p.statistics)),
-      h("section", {}, h("div", { class: "mm-controls" }, scope), p.strongest), p.compareSection, p.trial, p.tip, p.facts);
+      h("button", { type: "button", class: "mm-skip", onclick: () => p.facts.focus() }, "Skip the explorer"), p.lede, p.tour, p.note,
+      section("maps", p.run, p.legend, deep(p.sides[0], p.mapBox), (p.second = deep(p.sides[1], p.otherBox)), deep(h("span"), p.blocks), p.readout,
+        h("div", { class: "mm-controls", role: "group", "aria-label": "What to show" }, ...whole), deep(p.scale, p.depth), p.limits, p.status),
+      section("worth", h("h3", {}, "The score when w is replaced"), p.scores),
+      section("single", p.title, h("div", { class: "mm-controls" }, ...single), h("p", { class: "mm-caption" }, "Its kernels, by number:"), p.gridBox, h("div", { class: "mm-two" }, h("div", {}, p.histogram, p.axis), p.statistics)),
+      section("ends", h("h3", {}, "Strongest kernels of all layers"), p.strongest), section("compared", h("h3", {}, "The two side by side"), p.comparison), p.trial, tip, p.facts);
+    if (this.live) this.root.addEventListener("keydown", (event) => { if (!event.ctrlKey && !event.altKey && !event.metaKey) event.stopPropagation(); }); // JupyterLab's shortcuts
+  }
+
+  pointed(part, hover, choose) {
+    part.addEventListener("mousemove", hover);
+    part.addEventListener("mouseleave", () => this.read(""));
+    part.addEventListener("click", choose);
   }
 
   chooseRun(field, value) {
@@ -170,19 +189,15 @@ class Explorer {
 
   kernelText(k) {
     const at = this.layer.start + k, w = this.values.w[at], [first, second] = this.run.sources;
-    const other = this.other ? `; ${fixed(valuesOf(this.other, null).w[at])} in the other run, difference ${signed(w - valuesOf(this.other, null).w[at])}` : "";
+    const other = this.other ? `; ${fixed(this.beside.w[at])} in the other run, difference ${signed(w - this.beside.w[at])}` : "";
     return `kernel ${k}: w ${fixed(w)}, ${w === 0.5 ? "half of each" : `more ${w > 0.5 ? first : second}`}${other}`;
   }
 
   /** What the colours show: w, or this run's minus the other's. */
   shown() {
     if (!this.isDifference) return this.values;
-    const key = `minus ${this.state.compare} at ${this.state.epoch}`, { cache } = this.run;
-    if (!cache.has(key)) {
-      const b = valuesOf(this.other, null).w;
-      cache.set(key, described(this.values.w.map((v, i) => v - b[i]), this.run.layers));
-    }
-    return cache.get(key);
+    const { values: { w }, beside, state } = this;
+    return once(this.run, `minus ${state.compare} at ${state.epoch}`, () => w.map((v, i) => v - beside.w[i]));
   }
 
   /** Centre and half width of the colour scale: one for all w; for differences one for the two runs. */

@@ -14,8 +14,10 @@ function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-function bytes(text) {
-  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0)).buffer;
+/** w out of {bits, step, base64}: whole numbers that step times gives w - 0.5. */
+function weights({ bits, step, base64 }) {
+  const { buffer } = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+  return Float32Array.from(bits === 8 ? new Int8Array(buffer) : new Int16Array(buffer), (v) => 0.5 + v * step);
 }
 
 /** Runs with typed arrays in place of base64, and where each layer's kernels start. */
@@ -33,9 +35,10 @@ function unpack(data) {
     ...run,
     layers: networks[run.network].layers,
     kernels: networks[run.network].kernels,
-    w: new Float32Array(bytes(run.w)),
+    w: weights(run.w),
+    precision: run.w.step / 2,
     epochs: run.epochs || [],
-    history: run.history ? new Int16Array(bytes(run.history)) : null,
+    history: run.history ? weights(run.history) : null,
     cache: new Map(),
   }));
   return { ...data, networks, runs, colours: ramp(data.palette) };
@@ -43,24 +46,39 @@ function unpack(data) {
 
 /** All w of a run, as learnt (null) or after an epoch, with what is computed from them once. */
 function valuesOf(run, epoch) {
-  if (!run.cache.has(epoch)) {
-    let w = run.w;
-    if (epoch !== null) {
-      const from = run.epochs.indexOf(epoch) * run.kernels;
-      w = Float32Array.from(run.history.subarray(from, from + run.kernels), (v) => 0.5 + v * run.step);
-    }
-    run.cache.set(epoch, described(w, run.layers));
-  }
-  return run.cache.get(epoch);
+  return once(run, epoch, () => {
+    const from = run.epochs.indexOf(epoch) * run.kernels;
+    return epoch === null ? run.w : run.history.subarray(from, from + run.kernels);
+  });
 }
 
-/** Values with each layer's sorted copy, mean and quantiles. */
+/** Weights of a run under a name, described when they are first asked for. */
+function once(run, key, compute) {
+  if (!run.cache.has(key)) run.cache.set(key, described(compute(), run.layers));
+  return run.cache.get(key);
+}
+
+/** Values with each layer's own, a sorted copy of them, their mean and quantiles. */
 function described(w, layers) {
   const each = layers.map((layer) => {
-    const sorted = w.slice(layer.start, layer.start + layer.kernels).sort();
-    return { sorted, mean: mean(sorted), q: [0.05, 0.25, 0.5, 0.75, 0.95].map((p) => quantile(sorted, p)) };
+    const own = w.subarray(layer.start, layer.start + layer.kernels), sorted = own.slice().sort();
+    return { own, sorted, mean: mean(sorted), q: [0.05, 0.25, 0.5, 0.75, 0.95].map((p) => quantile(sorted, p)) };
   });
   return { w, each };
+}
+
+/** The same weights, each layer's in the order of a hash of their kernels' numbers: as payload.shuffled. */
+function shuffled(w, layers) {
+  const found = w.slice(), keys = Uint32Array.from(w, (_, i) => {
+    let k = Math.imul((i + 1) ^ ((i + 1) >>> 16), 0x85ebca6b);
+    k = Math.imul(k ^ (k >>> 13), 0xc2b2ae35);
+    return k ^ (k >>> 16);
+  });
+  for (const { start, kernels } of layers) {
+    const order = Uint32Array.from({ length: kernels }, (_, i) => start + i).sort((a, b) => keys[a] - keys[b]);
+    order.forEach((from, i) => { found[start + i] = w[from]; });
+  }
+  return found;
 }
 
 function mean(values) {
@@ -75,9 +93,16 @@ function quantile(sorted, p) {
   return sorted[low] + (at - low) * (sorted[high] - sorted[low]);
 }
 
+/** With n - 1, as pandas has it. */
 function deviation(values) {
   const m = mean(values);
-  return Math.sqrt(mean(Float64Array.from(values, (v) => (v - m) ** 2)));
+  return Math.sqrt(values.reduce((sum, v) => sum + (v - m) ** 2, 0) / (values.length - 1));
+}
+
+/** The share of the variance of w that lies between layers. */
+function between(values) {
+  const m = mean(values.w), total = values.w.reduce((sum, v) => sum + (v - m) ** 2, 0);
+  return values.each.reduce((sum, layer) => sum + layer.own.length * (layer.mean - m) ** 2, 0) / total;
 }
 
 /** Pearson's correlation; NaN where one side does not vary. */
@@ -101,39 +126,24 @@ function ramp(palette) {
   });
 }
 
-/** The colour of a value on the scale centre ± half; beyond its ends, that of the end. */
-function colourOf(colours, value, centre, half) {
-  return colours[Math.max(0, Math.min(255, Math.round(127.5 + (127.5 * (value - centre)) / half)))];
-}
-
+/** Which of 256 colours a value has on the scale centre ± half; beyond its ends, that of the end. */
+const shade = (value, centre, half) => Math.max(0, Math.min(255, Math.round(127.5 + (127.5 * (value - centre)) / half)));
+const colourOf = (colours, value, centre, half) => colours[shade(value, centre, half)];
 const css = (colour) => `rgb(${colour.join(",")})`;
 
-/** Every layer a column, its kernels from the lowest value (bottom) to the highest; the mean where several share a pixel. */
-function drawMap(canvas, values, colours, centre, half) {
+/** Every layer a column, its kernels by number from the top, or sorted from the highest; nearest where pixels are few. */
+function drawMap(canvas, values, order, colours, centre, half) {
   const ratio = window.devicePixelRatio || 1, box = canvas.getBoundingClientRect();
   const width = Math.max(1, Math.round(box.width * ratio)), height = Math.max(1, Math.round(box.height * ratio));
   canvas.width = width;
   canvas.height = height;
-  const context = canvas.getContext("2d"), image = context.createImageData(width, height), count = values.each.length;
-  const column = new Uint8ClampedArray(3 * height);
-  let drawn = -1;
+  const context = canvas.getContext("2d"), image = context.createImageData(width, height), pixels = new Uint32Array(image.data.buffer);
+  const packed = colours.map(([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r), count = values.each.length;
   for (let x = 0; x < width; x++) {
-    const index = Math.min(count - 1, Math.floor((x * count) / width));
-    if (index !== drawn) {
-      const { sorted } = values.each[index], n = sorted.length;
-      for (let y = 0; y < height; y++) {
-        const from = Math.floor(((height - 1 - y) * n) / height);
-        const to = Math.max(from + 1, Math.floor(((height - y) * n) / height));
-        column.set(colourOf(colours, mean(sorted.subarray(from, to)), centre, half), 3 * y);
-      }
-      drawn = index;
-    }
+    const { own, sorted } = values.each[Math.min(count - 1, Math.floor((x * count) / width))], n = own.length;
     for (let y = 0; y < height; y++) {
-      const at = 4 * (y * width + x);
-      image.data[at] = column[3 * y];
-      image.data[at + 1] = column[3 * y + 1];
-      image.data[at + 2] = column[3 * y + 2];
-      image.data[at + 3] = 255;
+      const at = Math.floor(((y + 0.5) * n) / height);
+      pixels[y * width + x] = packed[shade(order === "w" ? sorted[n - 1 - at] : own[at], centre, half)];
     }
   }
   context.putImageData(image, 0, 0);
@@ -165,14 +175,15 @@ function drawGrid(canvas, values, chosen, colours, centre, half) {
   return { across, side };
 }
 
-/** Mean and 5-95 % band of each layer, and another run's mean, on the scale centre ± half. */
-function depthChart(values, other, centre, half) {
+/** Mean and 5-95 % band of each layer, another's mean, and lines at ± budget (0: none), on the scale centre ± half. */
+function depthChart(values, other, budget, centre, half) {
   const count = values.each.length;
   const x = (i) => ((i + 0.5) * 1000) / count, y = (v) => 100 - (100 * Math.max(-1, Math.min(1, (v - centre) / half)));
   const band = values.each.map((s, i) => `M${x(i)} ${y(s.q[0])}V${y(s.q[4])}`).join("");
   const line = (all) => all.each.map((s, i) => `${i ? "L" : "M"}${x(i)} ${y(s.mean)}`).join("");
+  const level = (name, v) => h("line", { class: name, x1: 0, x2: 1000, y1: y(v), y2: y(v) });
   return h("svg", { viewBox: "0 0 1000 200", preserveAspectRatio: "none", "aria-hidden": "true" },
-    h("line", { class: "mm-zero", x1: 0, x2: 1000, y1: 100, y2: 100 }),
+    level("mm-zero", centre), ...(budget ? [1, -1].map((sign) => level("mm-budget", centre + sign * budget)) : []),
     h("path", { class: "mm-band", d: band, style: `stroke-width:${Math.max(1, Math.min(9, 420 / count))}px` }),
     other ? h("path", { class: "mm-other", d: line(other) }) : null,
     h("path", { class: "mm-mean", d: line(values) }));

@@ -1,5 +1,29 @@
 // How the explorer shows its selection: what follows from the state is written into the parts that build() made.
 
+const CONTROLS = {
+  learnt: () => "as learnt", start: () => "0.5 everywhere: its start", "layer mean": () => "each layer’s mean",
+  shuffled: () => "shuffled within layers", random: () => "random, as widely spread",
+  "first source": (s) => `1 everywhere: ${s[0]} alone`, "second source": (s) => `0 everywhere: ${s[1]} alone`,
+};
+
+/** The guided start: a button, what it selects (nothing where there is nothing to see), and a sentence on what to see. */
+const TOUR = [
+  ["Learnt, and shuffled", () => ({ compare: "shuffled" }), (e) => `Above, w as learnt; below, the same w shuffled within each layer. What both maps share belongs to whole layers, which explain ${percent(between(e.values))} of w’s variance. The rest lies between the kernels of a layer: whether that is more than chance, another seed tells.`],
+  ["Another seed", (e) => e.sibling && { compare: e.sibling.name }, (e) => {
+    const a = e.values, b = e.beside, means = (v) => v.each.map((s) => s.mean), whole = correlation(a.w, b.w);
+    const same = e.run.origin === e.other.origin ? "from the same two networks" : "from networks trained anew, whose kernels are others";
+    return `Below, seed ${e.other.seed} of the same study, ${same}. Chance does not take the same kernels twice: over all kernels the two correlate at ${fixed(whole, 2)}, over layers’ means at ${fixed(correlation(means(a), means(b)), 2)} (0 is chance, 1 the same choice).`;
+  }],
+  ["How far w could go", (e) => e.run.budget && { compare: "start" }, (e) => {
+    const away = e.run.w.map((v) => Math.abs(v - 0.5)).sort(), { budget } = e.run;
+    return `The dashed lines of the chart below are w’s budget, its learning rate × steps: about as far as Adam could carry it from 0.5, here ±${fixed(budget, 2)}. Half of all kernels stayed within ±${fixed(quantile(away, 0.5))}; the strongest went ${percent(away[away.length - 1] / budget)} of the way.`;
+  }],
+  ["What w is worth", (e) => e.run.controls.length && { compare: "" }, (e) => {
+    const score = Object.fromEntries(e.run.controls.map(([name, scores]) => [name, fixed(mean(scores))]));
+    return `Validation ${e.run.metric} with w as learnt is ${score.learnt}; with every w back at 0.5 ${score.start}, with w shuffled within layers ${score.shuffled}. The epoch was chosen with the learnt w, which favours it. The table below has the rest.`;
+  }],
+];
+
 Object.assign(Explorer.prototype, {
   /** Options and values of the controls. One with nothing to choose is not there. */
   fill() {
@@ -18,11 +42,15 @@ Object.assign(Explorer.prototype, {
       const list = [...new Set(fits.map((r) => r[key]))].map((value) => [value, value]);
       options(key, list, run[key], list.length < 2 && (!run[key] || new Set(runs.map((r) => r[key])).size < 2));
     });
-    const tell = (r) => FIELDS.map(([key]) => (r[key] === run[key] ? "" : key === "seed" ? `seed ${r.seed}` : r[key])).filter(Boolean).join(", ") || r.name;
-    const partners = this.partners();
-    options("compare", [["", "no other run"], ...partners.map((r) => [r.name, tell(r)])], state.compare, !partners.length);
-    options("view", [["w", "w of this run"], ["difference", "this run − the other"]], state.view, !state.compare);
-    options("scope", [["layer", "this layer"], ["network", "all layers"]], state.scope);
+    options("order", ORDERS, state.order);
+    options("view", [["w", "w of this run"], ["difference", "this run − beside it"]], state.view, !state.compare);
+    const groups = [["", [["", "nothing"]]], ["Chance alone", NULLS], ["Another seed", this.sibling ? [[this.sibling.name, this.called(this.sibling)]] : []]];
+    const others = this.partners().filter((r) => r !== this.sibling).map((r) => [r.name, this.called(r)]);
+    c.compare.replaceChildren(...[...groups, ["Another run", others]].filter(([, list]) => list.length).flatMap(([label, list]) => {
+      const made = list.map(([value, text]) => h("option", { value }, text));
+      return label ? [h("optgroup", { label }, ...made)] : made;
+    }));
+    c.compare.value = state.compare;
     if (c.layer.network_ !== run.network) {
       c.layer.network_ = run.network;
       const groups = new Map();
@@ -44,18 +72,21 @@ Object.assign(Explorer.prototype, {
   /** Draw the selection; what depends on the whole network only where it changed. */
   paint(all = true) {
     const { parts: p, layer, state } = this, [centre, half] = this.range(), values = this.shown(), { colours } = this.data;
-    const other = this.isDifference || !this.other ? null : valuesOf(this.other, null), layers = this.run.layers;
+    const other = this.isDifference ? null : this.beside, { run } = this, { layers } = run;
     if (all) {
       this.width = this.root.clientWidth;
       this.legend(centre, half);
-      drawMap(p.map, values, colours, centre, half);
-      p.depth.replaceChildren(depthChart(values, other, centre, half), p.marks[1]);
-      p.scale.replaceChildren(...[half, 0, -half].map((v) => h("span", {}, tick(centre + v))));
+      p.second.hidden = !other;
+      drawMap(p.map, values, state.order, colours, centre, half);
+      if (other) drawMap(p["map-other"], other, state.order, colours, centre, half);
+      p.sides[0].textContent = this.isDifference ? "difference" : state.epoch === null ? "as learnt" : `epoch ${state.epoch}`;
+      p.sides[1].textContent = this.other ? (this.other === this.sibling ? `seed ${this.other.seed}` : "beside it") : state.compare;
+      this.depth(values, other, centre, half);
       p.axis.replaceChildren(...[-1, -0.5, 0, 0.5, 1].map((s) => h("span", {}, tick(centre + s * half))));
       const blocks = layers.filter((l, i) => !i || layers[i - 1].block !== l.block).map((l) => [l, layers.filter((m) => m.block === l.block).length]);
       p.blocks.replaceChildren(...blocks.map(([l, n]) => h("span", { style: `flex:${n} 0 0`, title: l.block }, l.block.replace("dense block", "block").replace("transition ", "T"))));
     }
-    for (const mark of p.marks) {
+    for (const mark of this.marked) {
       mark.style.left = `${(100 * layer.index) / layers.length}%`;
       mark.style.width = `${100 / layers.length}%`;
     }
@@ -65,6 +96,8 @@ Object.assign(Explorer.prototype, {
     p.title.textContent = `Layer ${layer.index + 1} of ${layers.length}: ${layer.name}`;
     this.statistics(s, part, centre);
     this.strongest();
+    this.tour();
+    this.scores();
     this.comparison();
     this.trials();
     const what = this.isDifference ? "mean difference" : "mean w", above = part.filter((v) => v > centre).length / part.length;
@@ -74,8 +107,8 @@ Object.assign(Explorer.prototype, {
     const slide = (box, now, max, words) => Object.entries({ "aria-valuemin": 0, "aria-valuemax": max, "aria-valuenow": now, "aria-valuetext": words }).forEach(([k, v]) => box.setAttribute(k, v));
     slide(p.mapBox, layer.index, layers.length - 1, about);
     slide(p.gridBox, state.kernel || 0, layer.kernels - 1, state.kernel === null ? "no kernel chosen" : this.kernelText(state.kernel));
-    p.facts.textContent = this.run.facts;
-    const names = FIELDS.map(([key]) => (key === "seed" && this.run.seed ? `seed ${this.run.seed}` : this.run[key]));
+    p.facts.textContent = `${run.facts} On this page w is kept to within ${run.precision.toPrecision(1)}.`.trim();
+    const names = FIELDS.map(([key]) => (key === "seed" && run.seed ? `seed ${run.seed}` : run[key]));
     p.run.textContent = names.filter(Boolean).join(" · ");
     if (p.link) p.link.setAttribute("href", this.address());
   },
@@ -90,6 +123,52 @@ Object.assign(Explorer.prototype, {
       h("span", {}, `${d ? "this run takes more" : "more"} ${first} →`));
   },
 
+  /** What it is, and the guided start. A view that is on the screen is pressed, and its sentence is there. */
+  tour() {
+    const { parts: p, run, state } = this, [first, second] = run.sources;
+    p.lede.textContent = `Every kernel of the merged network is w times ${first}’s plus 1 − w times ${second}’s. Each w starts at 0.5 and is learnt; a column of the map is a layer, from the input on the left, and in it each kernel has the colour of its w.`;
+    const views = TOUR.map(([name, of, says]) => [name, of(this), says]).filter(([, wanted]) => wanted);
+    const now = views.find(([, wanted]) => wanted.compare === state.compare && state.view === "w");
+    const text = now ? now[2](this) : "";
+    if (p.note.textContent !== text) p.note.textContent = text;
+    while (p.tour.children.length > views.length) p.tour.lastChild.remove();
+    while (p.tour.children.length < views.length) p.tour.append(h("button", { type: "button" }));
+    views.forEach((view, i) => { // the same buttons, so that the focus stays
+      const button = p.tour.children[i], [name, wanted] = view;
+      button.textContent = `${i + 1}  ${name}`;
+      button.setAttribute("aria-pressed", view === now);
+      button.onclick = () => this.update({ ...wanted, order: "number", view: "w", epoch: null });
+    });
+  },
+
+  /** Mean and spread by depth, and how far w could go. */
+  depth(values, other, centre, half) {
+    const { parts: p, run } = this, budget = this.isDifference ? 0 : run.budget, inside = budget > half && budget < 8 * half;
+    const most = inside ? 1.08 * budget : half, digits = most > 0.1 ? 2 : 3;
+    p.depth.replaceChildren(depthChart(values, other, budget < most ? budget : 0, centre, most), this.marked[2]);
+    p.scale.replaceChildren(...[most, 0, -most].map((v) => h("span", {}, fixed(centre + v, digits))));
+    const limit = !budget ? "" : ` ${budget < most ? "Dashed, at" : "Beyond the chart, at"} ±${fixed(budget, 2)} of 0.5: w’s budget, its learning rate × steps.`;
+    const line = other ? ` Dotted: the mean of ${this.besideName}.` : "";
+    p.limits.textContent = `Each layer’s mean, and the band that holds 5 to 95 % of its kernels.${line}${limit}`;
+  },
+
+  /** The record's controls: the score with w replaced, without training. */
+  scores() {
+    const { parts: p, run } = this, { controls } = run;
+    p.worth.hidden = !controls.length;
+    if (!controls.length || p.scores.run_ === run) return;
+    p.scores.run_ = run;
+    const all = controls.flatMap(([, scores]) => scores), low = Math.min(...all), high = Math.max(...all), learnt = mean(controls[0][1]);
+    const strip = (scores) => h("td", { class: "mm-strip", "aria-hidden": "true" }, h("div", {}, ...scores.map((v) => h("i", { style: `left:${(100 * (v - low)) / (high - low || 1)}%` })),
+      h("b", { style: `left:${(100 * (learnt - low)) / (high - low || 1)}%` })));
+    const rows = controls.map(([name, scores, again]) => h("tr", {}, h("th", { scope: "row" }, CONTROLS[name](run.sources)), strip(scores),
+      ...[fixed(mean(scores)), name === "learnt" ? "" : signed(mean(scores) - learnt), fixed(again)].map((text) => h("td", {}, text))));
+    const head = ["w is …", "", run.metric, "minus learnt", "re-estimated"].map((text) => h(text ? "th" : "td", text ? { scope: "col" } : {}, text));
+    p.scores.replaceChildren(
+      h("p", { class: "mm-caption" }, `Validation ${run.metric} of the network as its linear probe left it, without training. A dot a draw, the line is w as learnt. “Re-estimated” measures batch norm’s statistics again, so that no value of w suffers from statistics of another.`),
+      h("div", { class: "mm-scroll", tabindex: 0, role: "region", "aria-label": "Scores with w replaced" }, h("table", {}, h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...rows))));
+  },
+
   statistics(s, part, centre) {
     const { layer } = this, rows = [["kernels", count(layer.kernels)]];
     if (layer.shape) rows.push(["weight", layer.shape], ["kind", layer.kind]);
@@ -102,39 +181,35 @@ Object.assign(Explorer.prototype, {
   },
 
   strongest() {
-    const { run, layer, state } = this, { w } = this.values, whole = state.scope === "network";
-    const from = whole ? 0 : layer.start, to = whole ? run.kernels : layer.start + layer.kernels;
-    const ranked = Uint32Array.from({ length: to - from }, (_, i) => from + i).sort((a, b) => w[b] - w[a] || a - b);
-    const place = (at) => { const l = run.layers.findLast((one) => one.start <= at); return [l, at - l.start]; };
+    const { run, state } = this, { w } = this.values, key = `${state.run} ${state.epoch}`;
+    if (this.strongestOf === key) return; // a click on one of the buttons keeps its focus
+    this.strongestOf = key;
+    const ranked = Uint32Array.from(w, (_, i) => i).sort((a, b) => w[b] - w[a] || a - b);
     const table = (source, list) => h("table", {}, h("caption", {}, `Most ${source}`),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "kernel"), h("th", { scope: "col" }, "w"))),
       h("tbody", {}, ...list.map((at) => {
-        const [l, k] = place(at);
-        return h("tr", {}, h("td", {}, h("button", { type: "button", onclick: () => this.update({ layer: l.name, kernel: k }) }, whole ? `${l.name}, ${k}` : `${k}`)), h("td", {}, fixed(w[at])));
+        const layer = run.layers.findLast((one) => one.start <= at), kernel = at - layer.start;
+        return h("tr", {}, h("td", {}, h("button", { type: "button", onclick: () => this.update({ layer: layer.name, kernel }) }, `${layer.name}, ${kernel}`)), h("td", {}, fixed(w[at])));
       }), ...(list.length ? [] : [h("tr", {}, h("td", { colspan: 2 }, "no kernel on this side of 0.5"))])));
     const ends = [[...ranked.slice(0, 6)].filter((at) => w[at] > 0.5), [...ranked.slice(-6)].reverse().filter((at) => w[at] < 0.5)];
-    const key = [state.run, state.epoch, state.scope, whole || state.layer].join();
-    if (this.strongestOf === key) return; // a click on one of the buttons keeps its focus
-    this.strongestOf = key;
     this.parts.strongest.replaceChildren(...ends.map((list, i) => table(run.sources[i], list)));
   },
 
   comparison() {
-    const { parts: p, other, layer, run } = this;
-    p.compareSection.hidden = !other;
-    if (!other) return;
-    const a = this.values, b = valuesOf(other, null), half = this.data.half;
-    const cut = (v) => v.w.subarray(layer.start, layer.start + layer.kernels), means = (v) => v.each.map((s) => s.mean);
-    const rows = [["this layer’s kernels", cut(a), cut(b)], ["all kernels", a.w, b.w], ["layers’ means", means(a), means(b)]].map(([name, x, y]) => {
+    const { parts: p, other, layer, run, values: a, beside: b } = this;
+    p.compared.hidden = !b;
+    if (!b) return;
+    const means = (v) => v.each.map((s) => s.mean), [mine, theirs] = [a, b].map((v) => v.each[layer.index].own), { half } = this.data;
+    const rows = [["this layer’s kernels", mine, theirs], ["all kernels", a.w, b.w], ["layers’ means", means(a), means(b)]].map(([name, x, y]) => {
       const away = Array.from(x, (v, i) => v - y[i]), side = Array.from(x, (v, i) => v > 0.5 === y[i] > 0.5).filter(Boolean).length / away.length;
       return h("tr", {}, h("th", { scope: "row" }, name), ...[fixed(correlation(x, y), 2), signed(mean(away)), fixed(mean(away.map(Math.abs))), percent(side)].map((v) => h("td", {}, v)));
     });
     const head = ["", "correlation", "mean difference", "mean |difference|", "same side of 0.5"].map((text) => h(text ? "th" : "td", text ? { scope: "col" } : {}, text));
-    const same = run.sources.join() === other.sources.join();
+    const apart = other && run.sources.join() !== other.sources.join() ? ` Its sources are ${other.sources.join(" (w = 1) and ")} (w = 0).` : "";
     p.comparison.replaceChildren(
-      h("p", { class: "mm-caption" }, `This run (${run.name}) minus the other (${other.name}, as learnt).`, same ? "" : ` The other’s sources are ${other.sources.join(" (w = 1) and ")} (w = 0).`),
-      h("div", { class: "mm-scroll", tabindex: 0, role: "region", "aria-label": "Comparison of two runs" }, h("table", {}, h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...rows))),
-      h("figure", { class: "mm-scatter" }, scatterChart(cut(a), cut(b), 0.5, half), h("figcaption", {}, `This layer’s kernels: w in the other run (across) and in this run (up), both ${tick(0.5 - half)} to ${tick(0.5 + half)}.`)));
+      h("p", { class: "mm-caption" }, `This run minus ${this.besideName}${other ? ", as learnt" : ""}.${apart}`),
+      h("div", { class: "mm-scroll", tabindex: 0, role: "region", "aria-label": "Comparison" }, h("table", {}, h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...rows))),
+      h("figure", { class: "mm-scatter" }, scatterChart(mine, theirs, 0.5, half), h("figcaption", {}, `This layer’s kernels: ${this.besideName} (across) and this run (up), both ${tick(0.5 - half)} to ${tick(0.5 + half)}.`)));
   },
 
   /** Validation scores with other weights in a layer: asked for live, and those that were asked for. */

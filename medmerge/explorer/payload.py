@@ -12,13 +12,22 @@ import torch
 from matplotlib.colors import to_hex
 
 from medmerge.merge import KernelMerge
+from medmerge.pages import names
 from medmerge.pages.figures.style import half_range
+from medmerge.pages.report import displacement
+from medmerge.pages.weights import displacements
 from medmerge.study import records
 from medmerge.study.layers import layers, modules_of
-from medmerge.study.records import Record, score_column
+from medmerge.study.records import Record
 
-HISTORY_BYTES = 250_000
-"""A page holds at most so much of all runs' histories; where they are longer, every second, third ... epoch."""
+WEIGHT_BYTES, HISTORY_BYTES = 250_000, 230_000
+"""Up to the first all weights have 16 bits, beyond it 8. Up to the second, runs have their histories."""
+
+SHOWN = 0.99
+"""Share of all runs' kernels that the one colour scale around 0.5 tells apart; others have the colour of its end."""
+
+EPOCHS = 8
+"""Epochs of a history that are kept, the last one and every k-th before it."""
 
 _MANY = (
     "the explorer shows two sources; {} has {}: give one source's weights, {{layer: w[i] for layer, w in {}.items()}}"
@@ -31,17 +40,22 @@ class Run:
 
     Attributes:
         name: unique, such as ``"skin/densenet121/medmerge-imagenet-ham10k/seed0"``.
-        study, backbone, label, seed: what a reader chooses it by.
+        study, backbone, label, seed: what a reader chooses it by; the network by its name in the package.
         sources: names of what w = 1 and w = 0 take.
+        origin: fingerprints of the networks behind them, where they are known.
         weights: w by layer, float32 ``[kernels]``, in forward order.
         epochs, history: see :attr:`medmerge.study.records.Record.kernel_history`.
         kept: the epoch whose weights were kept, where it is known.
+        budget: how far steady gradients could have carried w from 0.5, where it is known.
+        controls: validation scores with w replaced, of one or several draws, by control, and then re-estimated.
+        metric: what these scores are.
         facts: a sentence on what it was computed from.
     """
 
     name: str
     weights: Mapping[str, np.ndarray]
     sources: tuple[str, str]
+    origin: str = ""
     study: str = ""
     backbone: str = ""
     label: str = ""
@@ -49,6 +63,9 @@ class Run:
     epochs: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     history: Mapping[str, np.ndarray] = field(default_factory=dict)
     kept: int | None = None
+    budget: float = 0.0
+    controls: Sequence[tuple[str, Sequence[float], float]] = ()
+    metric: str = ""
     facts: str = ""
 
     def at(self, epoch: int | None) -> Mapping[str, np.ndarray]:
@@ -106,8 +123,8 @@ def collect(what: object, sources: Sequence[str] | None = None, backbone: str = 
             runs.append(_recorded(item))
     if not runs:
         raise ValueError(f"none of the {len(items)} records holds merging weights: give those of merged runs")
-    names = [run.name for run in runs]
-    if twice := [name for name in names if names.count(name) > 1]:
+    called = [run.name for run in runs]
+    if twice := [name for name in called if called.count(name) > 1]:
         raise ValueError(f"{twice[0]} comes twice: give each run once")
     return runs
 
@@ -116,30 +133,34 @@ def _recorded(record: Record) -> Run:
     if record.num_merged != 2:
         raise ValueError(_MANY.format(record.folder, record.num_merged, "record.source_weights"))
     study, backbone, row, seed = record.folder.parts[-4:]
-    content, history, p = record.run, record.history, record.run.get("parameters", {})
-    probe = history[history["phase"] == "linear_probe"]
-    last = p.get("select") == "last" or probe.empty
-    best = len(probe) if last else int(probe[score_column(history)].to_numpy().argmax()) + 1
-    epochs, weights = record.kernel_history
-    size = f" at {p['image_size']} px" if "image_size" in p else ""
+    content, p = record.run, record.run["parameters"]
+    epochs, history = record.kernel_history
+    probed = int((record.history["phase"] == "linear_probe").sum())
+    kept = displacement(record)["kept_epoch"] if probed else None
+    target, size = content["data"].get("name", study), f" at {p['image_size']} px" if "image_size" in p else ""
     facts = (
-        f"{record.label}, target {content['data'].get('name', study)}{size}, "
-        f"{record.images['train']:,} training images, {len(probe)} epochs of linear probe (kept: epoch {best}), "
-        f"on {content.get('device', 'an unknown device')}; record {'/'.join(record.folder.parts[-5:])}, "
-        f"commit {content.get('provenance', {}).get('commit', 'unknown')[:9]}."
+        f"{names.row(record)}, target {names.DATASETS.get(target, target)}{size}, {record.images['train']:,} training "
+        f"images, {probed} epochs of linear probe{f' (kept: epoch {kept})' if kept else ''}, on "
+        f"{content.get('device', 'an unknown device')}; record {'/'.join(record.folder.parts[-5:])}, "
+        f"commit {content.get('provenance', {}).get('commit', 'unknown')[:9]}. {p.get('note', '')}"
     )
+    controls = record.controls.groupby("control", sort=False) if len(record.controls) else ()
     return Run(
-        f"{study}/{backbone}/{row}/{seed}",
-        record.kernel_weights,
-        record.ends,
-        study,
-        backbone,
-        record.label,
-        seed.removeprefix("seed"),
-        epochs,
-        weights,
-        best,
-        f"{facts} {p.get('note', '')}".strip(),
+        name=f"{study}/{backbone}/{row}/{seed}",
+        weights=record.kernel_weights,
+        sources=tuple(names.DATASETS.get(name, name) for name in record.ends),
+        origin=" ".join(print[:12] for print in content["sources"].values()),
+        study=names.STUDIES.get(study, study),
+        backbone=backbone,
+        label=names.row(record),
+        seed=seed.removeprefix("seed"),
+        epochs=epochs,
+        history=history,
+        kept=kept,
+        budget=float(displacements([record])["budget"].item()) if probed else 0.0,
+        controls=[(name, part["score"].tolist(), float(part["reestimated"].mean())) for name, part in controls],
+        metric="macro AUROC" if record.multilabel else "macro F1",
+        facts=facts.strip(),
     )
 
 
@@ -179,46 +200,58 @@ def _vectors(weights: Mapping, where: str) -> dict[str, np.ndarray]:
     return vectors
 
 
+def shuffled(w: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """w with each layer's kernels in the order of a hash of their numbers (MurmurHash3's last steps); so the script."""
+    found, start = {}, 1
+    for name, values in w.items():
+        k = np.arange(start, start := start + len(values), dtype=np.uint32)
+        k = (k ^ (k >> 16)) * np.uint32(0x85EBCA6B)
+        k = (k ^ (k >> 13)) * np.uint32(0xC2B2AE35)
+        found[name] = values[np.argsort(k ^ (k >> 16))]
+    return found
+
+
 def payload(runs: Sequence[Run], merges: Mapping[str, KernelMerge] | None = None) -> dict:
     """The runs as JSON allows: what the explorer's script reads, on a page and live.
 
-    Weights are base64 of little-endian float32, a run's layers one after another; histories of int16 that ``step``
-    times gives w - 0.5, epoch by epoch.
+    Weights and histories are base64 of little-endian integers that ``step`` times gives w - 0.5, a run's layers one
+    after another, a history epoch by epoch.
     """
     networks: dict[tuple, int] = {}
-    packed = []
-    thin = -(-sum(2 * w.size for run in runs for w in run.history.values()) // HISTORY_BYTES) or 1
-    for run in runs:
+    packed, left = {}, HISTORY_BYTES
+    bits = 16 if 2 * sum(w.size for run in runs for w in run.weights.values()) <= WEIGHT_BYTES else 8
+    first = {(run.study, run.backbone): run for run in reversed(runs)}
+    for run in sorted(runs, key=lambda run: first[run.study, run.backbone] is not run):  # these have their histories
         merge = (merges or {}).get(run.name)
         described = tuple(layers(run.weights, run.backbone, merge and modules_of(merge.merged)))
         network = networks.setdefault(described, len(networks))
-        entry = {"name": run.name, "study": run.study, "backbone": run.backbone, "label": run.label, "seed": run.seed}
-        entry |= {"sources": run.sources, "facts": run.facts, "kept": run.kept, "network": network}
-        entry["w"] = _base64(np.concatenate(list(run.weights.values())).astype("<f4"))
-        if run.history:
-            rows = np.arange(len(run.epochs) - 1, -1, -thin)[::-1]
-            away = np.concatenate([w[rows] for w in run.history.values()], axis=1) - 0.5
-            step = max(float(np.abs(away).max()), 1e-6) / 32767
-            entry |= {"epochs": run.epochs[rows].tolist(), "step": step}
-            entry["history"] = _base64(np.round(away / step).astype("<i2"))
-        packed.append(entry)
+        entry = {"name": run.name, "study": run.study, "backbone": names.NETWORKS.get(run.backbone, run.backbone)}
+        entry |= {"label": run.label, "seed": run.seed, "sources": run.sources, "origin": run.origin}
+        entry |= {"facts": run.facts, "kept": run.kept, "network": network, "budget": run.budget}
+        entry |= {"controls": run.controls, "metric": run.metric}
+        entry["w"] = _packed(np.concatenate(list(run.weights.values())), bits)
+        rows = np.arange(len(run.epochs) - 1, -1, -(-(-len(run.epochs) // EPOCHS) or 1))[::-1]
+        history = np.concatenate([w[rows] for w in run.history.values()], axis=1) if run.history else np.empty(0)
+        if 0 < bits // 8 * history.size <= left:
+            entry |= {"epochs": run.epochs[rows].tolist(), "history": _packed(history, bits)}
+            left -= bits // 8 * history.size
+        packed[run.name] = entry
+    away = np.concatenate([np.abs(w - 0.5) for run in runs for w in run.weights.values()])
     return {
         "palette": [to_hex(c) for c in matplotlib.colormaps["PuOr"](np.linspace(0, 1, 33))],
-        "half": half_range(np.concatenate([w.ravel() for run in runs for w in _everything(run)])),
+        "half": half_range(0.5 + np.quantile(away, SHOWN)),
         "networks": [[[s.name, s.kernels, s.shape, s.kind, s.block] for s in network] for network in networks],
-        "runs": packed,
+        "runs": [packed[run.name] for run in runs],
     }
 
 
-def _everything(run: Run) -> list[np.ndarray]:
-    """What the one colour scale around 0.5 is for, that all layers, runs and epochs share."""
-    return [*run.weights.values(), *run.history.values()]
+def _packed(w: np.ndarray, bits: int) -> dict:
+    most = 2 ** (bits - 1) - 1
+    step = max(float(np.abs(w - 0.5).max()), 1e-6) / most
+    whole = np.round((w - 0.5) / step).astype(f"<i{bits // 8}")
+    return {"bits": bits, "step": step, "base64": base64.b64encode(whole.tobytes()).decode()}
 
 
 def dumps(content: Mapping) -> str:
     """JSON that may stand in a page's script."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
-
-
-def _base64(array: np.ndarray) -> str:
-    return base64.b64encode(array.tobytes()).decode()

@@ -16,14 +16,15 @@ import traitlets
 from medmerge.explorer import payload as explorer_data
 from medmerge.explorer.payload import Run
 from medmerge.merge import KernelMerge
-from medmerge.pages.figures import depth as figures_depth
+from medmerge.pages import names
 from medmerge.study.records import Record
 from medmerge.study.revisits import Later, Trial
 
 log = logging.getLogger(__name__)
 
 SCRIPTS = ("explorer_draw.js", "explorer.js", "explorer_views.js")
-VIEWS, SCOPES = ("w", "difference"), ("layer", "network")
+NULLS = ("shuffled", "start")
+VIEWS, ORDERS = ("w", "difference"), ("number", "w")
 
 
 def explore(
@@ -45,7 +46,7 @@ def explore(
         backbone: architecture, likewise, for the layers' shapes and kinds.
         trials: what answers "what if", by run name or record folder, as
             :func:`medmerge.study.revisits.later_trials` gives it. Without it the panel is not there.
-        selection: what is shown first: ``run``, ``layer``, ``kernel``, ``epoch``, ``compare``, ``view``, ``scope``.
+        selection: what is shown first: ``run``, ``layer``, ``kernel``, ``epoch``, ``compare``, ``view``, ``order``.
 
     Returns:
         What a notebook shows as a cell's last value. ``selection`` and :meth:`Explorer.data` say what is
@@ -73,9 +74,9 @@ class Explorer(anywidget.AnyWidget):
 
     Attributes:
         selection: what is on the screen, set by the reader's choices and settable in part: ``run`` (its name),
-            ``layer``, ``kernel`` (number or None), ``epoch`` (None: as learnt), ``compare`` (another run's name, or
-            empty), ``view`` (``"w"`` or ``"difference"``), ``scope`` of the strongest kernels (``"layer"`` or
-            ``"network"``).
+            ``layer`` (first that of the strongest kernel), ``kernel`` (number or None), ``epoch`` (None: as learnt),
+            ``compare`` (``"shuffled"`` within layers, ``"start"``, another run's name, or empty), ``view`` (``"w"`` or
+            ``"difference"``), ``order`` of a layer's kernels on the map (``"number"``, or by ``"w"``).
         runs: everything that can be chosen, by name.
         trials: what answers "what if", by run name.
     """
@@ -111,45 +112,48 @@ class Explorer(anywidget.AnyWidget):
     def _whole(self, proposal: Mapping) -> dict:
         """The selection with what was left out: as it was, or the first of each kind."""
         given, before = dict(proposal["value"]), self.selection
-        defaults = {"run": next(iter(self.runs)), "layer": None, "kernel": None, "epoch": None, "compare": ""}
-        defaults |= {"view": "w", "scope": "layer"}
+        defaults = {"run": next(iter(self.runs)), "layer": None, "kernel": None, "epoch": None}
+        defaults |= {"compare": NULLS[0], "view": VIEWS[0], "order": ORDERS[0]}
         if unknown := sorted(set(given) - set(defaults)):
             raise ValueError(f"selection: there is no {unknown[0]!r}; there are {', '.join(defaults)}")
         chosen = defaults | before | given
         _check(chosen, "run", self.runs)
-        run, layers = chosen["run"], list(self.runs[chosen["run"]].weights)
-        if "layer" not in given and chosen["layer"] not in layers:
-            chosen["layer"] = layers[0]
-        _check(chosen, "layer", layers)
+        run, weights = chosen["run"], self.runs[chosen["run"]].weights
+        if "layer" not in given and chosen["layer"] not in weights:
+            chosen["layer"] = max(weights, key=lambda name: np.abs(weights[name] - 0.5).max())
+        _check(chosen, "layer", weights)
         if "kernel" not in given and (run, chosen["layer"]) != (before.get("run"), before.get("layer")):
             chosen["kernel"] = None
         packed = {entry["name"]: entry for entry in self._packed["runs"]}
         others = [n for n, e in packed.items() if n != run and e["network"] == packed[run]["network"]]
-        kernels = range(len(self.runs[run].weights[chosen["layer"]]))
         for what, allowed, neutral in (
-            ("kernel", kernels, None),
+            ("kernel", range(len(weights[chosen["layer"]])), None),
             ("epoch", packed[run].get("epochs", []), None),
-            ("compare", others, ""),
+            ("compare", [*NULLS, *others, ""], NULLS[0]),
         ):
             if what not in given and chosen[what] not in allowed:
                 chosen[what] = neutral
             _check(chosen, what, allowed, neutral)
         if "view" not in given and not chosen["compare"]:
-            chosen["view"] = "w"
+            chosen["view"] = VIEWS[0]
         _check(chosen, "view", VIEWS if chosen["compare"] else VIEWS[:1])
-        _check(chosen, "scope", SCOPES)
+        _check(chosen, "order", ORDERS)
         return chosen
 
     def data(self, *, all_layers: bool = False) -> pd.DataFrame:
         """What is on the screen: a row a kernel of the selected layer, with the columns layer, kernel and w.
 
-        With a run to compare, ``other`` is its w, as learnt, and ``difference`` what this run has more.
+        With something to compare, ``other`` is its w, of a run as learnt, and ``difference`` what this run has more.
 
         Args:
             all_layers: every layer's kernels, in forward order: the map.
         """
         shown = self.runs[self.selection["run"]].at(self.selection["epoch"])
-        other = self.runs[self.selection["compare"]].weights if self.selection["compare"] else None
+        compare, other = self.selection["compare"], None
+        if compare in NULLS:
+            other = explorer_data.shuffled(shown) if compare == NULLS[0] else {n: w * 0 + 0.5 for n, w in shown.items()}
+        elif compare:
+            other = self.runs[compare].weights
         frames = []
         for layer in shown if all_layers else [self.selection["layer"]]:
             frame = pd.DataFrame({"layer": layer, "kernel": np.arange(len(shown[layer])), "w": shown[layer]})
@@ -202,7 +206,7 @@ class Explorer(anywidget.AnyWidget):
     def html(self) -> str:
         """The explorer for a page without a kernel: one element with everything inline, the present selection first.
 
-        Where scripts are off it is a picture and a table.
+        Where scripts are off it is a table.
         """
         content = explorer_data.dumps({**self._packed, "selection": self.selection, "tried": self._tried})
         name = f"explorer-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
@@ -214,32 +218,26 @@ class Explorer(anywidget.AnyWidget):
 
 
 def still(runs: Sequence[Run]) -> str:
-    """The runs as pictures and a table, for readers without scripts."""
-    networks: dict[tuple, list[Run]] = {}
-    for run in runs:
-        networks.setdefault((run.sources, *((name, len(w)) for name, w in run.weights.items())), []).append(run)
-    pictures = []
-    for (sources, *_), alike in networks.items():
-        figure = figures_depth.depth_heatmap({run.name: run.weights for run in alike}, *sources)
-        caption = f"Mean merging weight w of every layer, from the input (left); w is the share of {sources[0]}."
-        pictures.append(figure.html(f"Heatmap: mean w by layer, runs {', '.join(run.name for run in alike)}", caption))
+    """The runs as a table, for readers without scripts."""
     rows = []
     for run in runs:
         w = np.concatenate(list(run.weights.values()))
         low, middle, high = np.quantile(w, [0.05, 0.5, 0.95])
-        cells = [f"{len(w):,}", *(f"{x:.3f}" for x in (w.mean(), low, middle, high)), f"{(w > 0.5).mean():.0%}"]
-        columns = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr><th scope="row">{escape(run.name)}</th>{columns}</tr>')
-    named = ("run", "kernels", "mean w", "5 %", "median", "95 %", "above 0.5")
+        numbers = [f"{len(w):,}", *(f"{x:.3f}" for x in (w.mean(), low, middle, high)), f"{(w > 0.5).mean():.0%}"]
+        titles = [run.study, names.NETWORKS.get(run.backbone, run.backbone), run.label, run.seed]
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in (*titles, *numbers))
+        rows.append(f"<tr>{cells}</tr>")
+    named = ("study", "network", "run", "seed", "kernels", "mean w", "5 %", "median", "95 %", "above 0.5")
     head = "".join(f'<th scope="col">{name}</th>' for name in named)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'{"".join(pictures)}<div class="mm-scroll">{table}</div>'
+    return f'<div class="mm-scroll">{table}</div>'
 
 
 def _check(chosen: Mapping, what: str, allowed: Collection, neutral: object = ...) -> None:
     value = chosen[what]
     if value not in allowed and not (neutral is not ... and value == neutral):
-        listed = f"0 to {allowed[-1]}" if isinstance(allowed, range) else ", ".join(map(str, allowed)) or "none"
+        listed = ", ".join(filter(None, map(str, allowed))) or "none"
+        listed = f"0 to {allowed[-1]}" if isinstance(allowed, range) else listed
         raise ValueError(f"selection: there is no {what} {value!r}; there are: {listed}")
 
 
