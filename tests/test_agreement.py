@@ -33,11 +33,11 @@ def test_shift_and_difference_of_one_study(tmp_path):
 
 def test_two_studies_are_too_few_for_a_correlation(tmp_path):
     runs = study(tmp_path / "p" / "net", 5, 30, 0.6) + study(tmp_path / "q" / "net", 30, 5, 0.6)
-    found = agreement.association(agreement.shifts(runs), 200)
+    table = agreement.shifts(runs)
+    found = agreement.association(table, 200)
     assert found["same"] == 1 and np.isnan([*found["pearson"].values(), *found["spearman"].values()]).all()
-    said = agreement.statement(runs)
-    assert "cannot be estimated from 2 studies" in said and "p/net" in said and "opposite signs" in said
-    assert "correlation +" not in said
+    said = agreement.statement(table)
+    assert "cannot be estimated from 2 studies" in said and "Pearson" not in said
 
 
 def test_correlation_across_studies(tmp_path):
@@ -49,8 +49,14 @@ def test_correlation_across_studies(tmp_path):
     assert found["spearman"]["value"] == pytest.approx(spearmanr(table["shift"], table["difference"])[0])
     assert 0.5 < found["pearson"]["low"] < found["pearson"]["high"] <= 1
     assert found["same_low"] <= found["same"] <= found["same_high"]
-    said = agreement.statement(runs)
-    assert f"have one sign in {found['same']} of 4 studies" in said and f"{found['pearson']['value']:+.2f}" in said
+    said = agreement.statement(table)
+    assert f"the same sign in **{found['same']} of 4 studies**" in said and f"{found['pearson']['value']:+.2f}" in said
+
+
+def test_a_leak_and_studies_without_both_sources_are_left_out(tmp_path):
+    clean, leaky, half = (study(tmp_path / name / "net", 5, 30, 0.6) for name in "pqr")
+    leaky[0].run["data"]["overlap"] = {"c": {"images": {"test": 3}}}
+    assert agreement.comparable([*clean, *leaky, *half[1:]]) == clean
 
 
 def test_what_is_missing_is_named(tmp_path):

@@ -336,15 +336,19 @@ def test_agreement_of_runs(tmp_path):
     runs = [
         record(tmp_path, 0, weights=base),
         record(tmp_path, 1, weights={k: 1 - w for k, w in base.items()}),
+        record(tmp_path, 0, study="eyes", weights=base),
         record(tmp_path, 2, weights={"a": np.float32([0.1, 0.2])}, backbone="other"),
     ]
-    table = run_agreement(runs)
-    assert len(table) == 1
-    row = table.iloc[0]
-    assert (row["run"], row["other"], row["kernels"]) == ("densenet_small, seed 0", "densenet_small, seed 1", 15)
-    assert row["correlation"] == pytest.approx(-1, abs=1e-5) and row["same side of 0.5"] == 0
+    runs[2].run["sources"] = {"b": "5", "c": "6"}
+    seed, study = run_agreement(runs).itertuples()
+    assert (seed.network, seed.apart, seed.pairs) == ("small DenseNet", "seed", 1)
+    assert seed.correlation == pytest.approx(-1, abs=1e-5)
+    assert (study.apart, study.pairs) == ("study or settings, and networks merged", 2)
+    assert (study.least, study.most) == pytest.approx((-1, 1), abs=1e-5)
     weights = np.concatenate(list(base.values()))
-    assert row["mean |difference|"] == pytest.approx(np.abs(2 * weights - 1).mean(), abs=1e-6)
+    row = run_agreement(runs[:2]).iloc[0]
+    assert row["same side"] == 0 and row["mean |difference|"] == pytest.approx(np.abs(2 * weights - 1).mean(), abs=1e-6)
+    assert run_agreement(runs[2:]).empty
 
 
 def test_weights_that_are_all_the_same_correlate_with_nothing(tmp_path):
@@ -362,6 +366,7 @@ def test_merged_runs_of_studies(tmp_path):
         RecordError, match="no merged run of hearts .*there are: eyes/densenet_small, moles/densenet_small"
     ):
         records.merged(tmp_path / "open", ["hearts"])
+    assert [r.folder for r in records.merged(tmp_path / "open", ["mo*", "*"])] == [r.folder for r in made]
     with pytest.raises(RecordError, match="for the second time"):
         records.merged(tmp_path / "open", ["moles", "moles/densenet_small"])
 

@@ -118,7 +118,7 @@ def test_the_page_of_weights_shows_the_merged_runs_of_its_studies(project, capsy
     assert cli.main(["run", notebook, "weights.yaml"]) == 0
     page = nbformat.read("results/open/weights.ipynb", 4)
     text = shown(page)
-    assert page.cells[0].source.startswith("# Weights") and "mm-explorer" in text and "same side of 0.5" in text
+    assert page.cells[0].source.startswith("# Weights") and "mm-explorer" in text and "same side" in text
     assert "widget-view" not in nbformat.writes(page) and "widgets" not in page.metadata
     assert cli.main(["run", notebook, "weights.yaml"]) == 0
     assert nbformat.read("results/open/weights.ipynb", 4) == page, "the same each time"

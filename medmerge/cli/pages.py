@@ -212,13 +212,15 @@ def _publish(notebook: nbformat.NotebookNode, output: Path, origin: dict[str, st
             first.source = "\n".join([f"# {title}", *first.source.split("\n")[1:]])
         else:
             notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {title}"))
+    likewise = []  # what hides the defaults hides a run's own values
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
         tags = cell.metadata.get("tags", [])
+        likewise += [tag for tag in tags if "parameters" in tags and tag != "parameters"]
         if "injected-parameters" in tags:
-            tags.append("remove-cell")  # the parameter file says what they are
+            tags += likewise
         if "hide-output" in tags:  # what a run prints as it trains, which a page that only reads the record has not
             cell.outputs = []
         if figure := cell.metadata.get("mystnb", {}).get("figure"):

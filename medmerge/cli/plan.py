@@ -11,6 +11,7 @@ import graphlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from medmerge import backbones
@@ -226,7 +227,7 @@ def _studied(p: Parameters, files: Mapping[Path, Parameters]) -> list[Path]:
     """The files whose runs belong to the studies that a page shows."""
     wanted = [(p.results, p.track, *one.split("/")) for one in p.studies]
     ids = {path: (q.results, q.track, q.pair, q.backbone) for path, q in files.items() if notebooks.kind(q).runs}
-    return [path for path, one in ids.items() if any(one[: len(study)] == study for study in wanted)]
+    return [path for path, one in ids.items() if any(all(map(fnmatchcase, one, study)) for study in wanted)]
 
 
 def _runs(files: Mapping[Path, Parameters]) -> dict[Path, Run]:

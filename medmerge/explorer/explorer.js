@@ -93,7 +93,7 @@ class Explorer {
     for (const name of ["tour", "legend", "blocks", "depth", "scale", "histogram", "axis", "statistics", "strongest", "comparison", "scores", "trial", "facts"]) p[name] = h("div", { class: `mm-${name}` });
     for (const name of ["lede", "note", "status", "readout", "limits"]) p[name] = h("p", { class: `mm-${name}` });
     for (const name of ["map", "map-other", "grid"]) p[name] = h("canvas", { class: `mm-${name}` });
-    for (const name of ["run", "title"]) p[name] = h("h3", { class: `mm-${name}` });
+    for (const name of ["run", "title"]) p[name] = h("h2", { class: `mm-${name}` });
     const set = (part, attributes) => Object.entries(attributes).forEach(([key, value]) => part.setAttribute(key, value));
     set(p.tour, { role: "group", "aria-label": "What to see" });
     for (const part of [p.status, p.note]) set(part, { role: "status", "aria-live": "polite" });
@@ -117,9 +117,9 @@ class Explorer {
       h("button", { type: "button", class: "mm-skip", onclick: () => p.facts.focus() }, "Skip the explorer"), p.lede, p.tour, p.note,
       section("maps", p.run, p.legend, deep(p.sides[0], p.mapBox), (p.second = deep(p.sides[1], p.otherBox)), deep(h("span"), p.blocks), p.readout,
         h("div", { class: "mm-controls", role: "group", "aria-label": "What to show" }, ...whole), deep(p.scale, p.depth), p.limits, p.status),
-      section("worth", h("h3", {}, "The score when w is replaced"), p.scores),
+      section("worth", h("h2", {}, "The score when w is replaced"), p.scores),
       section("single", p.title, h("div", { class: "mm-controls" }, ...single), h("p", { class: "mm-caption" }, "Its kernels, by number:"), p.gridBox, h("div", { class: "mm-two" }, h("div", {}, p.histogram, p.axis), p.statistics)),
-      section("ends", h("h3", {}, "Strongest kernels of all layers"), p.strongest), section("compared", h("h3", {}, "The two side by side"), p.comparison), p.trial, tip, p.facts);
+      section("ends", h("h2", {}, "Strongest kernels of all layers"), p.strongest), section("compared", h("h2", {}, "The two side by side"), p.comparison), p.trial, tip, p.facts);
     if (this.live) this.root.addEventListener("keydown", (event) => { if (!event.ctrlKey && !event.altKey && !event.metaKey) event.stopPropagation(); }); // JupyterLab's shortcuts
   }
 

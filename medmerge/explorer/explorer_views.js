@@ -228,7 +228,7 @@ Object.assign(Explorer.prototype, {
     const said = waiting ? `Computing ${name(this.asked.w)} in ${this.asked.layer} …` : !last ? "" : last.error ? `Could not be computed: ${last.error}` : `${name(last.w)} in ${last.w === null ? "every layer" : last.layer}: ${about.metric} ${fixed(last.score)}.`;
     const rows = known.filter((one) => "score" in one).map((one) => h("tr", {}, ...[one.w === null ? "every layer" : one.layer, name(one.w), fixed(one.score), gap(one)].map((text) => h("td", {}, text))));
     p.trial.replaceChildren(
-      h("h3", {}, "What if"),
+      h("h2", {}, "What if"),
       h("p", { class: "mm-caption" }, `${about.metric} on the ${count(about.images)} validation images, of the network as its linear probe left it, with w of one layer’s kernels replaced. The test images are not used.`),
       ...(live ? [h("div", { class: "mm-controls", role: "group", "aria-label": `w of all kernels of ${layer.name}` }, h("span", {}, `w of ${layer.name}:`), ...buttons), (this.said ||= h("p", { role: "status" }))] : []),
       ...(rows.length ? [h("div", { class: "mm-scroll", tabindex: 0, role: "region", "aria-label": "Validation scores" }, h("table", {}, h("thead", {}, h("tr", {}, ...["layer", "w", `validation ${about.metric}`, "against learnt"].map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, ...rows)))] : []));

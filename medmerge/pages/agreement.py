@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
+from medmerge.pages import names
 from medmerge.pages.contrast import contrast, predicted
 from medmerge.pages.template import fill
 from medmerge.pages.weights import Weights, merged_rows
@@ -87,25 +88,47 @@ def seed_agreement(runs: Mapping[object, Weights], resamples: int = 1000, seed: 
 
 
 def run_agreement(records: Sequence[Record]) -> pd.DataFrame:
-    """Each two runs with the same layers: how alike their weights are, over kernels and over layers' means.
+    """How alike the weights of each two runs with the same layers are, by network and by what sets the two apart.
 
-    Runs are called by what differs among them: study, backbone, row, seed. Weights that are all the same, such as those
-    held at 0.5, correlate with nothing: NaN.
+    Returns:
+        Columns network, apart, pairs; over pairs mean, ``least`` and ``most`` of Pearson's correlation over all
+        kernels, and means of that over layers' means, of the absolute difference and of the share of kernels on one
+        side of 0.5. Weights that are all the same, such as those held at 0.5, correlate with nothing: NaN. Empty
+        where no two runs have the same layers.
     """
-    parts = [(*r.folder.parts[-4:-2], r.label, f"seed {r.run['seed']}") for r in records]
-    varied = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
-    called = [", ".join(itertools.compress(part, varied)) for part in parts]
     rows = []
-    weights = [record.kernel_weights for record in records]
-    for (one, a), (other, b) in itertools.combinations(zip(called, weights, strict=True), 2):
+    for (one, a), (other, b) in itertools.combinations([(record, record.kernel_weights) for record in records], 2):
         if [(name, len(w)) for name, w in a.items()] != [(name, len(w)) for name, w in b.items()]:
             continue
         x, y = (np.concatenate(list(w.values())) for w in (a, b))
         means = [np.array([w.mean() for w in run.values()]) for run in (a, b)]
-        line = {"run": one, "other": other, "kernels": len(x), "correlation": pearson(x, y)}
-        line |= {"of layers' means": pearson(*means), "mean |difference|": np.abs(x - y).mean()}
-        rows.append(line | {"same side of 0.5": ((x > 0.5) == (y > 0.5)).mean()})
-    return pd.DataFrame(rows)
+        row = "seed" if one.folder.parent == other.folder.parent else "study or settings"
+        apart = row if one.run["sources"] == other.run["sources"] else f"{row}, and networks merged"
+        line = {"network": names.NETWORKS.get(one.folder.parts[-3], one.folder.parts[-3]), "apart": apart}
+        line |= {"correlation": pearson(x, y), "of layers' means": pearson(*means)}
+        rows.append(line | {"mean |difference|": np.abs(x - y).mean(), "same side": ((x > 0.5) == (y > 0.5)).mean()})
+    if not rows:
+        return pd.DataFrame()
+    grouped = pd.DataFrame(rows).groupby(["network", "apart"])
+    counted = grouped["correlation"].agg(pairs="size", correlation="mean", least="min", most="max")
+    return counted.join(grouped[["of layers' means", "mean |difference|", "same side"]].mean()).reset_index()
+
+
+def comparable(records: Sequence[Record]) -> list[Record]:
+    """What :func:`shifts` takes: FT and MedMerge with their study's own settings, of studies that have both and FT from
+    two sources, neither of which had seen test images.
+    """
+    studies: dict[Path, list[Record]] = {}
+    for record in records:
+        if record.approach in ("ft", "medmerge") and not record.settings:
+            studies.setdefault(record.folder.parents[1], []).append(record)
+    clean = []
+    for runs in studies.values():
+        tuned = {run.run["row"]["sources"][0] for run in runs if run.approach == "ft"}
+        overlaps = [found for run in runs for found in run.run["data"].get("overlap", {}).values()]
+        if len(tuned) > 1 and any(run.approach == "medmerge" for run in runs):
+            clean += [] if any(found.get("images", {}).get("test") for found in overlaps) else runs
+    return clean
 
 
 def shifts(records: Sequence[Record]) -> pd.DataFrame:
@@ -166,10 +189,9 @@ def association(table: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> 
     }
 
 
-def statement(records: Sequence[Record]) -> str:
-    """What the records say about the claim, in Markdown: the correlation, or that it cannot be estimated."""
-    table = shifts(records)
-    return fill("shift", rows=table.to_dict("records"), least=LEAST, **association(table))
+def statement(table: pd.DataFrame) -> str:
+    """What :func:`shifts` says about the claim, in Markdown: the correlation, or that it cannot be estimated."""
+    return fill("shift", studies=len(table), least=LEAST, **association(table))
 
 
 def _fine_tuned(records: Sequence[Record], merged: Path, source: str, runs: Sequence[Record]) -> list[Record]:

@@ -23,6 +23,12 @@ STUDIES = {
 SETTINGS = {"batchnorm_free": "trained in batch norm:", "batchnorm": "batch norm", "w_lr": "learning rate of w"}
 
 
+def study(folder: str) -> str:
+    """A study in words, such as ``"Skin lesions, DenseNet-121"``, by the folder of its records, pair and backbone."""
+    pair, backbone = folder.split("/")
+    return f"{STUDIES.get(pair, pair)}, {NETWORKS.get(backbone, backbone)}"
+
+
 def row(record: Record) -> str:
     """A record's row in words, such as ``"MedMerge Tiny-ImageNet + HAM10000"``, its settings in brackets."""
     sources = [DATASETS.get(name, name) for name in record.run["row"]["sources"]]

@@ -65,8 +65,8 @@ def _sheets(p: Parameters) -> list[Path]:
 def _of_studies(p: Parameters) -> list[Path]:
     """The files of every run of the page's studies."""
     track = home() / p.results / p.track
-    depth = {one: "*/seed*" if "/" in one else "*/*/seed*" for one in p.studies}
-    return [file for one in p.studies for run in sorted((track / one).glob(depth[one])) for file in _files(run)]
+    found = [f"{one}/*/seed*" if "/" in one else f"{one}/*/*/seed*" for one in p.studies]
+    return [file for one in found for run in sorted(track.glob(one)) for file in _files(run)]
 
 
 _ALL = ("notebook", "track", "title", "note", "results")

@@ -102,8 +102,8 @@ class Parameters(BaseModel):
     digests: list[str] = _field(
         [], "page", "files of id,sha256 for datasets whose images are not here, each by name and file"
     )
-    studies: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$")]] = (
-        _field([], "page", "studies whose merging weights a page of their own shows: pair, or pair/backbone")
+    studies: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9*][A-Za-z0-9_.*-]*(/[A-Za-z0-9*][A-Za-z0-9_.*-]*)?$")]] = (
+        _field([], "page", "studies whose merging weights a page shows: pair, or pair/backbone; * stands for any name")
     )
     cost_repeats: int = _field(
         0, "page", "rounds in which a page of their own times a step of each phase; 0 on all other pages", ge=0

@@ -299,7 +299,7 @@ def merged(results: Path, studies: Sequence[str]) -> list[Record]:
 
     Args:
         results: a track's folder, such as ``results/open``.
-        studies: ``pair``, for all its backbones, or ``pair/backbone``.
+        studies: ``pair``, for all its backbones, or ``pair/backbone``; ``*`` stands for any name, of what is left.
 
     Raises:
         RecordError: a study is named twice, or has no such run; those that have are listed.
@@ -312,9 +312,10 @@ def merged(results: Path, studies: Sequence[str]) -> list[Record]:
             all_runs = [record for record in gather(results, "*/*/*/seed*") if record.kernel_weights]
             known = ", ".join(sorted({"/".join(r.folder.parts[-4:-2]) for r in all_runs})) or "none"
             raise RecordError(f"studies: no merged run of {study} below {results}; there are: {known}")
-        if twice := [record.folder for record in runs if record.folder in found]:
+        twice = [record.folder for record in runs if record.folder in found]
+        if twice and "*" not in study:
             raise RecordError(f"studies: {study} names {twice[0]} for the second time")
-        found |= {record.folder: record for record in runs}
+        found |= {record.folder: record for record in runs if record.folder not in twice}
     return list(found.values())
 
 

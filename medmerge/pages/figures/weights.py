@@ -12,22 +12,22 @@ from medmerge.study.records import Record
 
 
 def target_heatmap(records: Sequence[Record]) -> BookFigure:
-    """Mean w of each convolution over depth, a row a target, averaged over seeds (the paper's Fig. 2).
+    """Mean w of each convolution over depth, a row a study, averaged over seeds (the paper's Fig. 2).
 
     Args:
-        records: of one backbone, any number of studies; those that merged nothing are left out. Rows with one target
-            are told apart by study and row.
+        records: of one backbone, any number of studies; those that merged nothing are left out. A study's rows are
+            told apart by their names.
 
     Raises:
         RecordError: no merged run.
         ValueError: several backbones.
     """
     rows = list(merged_rows(records).items())
-    names = [title(runs[0].run["data"]["name"]) for _, runs in rows]
-    if len(set(names)) < len(names):
-        names = ["/".join((folder.parts[-3], folder.parts[-1])) for folder, _ in rows]
+    titles = [title(folder.parts[-3]) for folder, _ in rows]
+    if len(set(titles)) < len(titles):
+        titles = [f"{name}: {runs[0].label}" for name, (_, runs) in zip(titles, rows, strict=True)]
     counts = [f"{len(runs)} seed{'s' * (len(runs) > 1)}" for _, runs in rows]
-    weights = {f"{n} ({c})": mean_weights(runs) for n, c, (_, runs) in zip(names, counts, rows, strict=True)}
+    weights = {f"{n} ({c})": mean_weights(runs) for n, c, (_, runs) in zip(titles, counts, rows, strict=True)}
     sources = [tuple(map(title, runs[0].ends)) for _, runs in rows]
     if len(set(sources)) == 1:
         return depth_heatmap(weights, *sources[0])
