@@ -13,7 +13,6 @@ from test_records import HISTORY, RUN, predictions
 
 import medmerge
 from medmerge.explorer import payload as explorer_data
-from medmerge.explorer import widget as explorer
 from medmerge.pages.agreement import run_agreement
 from medmerge.study import records
 from medmerge.study.layers import architecture
@@ -277,7 +276,7 @@ def test_the_page_is_whole_the_same_each_time_and_asks_nobody(runs):
         r"(?:src|href)=[\"']?(?:https?:)?//|@import|fetch\(|import\s*\(|url\(", one.replace("data:", "")
     )
     assert one.count('<script type="module">') == 1 and "export " not in one
-    assert "<table>" in one, "for readers without scripts"
+    assert "<table" in one, "for readers without scripts"
     weights = np.concatenate(list(runs[0].kernel_weights.values()))
     assert f"<td>{weights.mean():.3f}</td>" in one
 
@@ -369,11 +368,6 @@ def test_merged_runs_of_studies(tmp_path):
     assert [r.folder for r in records.merged(tmp_path / "open", ["mo*", "*"])] == [r.folder for r in made]
     with pytest.raises(RecordError, match="for the second time"):
         records.merged(tmp_path / "open", ["moles", "moles/densenet_small"])
-
-
-def test_the_scripts_are_in_the_package():
-    assert all(name in explorer.script() for name in ("function mount(", "class Explorer", "function drawMap("))
-    assert "data-theme" in explorer.style()
 
 
 def test_a_source_merged_with_zeros_says_so_at_its_other_end(tmp_path):

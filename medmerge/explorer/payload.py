@@ -42,7 +42,6 @@ class Run:
         name: unique, such as ``"skin/densenet121/medmerge-imagenet-ham10k/seed0"``.
         study, backbone, label, seed: what a reader chooses it by; the network by its name in the package.
         sources: names of what w = 1 and w = 0 take.
-        origin: fingerprints of the networks behind them, where they are known.
         weights: w by layer, float32 ``[kernels]``, in forward order.
         epochs, history: see :attr:`medmerge.study.records.Record.kernel_history`.
         kept: the epoch whose weights were kept, where it is known.
@@ -50,12 +49,12 @@ class Run:
         controls: validation scores with w replaced, of one or several draws, by control, and then re-estimated.
         metric: what these scores are.
         facts: a sentence on what it was computed from.
+        origin: fingerprints of the networks that were merged.
     """
 
     name: str
     weights: Mapping[str, np.ndarray]
     sources: tuple[str, str]
-    origin: str = ""
     study: str = ""
     backbone: str = ""
     label: str = ""
@@ -67,6 +66,7 @@ class Run:
     controls: Sequence[tuple[str, Sequence[float], float]] = ()
     metric: str = ""
     facts: str = ""
+    origin: str = ""
 
     def at(self, epoch: int | None) -> Mapping[str, np.ndarray]:
         """w by layer as learnt (None), or after an epoch of the linear probe."""
@@ -97,8 +97,6 @@ def collect(what: object, sources: Sequence[str] | None = None, backbone: str = 
         ValueError: no weights in it, weights that are not finite vectors, or a name that comes twice.
         FileNotFoundError: a folder that is not there, or without a finished run.
     """
-    if isinstance(what, (Record, KernelMerge)):
-        what = [what]
     if isinstance(what, Mapping):
         if not what:
             raise ValueError("nothing to explore: the mapping is empty; give {layer: w}")
@@ -107,14 +105,9 @@ def collect(what: object, sources: Sequence[str] | None = None, backbone: str = 
         return runs or [_given(what, "weights", sources, backbone)]
     if isinstance(what, (str, Path)):
         what = _found(Path(what).expanduser())
-    if not isinstance(what, Iterable):
-        raise TypeError(
-            f"explore() takes a folder of results, records, a KernelMerge or {{layer: w}}, not {type(what).__name__}"
-        )
-    items = list(what)
-    wrong = [type(item).__name__ for item in items if not isinstance(item, (Record, KernelMerge))]
-    if wrong:
-        raise TypeError(f"explore() takes records or a KernelMerge in a list, not {wrong[0]}")
+    items = list(what) if isinstance(what, Iterable) else [what]
+    if wrong := [type(item).__name__ for item in items if not isinstance(item, (Record, KernelMerge))]:
+        raise TypeError(f"explore() takes a folder of results, records, a KernelMerge or {{layer: w}}, not {wrong[0]}")
     runs = []
     for number, item in enumerate(items):
         if isinstance(item, KernelMerge):
@@ -137,12 +130,12 @@ def _recorded(record: Record) -> Run:
     epochs, history = record.kernel_history
     probed = int((record.history["phase"] == "linear_probe").sum())
     kept = displacement(record)["kept_epoch"] if probed else None
-    target, size = content["data"].get("name", study), f" at {p['image_size']} px" if "image_size" in p else ""
+    target = content["data"]["name"]
     facts = (
-        f"{names.row(record)}, target {names.DATASETS.get(target, target)}{size}, {record.images['train']:,} training "
-        f"images, {probed} epochs of linear probe{f' (kept: epoch {kept})' if kept else ''}, on "
-        f"{content.get('device', 'an unknown device')}; record {'/'.join(record.folder.parts[-5:])}, "
-        f"commit {content.get('provenance', {}).get('commit', 'unknown')[:9]}. {p.get('note', '')}"
+        f"{names.row(record)}, target {names.DATASETS.get(target, target)} at {p['image_size']} px, "
+        f"{record.images['train']:,} training images, {probed} epochs of linear probe"
+        f"{f' (kept: epoch {kept})' if kept else ''}, on {content['device']}; record "
+        f"{'/'.join(record.folder.parts[-5:])}, commit {content['provenance']['commit'][:9]}. {p.get('note', '')}"
     )
     controls = record.controls.groupby("control", sort=False) if len(record.controls) else ()
     return Run(
@@ -172,9 +165,7 @@ def _given(what: KernelMerge | Mapping, name: str, sources: Sequence[str] | None
         weights = {key: w.reshape(len(w), -1).float().mean(1).cpu() for key, w in what.kernel_weights().items()}
     else:
         weights = what
-    return Run(
-        name, _vectors(weights, name), _two(sources or ("first source", "second source")), label=name, backbone=backbone
-    )
+    return Run(name, _vectors(weights, name), _two(sources or ("source 1", "source 0")), label=name, backbone=backbone)
 
 
 def _two(sources: Sequence[str]) -> tuple[str, str]:

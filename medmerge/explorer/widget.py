@@ -1,10 +1,8 @@
 """The explorer of learnt merging weights: one object, live in JupyterLab and Voilà, and as a page without a kernel."""
 
-import functools
 import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from html import escape
 from importlib import resources
 from pathlib import Path
 
@@ -22,7 +20,11 @@ from medmerge.study.revisits import Later, Trial
 
 log = logging.getLogger(__name__)
 
-SCRIPTS = ("explorer_draw.js", "explorer.js", "explorer_views.js")
+_HERE = resources.files(__package__)
+SCRIPT = "\n".join(
+    (_HERE / name).read_text("utf-8") for name in ("explorer_draw.js", "explorer.js", "explorer_views.js")
+)
+STYLE = (_HERE / "explorer.css").read_text("utf-8")
 NULLS = ("shuffled", "start")
 VIEWS, ORDERS = ("w", "difference"), ("number", "w")
 
@@ -81,6 +83,7 @@ class Explorer(anywidget.AnyWidget):
         trials: what answers "what if", by run name.
     """
 
+    _esm, _css = SCRIPT + "\nexport default { render };\n", STYLE
     selection = traitlets.Dict().tag(sync=True)
     _content = traitlets.Unicode().tag(sync=True)
     _asked = traitlets.Dict().tag(sync=True)
@@ -99,14 +102,6 @@ class Explorer(anywidget.AnyWidget):
         self._packed["trials"] = {name: {"metric": t.metric, "images": t.images} for name, t in trials.items()}
         super().__init__(_content=explorer_data.dumps(self._packed), selection=dict(selection))
         self.observe(self._answer, names="_asked")
-
-    @property
-    def _esm(self) -> str:
-        return script() + "\nexport default { render };\n"
-
-    @property
-    def _css(self) -> str:
-        return style()
 
     @traitlets.validate("selection")
     def _whole(self, proposal: Mapping) -> dict:
@@ -211,9 +206,9 @@ class Explorer(anywidget.AnyWidget):
         content = explorer_data.dumps({**self._packed, "selection": self.selection, "tried": self._tried})
         name = f"explorer-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         return (
-            f'<div class="mm-page"><style>{style()}</style><script type="application/json">{content}</script>'
+            f'<div class="mm-page"><style>{STYLE}</style><script type="application/json">{content}</script>'
             f'<div class="mm-explorer" id="{name}">{still(list(self.runs.values()))}</div>'
-            f'<script type="module">{script()}\nmount(document.getElementById("{name}"));</script></div>'
+            f'<script type="module">{SCRIPT}\nmount(document.getElementById("{name}"));</script></div>'
         )
 
 
@@ -222,14 +217,11 @@ def still(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         w = np.concatenate(list(run.weights.values()))
-        low, middle, high = np.quantile(w, [0.05, 0.5, 0.95])
-        numbers = [f"{len(w):,}", *(f"{x:.3f}" for x in (w.mean(), low, middle, high)), f"{(w > 0.5).mean():.0%}"]
-        titles = [run.study, names.NETWORKS.get(run.backbone, run.backbone), run.label, run.seed]
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in (*titles, *numbers))
-        rows.append(f"<tr>{cells}</tr>")
-    named = ("study", "network", "run", "seed", "kernels", "mean w", "5 %", "median", "95 %", "above 0.5")
-    head = "".join(f'<th scope="col">{name}</th>' for name in named)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        chosen = (run.study, names.NETWORKS.get(run.backbone, run.backbone), run.label, run.seed)
+        row = dict(zip(("study", "network", "run", "seed", "kernels"), (*chosen, f"{len(w):,}"), strict=True))
+        spread = zip(("5 %", "median", "95 %"), np.quantile(w, [0.05, 0.5, 0.95]), strict=True)
+        rows.append({**row, "mean w": w.mean(), **dict(spread), "above 0.5": f"{(w > 0.5).mean():.0%}"})
+    table = pd.DataFrame(rows).to_html(index=False, border=0, float_format="{:.3f}".format)
     return f'<div class="mm-scroll">{table}</div>'
 
 
@@ -239,19 +231,3 @@ def _check(chosen: Mapping, what: str, allowed: Collection, neutral: object = ..
         listed = ", ".join(filter(None, map(str, allowed))) or "none"
         listed = f"0 to {allowed[-1]}" if isinstance(allowed, range) else listed
         raise ValueError(f"selection: there is no {what} {value!r}; there are: {listed}")
-
-
-@functools.cache
-def script() -> str:
-    """The explorer's script, one module without its exports."""
-    return "\n".join(_file(name) for name in SCRIPTS)
-
-
-@functools.cache
-def style() -> str:
-    """The explorer's style sheet."""
-    return _file("explorer.css")
-
-
-def _file(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
