@@ -12,11 +12,10 @@ import torch
 from matplotlib.colors import to_hex
 
 from medmerge.merge import KernelMerge
-from medmerge.pages import names
 from medmerge.pages.figures.style import half_range
 from medmerge.pages.report import displacement
 from medmerge.pages.weights import displacements
-from medmerge.study import records
+from medmerge.study import names, records
 from medmerge.study.layers import layers, modules_of
 from medmerge.study.records import Record
 
@@ -132,7 +131,7 @@ def _recorded(record: Record) -> Run:
     kept = displacement(record)["kept_epoch"] if probed else None
     target = content["data"]["name"]
     facts = (
-        f"{names.row(record)}, target {names.DATASETS.get(target, target)} at {p['image_size']} px, "
+        f"{record.label}, target {names.title(target)} at {p['image_size']} px, "
         f"{record.images['train']:,} training images, {probed} epochs of linear probe"
         f"{f' (kept: epoch {kept})' if kept else ''}, on {content['device']}; record "
         f"{'/'.join(record.folder.parts[-5:])}, commit {content['provenance']['commit'][:9]}. {p.get('note', '')}"
@@ -141,11 +140,11 @@ def _recorded(record: Record) -> Run:
     return Run(
         name=f"{study}/{backbone}/{row}/{seed}",
         weights=record.kernel_weights,
-        sources=tuple(names.DATASETS.get(name, name) for name in record.ends),
+        sources=tuple(names.title(name) for name in record.ends),
         origin=" ".join(print[:12] for print in content["sources"].values()),
-        study=names.STUDIES.get(study, study),
+        study=names.title(study),
         backbone=backbone,
-        label=names.row(record),
+        label=record.label,
         seed=seed.removeprefix("seed"),
         epochs=epochs,
         history=history,
@@ -216,7 +215,7 @@ def payload(runs: Sequence[Run], merges: Mapping[str, KernelMerge] | None = None
         merge = (merges or {}).get(run.name)
         described = tuple(layers(run.weights, run.backbone, merge and modules_of(merge.merged)))
         network = networks.setdefault(described, len(networks))
-        entry = {"name": run.name, "study": run.study, "backbone": names.NETWORKS.get(run.backbone, run.backbone)}
+        entry = {"name": run.name, "study": run.study, "backbone": names.title(run.backbone)}
         entry |= {"label": run.label, "seed": run.seed, "sources": run.sources, "origin": run.origin}
         entry |= {"facts": run.facts, "kept": run.kept, "network": network, "budget": run.budget}
         entry |= {"controls": run.controls, "metric": run.metric}

@@ -14,7 +14,7 @@ import traitlets
 from medmerge.explorer import payload as explorer_data
 from medmerge.explorer.payload import Run
 from medmerge.merge import KernelMerge
-from medmerge.pages import names
+from medmerge.study import names
 from medmerge.study.records import Record
 from medmerge.study.revisits import Later, Trial
 
@@ -217,7 +217,7 @@ def still(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         w = np.concatenate(list(run.weights.values()))
-        chosen = (run.study, names.NETWORKS.get(run.backbone, run.backbone), run.label, run.seed)
+        chosen = (run.study, names.title(run.backbone), run.label, run.seed)
         row = dict(zip(("study", "network", "run", "seed", "kernels"), (*chosen, f"{len(w):,}"), strict=True))
         spread = zip(("5 %", "median", "95 %"), np.quantile(w, [0.05, 0.5, 0.95]), strict=True)
         rows.append({**row, "mean w": w.mean(), **dict(spread), "above 0.5": f"{(w > 0.5).mean():.0%}"})

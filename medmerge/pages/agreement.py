@@ -13,11 +13,11 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from medmerge.pages import names
 from medmerge.pages.contrast import contrast, predicted
 from medmerge.pages.template import fill
 from medmerge.pages.weights import Weights, merged_rows
 from medmerge.stats import evaluation, resampling
+from medmerge.study import names
 from medmerge.study.records import Record, RecordError
 
 LEAST = 3
@@ -104,7 +104,7 @@ def run_agreement(records: Sequence[Record]) -> pd.DataFrame:
         means = [np.array([w.mean() for w in run.values()]) for run in (a, b)]
         row = "seed" if one.folder.parent == other.folder.parent else "study or settings"
         apart = row if one.run["sources"] == other.run["sources"] else f"{row}, and networks merged"
-        line = {"network": names.NETWORKS.get(one.folder.parts[-3], one.folder.parts[-3]), "apart": apart}
+        line = {"network": names.title(one.folder.parts[-3]), "apart": apart}
         line |= {"correlation": pearson(x, y), "of layers' means": pearson(*means)}
         rows.append(line | {"mean |difference|": np.abs(x - y).mean(), "same side": ((x > 0.5) == (y > 0.5)).mean()})
     if not rows:

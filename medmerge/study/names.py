@@ -7,6 +7,7 @@ NAMES = {
     "imagenet1k": "ImageNet-1k",
     "ham10k": "HAM10000",
     "ham10k-scratch": "HAM10000 from scratch",
+    "isic2017": "ISIC 2017",
     "isic2019": "ISIC 2019",
     "eyepacs": "EyePACS",
     "aptos2019": "APTOS 2019",
@@ -34,6 +35,7 @@ NAMES = {
     # pairs of the open study
     "skin": "Skin lesions, exploratory",
     "skin-seeds": "Skin lesions",
+    "skin-ablation": "Skin lesions, ablations",
     "skin-leaky": "Skin lesions with the overlap",
     "skin-2": "Skin lesions, second round",
     "chest": "Chest X-rays",
@@ -55,3 +57,8 @@ NAMES = {
 def title(name: object) -> str:
     """The words for a name; the name itself where there are none, as of a user's own data."""
     return NAMES.get(str(name), str(name))
+
+
+def study(folder: str) -> str:
+    """A study in words, such as ``"Skin lesions, DenseNet-121"``, by the folder of its records, pair and backbone."""
+    return ", ".join(map(title, folder.split("/")))
