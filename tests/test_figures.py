@@ -21,6 +21,7 @@ from medmerge.pages.figures import weights as figures_weights
 from medmerge.pages.figures.forest import forest
 from medmerge.study.layers import architecture
 
+ROOT = Path(__file__).parents[1]
 SCORES = ["train_loss", "val_loss", "val_macro_f1"]
 
 
@@ -153,7 +154,7 @@ def test_a_page_has_both_widths_and_may_change_the_colours():
         ("narrow", "dots &amp; &quot;bars&quot;"),
     ]
     assert "fill: var(--figure-1f2328, #1f2328)" in html and not re.search(": #", html)
-    css = (Path(__file__).parents[1] / "book/_static/custom.css").read_text(encoding="utf-8")
+    css = (ROOT / "book/_static/custom.css").read_text(encoding="utf-8")
     changed = set(re.findall(r"--figure-([0-9a-f]{6}):", css))
     neutral = (plotstyle.INK, plotstyle.MUTED, plotstyle.GRID, plotstyle.BAND, plotstyle.GROUND)
     assert {colour[1:] for colour in neutral} <= changed and plotstyle.PALE[1:] not in changed
@@ -168,9 +169,10 @@ return [shown.length, shown.filter((text) => size(text) < 11).map((text) => `${t
 
 def test_text_of_every_kind_of_figure_can_be_read_on_a_phone(tmp_path):
     drawn = [draw() for draw in (*KINDS.values(), *ODD)]
-    css = (Path(__file__).parents[1] / "book/_static/custom.css").as_uri()
+    css = (ROOT / "book/_static/custom.css").as_uri()
     page = f"<!doctype html><meta name=viewport content='width=device-width'><link rel=stylesheet href='{css}'>"
     page += "".join(figure.html("", "") for figure in drawn)
+    page += plotstyle.inline((ROOT / "book/_static/method.svg").read_text(encoding="utf-8"), "")
     (tmp_path / "page.html").write_text(f"{page.replace('<figure', '<main class=bd-article><figure', 1)}</main>")
     browser = start()
     try:
