@@ -90,7 +90,7 @@ def test_the_spread_is_that_of_predictions_that_are_known(studies, least, most):
         target = Target({str(k): int((labels == k).sum()) for k in range(count)}, 1.0)
         ours = papertables.spread(target, metrics["accuracy"], metrics["macro_f1"])
         cells = evaluation.counted(labels, {"p": record.probabilities.argmax(1)[None]}, count)
-        drawn = resampling.bootstrap(cells, "macro_f1", 4000, np.random.default_rng(0))
+        drawn = resampling.bootstrap(cells, 4000, np.random.default_rng(0))
         assert least < ours["error"] / drawn.std() < most, record.folder
         low, high = evaluation.bootstrap_interval(labels, record.probabilities.argmax(1)[None], count)
         assert least - 0.02 < (ours["high"] - ours["low"]) / (high - low) < most + 0.02
