@@ -69,7 +69,7 @@ def permuted(task) -> PremiseSheet:
     groups = matching.permutation_groups(b, image_size=32)
     torch.manual_seed(1)
     order = {name: torch.randperm(group.size) for name, group in groups.items()}
-    return measured(task, b, matching.permute(b, order, image_size=32))
+    return measured(task, b, matching.permute(b, groups, order))
 
 
 @pytest.fixture

@@ -589,7 +589,7 @@ def test_a_permuted_twin_merges_like_the_source_itself_once_aligned(project):
     source = backbone("densenet_small", "w/objects.safetensors")
     groups = matching.permutation_groups(source, image_size=32)
     shuffled = {name: torch.randperm(group.size) for name, group in groups.items()}
-    twin = matching.permute(source, shuffled, image_size=32)
+    twin = matching.permute(source, groups, shuffled)
     save_backbone(twin, project / "w" / "lesions.safetensors", "densenet_small")
     found = study.run(parameters(approaches=["medmerge"], vary={"align": ["none", "weights"]}, ft_epochs=0))
     unlike, alike = (record.controls.drop_duplicates("control").set_index("control")["score"] for record in found)

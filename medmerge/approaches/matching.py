@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from medmerge.approaches.channels import Watch, named_tensors, tensors_in
+from medmerge.approaches.channels import Watch, named_tensors
 
 _TOLERANCE = 1e-9
 
@@ -65,18 +65,17 @@ class Group:
     slots: tuple[Slot, ...]
 
 
-def permutation_groups(network: nn.Module, *, permute_features: bool = True, image_size: int = 224) -> dict[str, Group]:
+def permutation_groups(network: nn.Module, *, image_size: int = 224) -> dict[str, Group]:
     """The groups of channels of ``network`` that can be permuted, in forward order.
 
     A convolution or linear layer makes a new group. Elementwise functions, pooling, normalisation and depthwise
     convolutions keep it; sums and products (residual connections, squeeze and excitation) make two groups one;
     concatenation puts groups one after another. What the input and any function not known here read or give (a channel
-    shuffle, a convolution in several groups) stays in place, so every group that is returned is safe to permute.
+    shuffle, a convolution in several groups) stays in place, so every group that is returned is safe to permute. What
+    the network returns may be permuted too: it is a backbone, whose head will be new.
 
     Args:
         network: maps images ``[N, 3, S, S]`` to one tensor, in eval mode.
-        permute_features: whether what the network returns may be permuted too: yes for a backbone whose head is new,
-            no where the outputs have a meaning, such as a classifier's classes.
         image_size: S, of interest only to networks that take no other.
 
     Returns:
@@ -90,14 +89,12 @@ def permutation_groups(network: nn.Module, *, permute_features: bool = True, ima
     dtype = next((tensor.dtype for tensor in twin.parameters()), None)
     try:
         with torch.no_grad(), watch:
-            output = twin(torch.empty(2, 3, image_size, image_size, dtype=dtype, device="meta"))
+            twin(torch.empty(2, 3, image_size, image_size, dtype=dtype, device="meta"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:  # torch._assert
         raise ValueError(
             f"{type(network).__name__} cannot be run on the meta device for images of {image_size} px ({error}); its "
             "forward must take one batch of images and decide nothing by their values"
         ) from error
-    if not permute_features:
-        watch.fix(tensors_in(output))
     slots: dict[int, list[Slot]] = {}
     for (name, axis), blocks in watch.axes.items():
         start = 0
@@ -110,23 +107,13 @@ def permutation_groups(network: nn.Module, *, permute_features: bool = True, ima
 
 
 @torch.no_grad()
-def permute(network: nn.Module, permutations: Mapping[str, Tensor], *, image_size: int = 224) -> nn.Module:
+def permute(network: nn.Module, groups: Mapping[str, Group], permutations: Mapping[str, Tensor]) -> nn.Module:
     """A copy of ``network`` with permuted channels: the same function, up to the order of its features.
 
     Args:
-        permutations: for each group (:func:`permutation_groups`), or some, int64 ``[size]``: the channel that comes to
-            each place.
-        image_size: as for :func:`permutation_groups`.
-
-    Raises:
-        ValueError: a group that the network has not, or no permutation of its channels.
+        groups: the network's, as :func:`permutation_groups` returns them.
+        permutations: for each group, or some, int64 ``[size]``: the channel that comes to each place.
     """
-    groups = permutation_groups(network, image_size=image_size)
-    for name, permutation in permutations.items():
-        if name not in groups:
-            raise ValueError(f"no permutation group {name!r}; the network has {', '.join(groups) or 'none'}")
-        if not torch.equal(permutation.cpu().sort().values, torch.arange(groups[name].size)):
-            raise ValueError(f"{name!r} has {groups[name].size} channels; what is given is no permutation of them")
     permuted = copy.deepcopy(network)
     tensors = named_tensors(permuted)
     for name, permutation in permutations.items():
@@ -136,13 +123,7 @@ def permute(network: nn.Module, permutations: Mapping[str, Tensor], *, image_siz
 
 
 def match(
-    reference: nn.Module,
-    other: nn.Module,
-    *,
-    permute_features: bool = True,
-    iterations: int = 100,
-    seed: int = 0,
-    image_size: int = 224,
+    reference: nn.Module, other: nn.Module, groups: Mapping[str, Group], iterations: int = 100
 ) -> dict[str, Tensor]:
     """The permutations of ``other`` that bring its parameters nearest to those of ``reference`` (weight matching).
 
@@ -154,47 +135,42 @@ def match(
     already, and its own biases alone; the better end is returned. It is at least as near as ``other`` was.
 
     Args:
-        permute_features, image_size: as for :func:`permutation_groups`.
+        groups: those of either network, as :func:`permutation_groups` returns them.
         iterations: passes over all groups, at most; an ascent ends with the first that changes nothing.
-        seed: of the order of the groups in each pass.
 
     Returns:
         int64 ``[size]`` on the CPU for each group, for :func:`permute`.
-
-    Raises:
-        ValueError: the networks are of different architectures, or a parameter is not finite.
     """
     ours, theirs = dict(reference.named_parameters()), dict(other.named_parameters())
-    _check(ours, theirs)
-    groups = permutation_groups(reference, permute_features=permute_features, image_size=image_size)
-    best = None
+    ends = []
     for start in ("identity", "forward"):
         ascent = _Ascent(groups, ours, theirs)
         if start == "forward":
             ascent.forward()
-        order = np.random.default_rng(seed)
+        order = np.random.default_rng(0)
         for _ in range(iterations):
             if not sum(ascent.improve(name) for name in order.permutation(list(groups))):
                 break
-        if best is None or ascent.product() > best.product():
-            best = ascent
-    return best.permutations
+        ends.append(ascent)
+    return max(ends, key=_Ascent.product).permutations
 
 
-def align(reference: nn.Module, other: nn.Module, **options) -> nn.Module:
+def align(reference: nn.Module, other: nn.Module, *, image_size: int = 224) -> nn.Module:
     """A copy of ``other``, the same function, with its channels in the order that is nearest to ``reference``.
 
-    Of more than two networks each is aligned to the first. What the features mean changes places with
-    ``permute_features=True``, the default: a head that ``other`` had no longer fits; a new one does not mind.
+    Of more than two networks each is aligned to the first. What the features mean changes places: a head that ``other``
+    had no longer fits; a new one does not mind.
 
     Args:
-        options: those of :func:`match`.
+        image_size: as for :func:`permutation_groups`.
 
     Raises:
-        ValueError: as for :func:`match`.
+        ValueError: the networks are of different architectures or cannot be run without data, or a parameter is not
+            finite.
     """
-    size = {key: options[key] for key in ("image_size",) if key in options}
-    return permute(other, match(reference, other, **options), **size)
+    _check(dict(reference.named_parameters()), dict(other.named_parameters()))
+    groups = permutation_groups(reference, image_size=image_size)
+    return permute(other, groups, match(reference, other, groups))
 
 
 class _Ascent:
@@ -272,10 +248,7 @@ def _check(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     for name in ours | theirs:
         shapes = [list(p[name].shape) if name in p else "missing" for p in (ours, theirs)]
         if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{name} is {shapes[0]} in the reference and {shapes[1]} in the other network: only networks of one "
-                "architecture can be aligned"
-            )
-        for which, tensors in (("reference", ours), ("other network", theirs)):
-            if not torch.isfinite(tensors[name]).all():
-                raise ValueError(f"{name} of the {which} is not finite: its training has failed")
+            one = "only networks of one architecture can be aligned"
+            raise ValueError(f"{name} is {shapes[0]} in the reference and {shapes[1]} in the other network: {one}")
+        if not all(torch.isfinite(tensors[name]).all() for tensors in (ours, theirs)):
+            raise ValueError(f"{name} is not finite: the training of the reference or of the other has failed")
