@@ -11,21 +11,6 @@ from PIL import Image
 
 from medmerge.data import DATASETS, load_table, split
 
-# Skin.
-
-
-def test_isic2019_tells_what_is_odd_about_it():
-    listing = DATASETS["isic2019"](real("isic2019"))
-    assert listing.rows == {
-        "ISIC_2019_Training_GroundTruth.csv": (25_331, 25_331),
-        "ISIC_2019_Training_Metadata.csv": (25_331, 25_331),
-    }
-    assert listing.notes == ("2,074 of 25,331 ids end in _downsampled.",)
-    assert "UNK" not in listing.classes
-
-
-# Eyes.
-
 
 def test_eyepacs_has_two_eyes_of_each_patient():
     table = load_table("eyepacs", real("eyepacs"), missing="keep")
@@ -100,9 +85,6 @@ def test_fundus4_copies_of_glaucoma_are_of_the_original_that_their_group_names()
             judged += 1
             right += originals["group"][int(distances.argmin())] == image["group"]
     assert judged > 60 and right >= 0.98 * judged
-
-
-# MedMNIST.
 
 
 def test_retinamnist_is_the_official_file():
