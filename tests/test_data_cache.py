@@ -1,7 +1,5 @@
 """The cache of decoded images: never half-written, never stale, safe to share."""
 
-import errno
-import fcntl
 import os
 import re
 import threading
@@ -9,7 +7,6 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from data_fixtures import write_ham10k, write_image
@@ -155,20 +152,6 @@ def test_second_process_takes_over_from_one_that_dies(table, cache, decoded, oth
     thread.join(timeout=60)
     assert len(decoded) == 14 and answers[0].pixels.any()
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
-
-
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_file_systems_without_locks(table, cache, monkeypatch, code):
-    def refuse(*_):
-        raise OSError(code, os.strerror(code))
-
-    expected = np.array(load_images(table, 8, cache=cache).pixels)
-    entry(cache, ".json").unlink()
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    part = cache / f".{entry(cache, '.npy').name}.of-another-process.partial"
-    part.touch()
-    assert (load_images(table, 8, cache=cache).pixels == expected).all()
-    assert part.exists()  # nobody knows that its process has ended
 
 
 def test_where_the_cache_is(table, tmp_path, monkeypatch):
