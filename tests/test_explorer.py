@@ -13,12 +13,14 @@ from test_records import HISTORY, RUN, predictions
 
 import medmerge
 from medmerge.explorer import payload as explorer_data
+from medmerge.pages import names
 from medmerge.pages.agreement import run_agreement
 from medmerge.study import records
 from medmerge.study.layers import architecture
 from medmerge.study.layers import layers as study_layers
 from medmerge.study.records import RecordError
 
+ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {"features.conv0": 6, "features.denseblock1.denselayer1.conv1": 4, "features.transition1.conv": 5}
 
 
@@ -149,7 +151,7 @@ def test_a_selection_that_is_not_there_is_refused(runs, wrong, message):
     ("what", "error", "message"),
     [
         ({}, ValueError, "the mapping is empty"),
-        ([], ValueError, "none of the 0 records"),
+        ([], ValueError, "no run here has merging weights"),
         ("nowhere", FileNotFoundError, "no folder nowhere; give one with finished runs"),
         (Path(__file__).parent, FileNotFoundError, "no finished run in .*tests or below it"),
         (3, TypeError, "a folder of results, records, .* not int"),
@@ -185,7 +187,7 @@ def test_other_things_that_are_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="trials: no run 'x'"):
         medmerge.explore(runs, trials={"x": Counted()})
     plain = records.write(tmp_path / "open/a/b/ft-x/seed0", RUN, HISTORY, predictions(), {})
-    with pytest.raises(ValueError, match="none of the 1 records holds merging weights"):
+    with pytest.raises(ValueError, match="no run here has merging weights of two sources"):
         medmerge.explore(plain)
     assert list(medmerge.explore([plain, *runs]).runs) == [FIRST, SECOND], "others are left out"
     three = medmerge.KernelMerge([torch.nn.Conv2d(3, 4, 3) for _ in range(3)])
@@ -355,6 +357,18 @@ def test_weights_that_are_all_the_same_correlate_with_nothing(tmp_path):
     runs = [record(tmp_path, 0, weights=base), record(tmp_path, 1, weights={k: w * 0 + 0.5 for k, w in base.items()})]
     row = run_agreement(runs).iloc[0]
     assert np.isnan(row["correlation"]) and np.isnan(row["of layers' means"]) and row["mean |difference|"] > 0
+
+
+def test_the_published_page_shows_every_recorded_study_under_a_name_of_its_own():
+    page = json.loads((ROOT / "results/open/weights.ipynb").read_text())
+    (html,) = (
+        "".join(o["data"]["text/html"]) for c in page["cells"] for o in c.get("outputs", []) if "mm-page" in str(o)
+    )
+    content = re.search(r'<script type="application/json">(.*?)</script>', html, re.S)[1]
+    shown, recorded = json.loads(content)["runs"], records.merged(ROOT / "results/open", ["*"])
+    assert {run["name"] for run in shown} == {"/".join(r.folder.parts[-4:]) for r in recorded if r.num_merged == 2}
+    assert len(content.encode()) < 1_500_000 and {run["study"] for run in shown} <= set(names.STUDIES.values())
+    assert len({(run["study"], run["backbone"], run["label"], run["seed"]) for run in shown}) == len(shown)
 
 
 def test_merged_runs_of_studies(tmp_path):

@@ -265,7 +265,9 @@ def test_another_network_brings_its_own_layers(page):
 
 def test_what_needs_a_kernel_is_not_there(page):
     assert page.one(".mm-trial").is_displayed() and "Counted" not in page.text(".mm-trial")
-    assert [[c.text for c in row.find_elements("tag name", "td")] for row in page.all(".mm-trial tbody tr")] == [
+    assert [
+        [c.text for c in row.find_elements("css selector", "th, td")] for row in page.all(".mm-trial tbody tr")
+    ] == [
         ["every layer", "as learnt", "0.600", ""],
         [CONV, "1: all ImageNet", "0.600", "0.000"],
     ]
@@ -376,6 +378,10 @@ def test_live_a_choice_reaches_python_and_back(driver, site, tmp_path):
     with browser.voila(folder / "live.ipynb", environment) as address:
         driver.get(address)
         page = Page(driver, "live", timeout=180)
+        driver.execute_script("document.addEventListener('keydown', (event) => { window.past = event.key; })")
+        page.focus("[data-mm=order]")
+        page.press("ESCAPE")
+        assert driver.execute_script("return window.past") != "Escape", "JupyterLab's shortcuts do not see it"
         page.choose("layer", DENSE)
         page.wait.until(lambda _: heard()["selection"].get("layer") == DENSE)
         assert heard()["w"] == pytest.approx(site[1][0].kernel_weights[DENSE].tolist())
@@ -385,6 +391,6 @@ def test_live_a_choice_reaches_python_and_back(driver, site, tmp_path):
         assert page.texts(".mm-trial button") == ["0: all skin", "0.5: half each", "1: all ImageNet", "as learnt"]
         page.one(".mm-trial button[data-w='1']").click()
         page.wait.until(lambda _: "macro F1 0.600" in page.text(".mm-trial [role=status]"))
-        assert page.texts(".mm-trial tbody td")[:3] == [LAST, "1: all ImageNet", "0.600"]
+        assert page.texts(".mm-trial tbody :is(th, td)")[:3] == [LAST, "1: all ImageNet", "0.600"]
         assert "#" not in driver.current_url, "the notebook's own address is left alone"
         driver.get("about:blank")

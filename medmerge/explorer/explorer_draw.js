@@ -14,6 +14,15 @@ function h(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** A table that scrolls by itself where it is wide. A row's first cell heads it; cells are text, or elements as they are. */
+function scrolling(label, head, rows) {
+  const heading = (text) => h(text ? "th" : "td", text ? { scope: "col" } : {}, text);
+  const cell = (content, i) => (content instanceof Element ? content : h(i ? "td" : "th", i ? {} : { scope: "row" }, content));
+  const body = rows.map((row) => h("tr", {}, ...row.map(cell)));
+  return h("div", { class: "mm-scroll", tabindex: 0, role: "region", "aria-label": label },
+    h("table", {}, h("thead", {}, h("tr", {}, ...head.map(heading))), h("tbody", {}, ...body)));
+}
+
 /** w out of {bits, step, base64}: whole numbers that step times gives w - 0.5. */
 function weights({ bits, step, base64 }) {
   const { buffer } = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));

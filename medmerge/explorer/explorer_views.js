@@ -161,12 +161,10 @@ Object.assign(Explorer.prototype, {
     const all = controls.flatMap(([, scores]) => scores), low = Math.min(...all), high = Math.max(...all), learnt = mean(controls[0][1]);
     const strip = (scores) => h("td", { class: "mm-strip", "aria-hidden": "true" }, h("div", {}, ...scores.map((v) => h("i", { style: `left:${(100 * (v - low)) / (high - low || 1)}%` })),
       h("b", { style: `left:${(100 * (learnt - low)) / (high - low || 1)}%` })));
-    const rows = controls.map(([name, scores, again]) => h("tr", {}, h("th", { scope: "row" }, CONTROLS[name](run.sources)), strip(scores),
-      ...[fixed(mean(scores)), name === "learnt" ? "" : signed(mean(scores) - learnt), fixed(again)].map((text) => h("td", {}, text))));
-    const head = ["w is …", "", run.metric, "minus learnt", "re-estimated"].map((text) => h(text ? "th" : "td", text ? { scope: "col" } : {}, text));
+    const rows = controls.map(([name, scores, again]) => [CONTROLS[name](run.sources), strip(scores), fixed(mean(scores)), name === "learnt" ? "" : signed(mean(scores) - learnt), fixed(again)]);
     p.scores.replaceChildren(
       h("p", { class: "mm-caption" }, `Validation ${run.metric} of the network as its linear probe left it, without training. A dot a draw, the line is w as learnt. “Re-estimated” measures batch norm’s statistics again, so that no value of w suffers from statistics of another.`),
-      h("div", { class: "mm-scroll", tabindex: 0, role: "region", "aria-label": "Scores with w replaced" }, h("table", {}, h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...rows))));
+      scrolling("Scores with w replaced", ["w is …", "", run.metric, "minus learnt", "re-estimated"], rows));
   },
 
   statistics(s, part, centre) {
@@ -202,13 +200,12 @@ Object.assign(Explorer.prototype, {
     const means = (v) => v.each.map((s) => s.mean), [mine, theirs] = [a, b].map((v) => v.each[layer.index].own), { half } = this.data;
     const rows = [["this layer’s kernels", mine, theirs], ["all kernels", a.w, b.w], ["layers’ means", means(a), means(b)]].map(([name, x, y]) => {
       const away = Array.from(x, (v, i) => v - y[i]), side = Array.from(x, (v, i) => v > 0.5 === y[i] > 0.5).filter(Boolean).length / away.length;
-      return h("tr", {}, h("th", { scope: "row" }, name), ...[fixed(correlation(x, y), 2), signed(mean(away)), fixed(mean(away.map(Math.abs))), percent(side)].map((v) => h("td", {}, v)));
+      return [name, fixed(correlation(x, y), 2), signed(mean(away)), fixed(mean(away.map(Math.abs))), percent(side)];
     });
-    const head = ["", "correlation", "mean difference", "mean |difference|", "same side of 0.5"].map((text) => h(text ? "th" : "td", text ? { scope: "col" } : {}, text));
     const apart = other && run.sources.join() !== other.sources.join() ? ` Its sources are ${other.sources.join(" (w = 1) and ")} (w = 0).` : "";
     p.comparison.replaceChildren(
       h("p", { class: "mm-caption" }, `This run minus ${this.besideName}${other ? ", as learnt" : ""}.${apart}`),
-      h("div", { class: "mm-scroll", tabindex: 0, role: "region", "aria-label": "Comparison" }, h("table", {}, h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...rows))),
+      scrolling("Comparison", ["", "correlation", "mean difference", "mean |difference|", "same side of 0.5"], rows),
       h("figure", { class: "mm-scatter" }, scatterChart(mine, theirs, 0.5, half), h("figcaption", {}, `This layer’s kernels: ${this.besideName} (across) and this run (up), both ${tick(0.5 - half)} to ${tick(0.5 + half)}.`)));
   },
 
@@ -226,12 +223,12 @@ Object.assign(Explorer.prototype, {
     const waiting = this.asked && !this.tried.some((one) => one.number === this.asked.number);
     const last = this.tried.at(-1);
     const said = waiting ? `Computing ${name(this.asked.w)} in ${this.asked.layer} …` : !last ? "" : last.error ? `Could not be computed: ${last.error}` : `${name(last.w)} in ${last.w === null ? "every layer" : last.layer}: ${about.metric} ${fixed(last.score)}.`;
-    const rows = known.filter((one) => "score" in one).map((one) => h("tr", {}, ...[one.w === null ? "every layer" : one.layer, name(one.w), fixed(one.score), gap(one)].map((text) => h("td", {}, text))));
+    const rows = known.filter((one) => "score" in one).map((one) => [one.w === null ? "every layer" : one.layer, name(one.w), fixed(one.score), gap(one)]);
     p.trial.replaceChildren(
       h("h2", {}, "What if"),
       h("p", { class: "mm-caption" }, `${about.metric} on the ${count(about.images)} validation images, of the network as its linear probe left it, with w of one layer’s kernels replaced. The test images are not used.`),
       ...(live ? [h("div", { class: "mm-controls", role: "group", "aria-label": `w of all kernels of ${layer.name}` }, h("span", {}, `w of ${layer.name}:`), ...buttons), (this.said ||= h("p", { role: "status" }))] : []),
-      ...(rows.length ? [h("div", { class: "mm-scroll", tabindex: 0, role: "region", "aria-label": "Validation scores" }, h("table", {}, h("thead", {}, h("tr", {}, ...["layer", "w", `validation ${about.metric}`, "against learnt"].map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, ...rows)))] : []));
+      ...(rows.length ? [scrolling("Validation scores", ["layer", "w", `validation ${about.metric}`, "against learnt"], rows)] : []));
     if (this.said && this.said.textContent !== said) this.said.textContent = said; // one element, so that it is read out
     if (focus !== null) [...p.trial.querySelectorAll("button")].find((one) => one.dataset.w === focus)?.focus();
   },

@@ -114,7 +114,7 @@ def collect(what: object, sources: Sequence[str] | None = None, backbone: str = 
         elif item.kernel_weights:
             runs.append(_recorded(item))
     if not runs:
-        raise ValueError(f"none of the {len(items)} records holds merging weights: give those of merged runs")
+        raise ValueError("no run here has merging weights of two sources: give those of merged runs")
     called = [run.name for run in runs]
     if twice := [name for name in called if called.count(name) > 1]:
         raise ValueError(f"{twice[0]} comes twice: give each run once")
