@@ -61,7 +61,9 @@ def test_beating_the_baselines(tmp_path, errors, expected):
     found = [pair(tmp_path, each, name) for name, each in zip(claims.CLEAN, errors, strict=True)]
     assert verdicts(*found)[0] == expected
     (claim, *_) = claims.claims(found)
-    assert claim.found.count("; ") == 2 and "skin-seeds: superior to 4, inferior to 0" in claim.found or EVEN in errors
+    assert (
+        claim.found.count("; ") == 2 and "Skin lesions: superior to 4, inferior to 0" in claim.found or EVEN in errors
+    )
 
 
 def test_support_needs_every_pair_and_failure_any(tmp_path):
@@ -92,7 +94,7 @@ def test_a_gain_of_three_percent(tmp_path, low, high, whole, expected):
 
 def test_the_gain_is_over_the_best_baseline(tmp_path):
     claim = claims.claims([pair(tmp_path, (30, 25, 20, 10, 9))])[1]
-    assert claim.found.endswith("of LP-FT c") and claim.found.startswith("chest: +0.0")
+    assert claim.found.endswith("over LP-FT c") and claim.found.startswith("Chest X-rays: +0.0")
 
 
 def test_linear_probing_first(tmp_path):
@@ -147,7 +149,9 @@ def test_pooling_learning_and_pace(tmp_path):
     low, high = (one.comparisons.set_index("against").loc["FT b", "difference"] for one in reversed(found))
     assert low < table["difference"][0] < high
     scores = {"control": ["learnt", "start", "start"], "score": [0.5, 0.4, 0.46], "reestimated": 0.0}
-    gain = evidence.learning([SimpleNamespace(controls=pd.DataFrame(scores))] * 2)
+    gain = evidence.learning(
+        [SimpleNamespace(controls=pd.DataFrame(scores), folder=Path("chest/densenet121/m/s"), run={"seed": 1})] * 2
+    )
     assert (gain["runs"], gain["difference"]) == (2, pytest.approx(0.07)) and gain["low"] == pytest.approx(gain["high"])
     steady = {"a": 0.5 + 0.01 * np.array([[1, -1], [2, -2], [3, -3], [4, -4]])}
     run = SimpleNamespace(neutral=0.5, kernel_history=(np.arange(1, 5), steady))
@@ -187,7 +191,7 @@ def test_a_seed_counts_when_all_rows_have_it(tmp_path, monkeypatch):
 def test_failures_stand_first(tmp_path):
     failed, few = pair(tmp_path, WORST), pair(tmp_path, EVEN, "retina", seeds=(1,))
     said = claims.verdict([failed, few])
-    assert "chest (3 seeds)" in said and "Not run with enough seeds: retina; what needs all" in said
+    assert "Chest X-rays (3 seeds)" in said and "Not run with enough seeds: Fundus photographs; what needs all" in said
     assert said.index("Found not to hold:** MedMerge beats") < said.index("Cannot be assessed from these runs:**")
     assert "nothing is decided yet" in claims.verdict([few])
 
@@ -197,7 +201,7 @@ def test_rows_stand_beside_the_papers_in_its_order(tmp_path):
     table = claims.beside_the_paper(pair(tmp_path, EVEN, "retina"), paper)
     assert list(table["label"]) == ["FT b", "FT c", "LP-FT b", "LP-FT c", "MedMerge b + c"]
     assert table["paper"].iloc[0] == 0.639, "the paper's row of APTOS"
-    assert set(table["pair"]) == {"retina, DenseNet-121"}
+    assert set(table["pair"]) == {"Fundus photographs, DenseNet-121"}
 
 
 def test_how_much_the_source_has_seen_is_said(tmp_path):
@@ -309,6 +313,6 @@ def test_another_start_that_changes_nothing_is_found(tmp_path, rivals):
     for run in again:
         run.run["row"]["settings"] = {"batchnorm": "reestimated"}
     found[again[0].label] = again
-    assert claims.unchanged(found) == ["MedMerge b + c (batchnorm reestimated)"]
+    assert claims.unchanged(found) == ["MedMerge b + c (batch norm reestimated)"]
     again[1].predictions.loc[0, "p_a"] += 1e-9
     assert claims.unchanged(found) == []

@@ -165,9 +165,7 @@ def test_the_page_on_costs_is_drawn_again_from_its_record(project, capsys):
     )
     notebook = str(ROOT / "notebooks/cost.ipynb")
     assert cli.main(["check", "cost.yaml"]) == 0
-    assert capsys.readouterr().out == (
-        "cost.yaml: 1 record to show, 0 here\n  to measure: densenet_small-32px\n"
-    )
+    assert capsys.readouterr().out == ("cost.yaml: 1 record to show, 0 here\n  to measure: densenet_small-32px\n")
     assert cli.main(["run", notebook, "cost.yaml"]) == 0
     first = nbformat.read("results/own/cost.ipynb", 4)
     text = shown(first)

@@ -132,9 +132,7 @@ def test_a_bad_file_is_an_error_where_it_is_asked_for_and_a_note_elsewhere(proje
 
 
 def test_a_misspelt_file(project):
-    with pytest.raises(
-        ParameterError, match=r"no parameter file at params/own/piar\.yaml; is it pair\.yaml\?"
-    ):
+    with pytest.raises(ParameterError, match=r"no parameter file at params/own/piar\.yaml; is it pair\.yaml\?"):
         plan.load([Path("params/own/piar.yaml")])
 
 

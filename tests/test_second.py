@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import test_report
-from test_claims import FIVE
+from test_claims import BEST, FIVE, WORST, pair
 from test_report import CLASSES, LABELS, make, predicted
 
-from medmerge.pages import claims, second
+from medmerge.pages import claims, evidence, second
 from medmerge.pages.claims import FAILURE, SUPPORT, UNASSESSED
+from medmerge.pages.figures.answer import answer
 from medmerge.pages.second import FAST, LONG, OPEN, PAPERS, SLOW
 from medmerge.stats import significance
 
@@ -57,6 +58,36 @@ def test_probing_first_and_sources(tmp_path):
 def test_two_seeds_decide_nothing(tmp_path):
     few = rows(tmp_path, 45, 40, 45, 40, 2, 2, 45, seeds=(1, 2))
     assert verdicts(skin_2=few) == [OPEN] * 4 and second.decided({"skin-2": few})[0].found == second.NOT_RUN
+
+
+@pytest.mark.parametrize(
+    ("errors", "planned", "begins"),
+    [
+        (WORST, False, "**Not in our tests.** On 3 medical targets together"),
+        (BEST, False, "**Yes, on our data.** On 3 medical targets together"),
+        (BEST, True, "**Not in our tests.** On 1 medical target together"),
+    ],
+)
+def test_the_answer_is_of_the_planned_pool_where_there_is_one(tmp_path, monkeypatch, errors, planned, begins):
+    first = [pair(tmp_path, errors, name) for name in claims.CLEAN]
+    later, none = rows(tmp_path / "later", 5, 40, 5, 40, 45, 45, 40), {SLOW: []}
+    monkeypatch.setattr(claims, "pairs", lambda network: first if network == "densenet121" else [])
+    monkeypatch.setattr(second, "pair", lambda name: later if planned and name == "skin-2" else none)
+    table = evidence.compared()
+    pooled = table["pair"] == evidence.POOLED
+    assert pooled.sum() == 4 and len(table) == 4 + 12 + 4 * planned and table["planned"].all() == planned
+    assert evidence.answer(table).startswith(begins)
+    assert evidence.answer(table.assign(low=-0.05, high=0.05)).startswith("**We cannot tell yet.**")
+    said = evidence.sure(table, 0.8)
+    assert ("as [planned before the runs]" if planned else "0 of 6 seeds") in said
+    assert answer(table, 0.03, 0.01).alt.count("pooled: ") == 4
+
+
+def test_what_too_few_seeds_say_is_described(tmp_path):
+    few = rows(tmp_path, 30, 25, 20, 15, 10, 12, 28, seeds=(1,))
+    found = second.described({"skin-2": few, "chest-2": {SLOW: []}})
+    assert len(found) == 10 and set(found["pair"]) == {"Skin lesions, second round"} and set(found["seeds"]) == {"1"}
+    assert found["difference"].str.fullmatch(r"[+−]0\.\d{3} \(.* to .*\)").all()
 
 
 def test_a_family_is_both_rows_and_the_spread_is_that_of_all_rows(tmp_path):

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 COLON = "\ue000"
 """Stands for a colon while napoleon reads."""
 
+
 class Computed(SphinxDirective):
     """A directive that stands for the Markdown that it computes; what is missing stops the build."""
 

@@ -229,9 +229,8 @@ def _gain(counted: Sequence[Pair], whole: bool) -> Claim:
         line = table[table["against"] == best].iloc[0]
         supported.append(0 < line["low"] <= GAIN <= line["high"])
         below.append(line["high"] < GAIN)
-        sentences.append(
-            f"{one.short}: {line['difference']:+.3f} ({line['low']:+.3f} to {line['high']:+.3f}) of {best}"
-        )
+        told = estimate(line["difference"], line["low"], line["high"])
+        sentences.append(f"{one.short}: {told} over {best}")
     failed = whole and all(below)
     outcome = SUPPORT if any(supported) else FAILURE if failed else UNDECIDED
     return Claim("up to 3 % higher F1 than the best baseline", "abstract", _join(sentences), outcome)

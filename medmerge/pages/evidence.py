@@ -8,7 +8,7 @@ from scipy import stats
 
 from medmerge.pages import claims, second
 from medmerge.pages.claims import Pair
-from medmerge.pages.contrast import GAIN, contrast
+from medmerge.pages.contrast import GAIN, Rows, contrast
 from medmerge.pages.template import fill
 from medmerge.stats import pooling
 from medmerge.study import names
@@ -33,29 +33,35 @@ def compared() -> pd.DataFrame:
 
     Returns:
         A line a difference: ``baseline``, ``pair``, ``network``, ``tested`` (images), ``difference``, ``low``,
-        ``high``, ``power``, and whether pooling was ``planned``. Pooled lines come last, without ``tested`` and
-        ``power``, but with ``random_low`` and ``random_high``, the interval of random effects.
+        ``high``, ``power``, whether it is ``pooled``, and whether pooling was ``planned``. Pooled lines come last: of
+        these ``pair`` is :data:`POOLED`, and ``random_low`` and ``random_high`` are the interval of random effects.
     """
-    lines, later = [], {name: rows for name in second.PAIRS if second.counts(rows := second.pair(name))}
-    for name, rows in later.items():
-        table = second.family(rows).query("row == @second.SLOW and against in @second.PAPERS")
-        lines.append(table.assign(baseline=table["against"], pair=names.title(name), network="densenet121"))
-        lines[-1]["tested"] = len(rows[second.SLOW][0].predictions)
+    later = {name: rows for name in second.PAIRS if second.counts(rows := second.pair(name))}
+    lines = [_of_second(name, rows) for name, rows in later.items()]
     for network in claims.BACKBONES:
-        for one in (each for each in claims.pairs(network) if each.counts):
-            known = {one.row(a, one.sources[at])[0].label: name for (a, at), name in BASELINES.items()}
-            table = one.comparisons.assign(baseline=one.comparisons["against"].map(known), pair=one.short)
-            lines.append(table.assign(network=network, tested=len(one.records[0].predictions)))
+        lines += [_of_first(one, bool(later)) for one in claims.pairs(network) if one.counts]
     table = pd.concat(lines, ignore_index=True).assign(random_low=np.nan, random_high=np.nan)
-    of = table["network"] == "densenet121"
-    basis = table[of & table["pair"].isin(map(names.title, later))] if later else table[of]
-    for baseline, each in basis.groupby("baseline", sort=False):
+    for baseline, each in table[table["pooled"]].groupby("baseline", sort=False):
         one = pooling.pool(each["difference"], each["error"])
-        line = {"baseline": baseline, "pair": POOLED, "network": POOLED, **vars(one)}
+        line = {"baseline": baseline, "pair": POOLED, "network": POOLED, "pooled": False, **vars(one)}
         table.loc[len(table)] = {name: line.get(name) for name in table}
-    table["network"] = table["network"].map(names.title)
-    shown = ["baseline", "pair", "network", "tested", "difference", "low", "high", "power"]
+    shown = ["baseline", "pair", "network", "tested", "difference", "low", "high", "power", "pooled"]
     return table[[*shown, "random_low", "random_high"]].assign(planned=bool(later))
+
+
+def _of_first(one: Pair, later: bool) -> pd.DataFrame:
+    """A pair's lines of :func:`compared`; its differences are pooled if there is no ``later`` pair."""
+    known = {one.row(a, one.sources[at])[0].label: name for (a, at), name in BASELINES.items()}
+    lines = one.comparisons.assign(baseline=one.comparisons["against"].map(known), pair=one.short)
+    pooled = not later and one.p.backbone == "densenet121"
+    return lines.assign(network=names.title(one.p.backbone), tested=len(one.records[0].predictions), pooled=pooled)
+
+
+def _of_second(name: str, rows: Rows) -> pd.DataFrame:
+    lines = second.family(rows).query("row == @second.SLOW and against in @second.PAPERS")
+    tested = len(rows[second.SLOW][0].predictions)
+    lines = lines.assign(baseline=lines["against"], pair=names.title(name), tested=tested, pooled=True)
+    return lines.assign(network=names.title("densenet121"))
 
 
 def answer(table: pd.DataFrame) -> str:
@@ -65,7 +71,7 @@ def answer(table: pd.DataFrame) -> str:
         table: :func:`compared`.
     """
     pooled = table[table["pair"] == POOLED]
-    pairs = table[(table["network"] == names.title("densenet121"))]["pair"].unique()
+    pairs = table[table["pooled"]]["pair"].unique()
     apart = pooled[(pooled["low"] > 0) | (pooled["high"] < 0)]
     return fill("answer", pooled=pooled, apart=apart, pairs=pairs, gain=GAIN)
 
