@@ -99,7 +99,7 @@ def test_cells_and_histories_are_what_figures_take(pair, tmp_path):
 
 def test_tables_have_a_line_a_row_and_one_a_difference(pair):
     scores, differences = ablation.score_table(pair), report.difference_table(ablation.differences(pair))
-    assert list(scores["batchnorm_free"]) == ["both", "none"] and len(differences) == 2
+    assert list(scores["free in batch norm"]) == ["both", "none"] and len(differences) == 2
     assert scores.loc[0, "test, after fine-tuning"].startswith(f"{macro_f1(5):.3f} (")
     assert list(differences["minus"]) == ["MedMerge b + c"] * 2
 

@@ -170,7 +170,8 @@ return [shown.length, shown.filter((text) => size(text) < 11).map((text) => `${t
 def test_text_of_every_kind_of_figure_can_be_read_on_a_phone(tmp_path):
     drawn = [draw() for draw in (*KINDS.values(), *ODD)]
     css = (ROOT / "book/_static/custom.css").as_uri()
-    page = f"<!doctype html><meta name=viewport content='width=device-width'><link rel=stylesheet href='{css}'>"
+    page = "<!doctype html><style>body {margin: 24px}</style>"  # as a page leaves
+    page += f"<meta name=viewport content='width=device-width'><link rel=stylesheet href='{css}'>"
     page += "".join(figure.html("", "") for figure in drawn)
     page += plotstyle.inline((ROOT / "book/_static/method.svg").read_text(encoding="utf-8"), "")
     (tmp_path / "page.html").write_text(f"{page.replace('<figure', '<main class=bd-article><figure', 1)}</main>")

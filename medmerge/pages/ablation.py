@@ -12,6 +12,7 @@ from medmerge.pages import report
 from medmerge.pages.contrast import ALPHA, by_row, contrast
 from medmerge.pages.template import fill
 from medmerge.pages.typeset import number, span
+from medmerge.study.names import title
 from medmerge.study.params import Parameters
 from medmerge.study.records import Record, score_column
 
@@ -127,7 +128,8 @@ def score_table(records: Sequence[Record]) -> pd.DataFrame:
     lines = table.drop_duplicates("label").set_index("label")[keep]
     for stage, part in table.assign(told=told).groupby("stage", sort=False):
         lines[f"test, {stage}"] = part.set_index("label")["told"]
-    return lines.rename(columns={"validation": "validation, best of the probe"}).reset_index(drop=True)
+    named = {name: title(name).rstrip(":") for name in factors(records)}
+    return lines.rename(columns={"validation": "validation, best of the probe"} | named).reset_index(drop=True)
 
 
 def verdict(records: Sequence[Record]) -> str:

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import pandas as pd
 
 FORMS = {
-    **{"difference": "+.3f", "p": ".2g", "p (Holm)": ".2g", "w_lr": ".2g"},
+    **{"difference": "+.3f", "p": ".2g", "p (Holm)": ".2g", "rate of w": ".2g"},
     **{"images": ",", "kernels": ",", "steps": ",", "training images": ","},
 }
 """Formats of columns that mean the same on every page; whole numbers have ``,`` by default, seconds and MiB

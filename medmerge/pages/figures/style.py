@@ -37,7 +37,7 @@ LOOKS = [("#0173B2", "o"), ("#DE8F05", "s"), ("#029E73", "D"), ("#CC78BC", "^"),
 INK, MUTED, GRID, BAND, GROUND, PALE = "#1f2328", "#57606a", "#dfe3e8", "#edeff2", "#ffffff", "#fdfdfd"
 """Colours that say nothing. In the dark `custom.css` changes all but the last, which is for text on dark cells."""
 
-WIDE, NARROW = 7.0, 3.7
+WIDE, NARROW = 7.0, 3.5
 """Inches: as wide as the text of a page, and as a phone. Text of 8.5 points is 11 pixels on either."""
 
 LAYERS, KERNELS = 0.02, 0.1
