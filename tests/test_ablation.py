@@ -45,7 +45,7 @@ def pair(tmp_path):
 
 
 def test_labels_say_what_sets_a_row_apart(pair):
-    assert [run.label for run in pair] == ["MedMerge b + c", "MedMerge b + c (batchnorm_free none)"]
+    assert [run.label for run in pair] == ["MedMerge b + c", "MedMerge b + c (free in batch norm: none)"]
     assert ablation.factors(pair) == {"batchnorm_free": ["both", "none"]}
 
 
@@ -69,7 +69,7 @@ def test_each_row_is_compared_with_the_studys_own(pair):
 
 def test_without_the_studys_own_row_the_first_is_the_reference(tmp_path):
     runs = [variant(tmp_path, errors, 10, w_lr=rate) for errors, rate in ((5, 0.1), (6, 0.2), (7, 0.3))]
-    assert set(ablation.references(runs).values()) == {"MedMerge b + c (w_lr 0.1)"}
+    assert set(ablation.references(runs).values()) == {"MedMerge b + c (rate of w 0.1)"}
 
 
 def test_a_stage_that_did_not_happen_is_not_shown(tmp_path):
