@@ -183,7 +183,7 @@ def test_circumstances(tmp_path):
     made[1].run["device"] = "a GPU"
     made[1].run["precision"] = "bf16"
     assert report.circumstances(made) == (
-        "densenet121 at 64 px; 1,090 training, 10 validation and 100 test images of made (3 classes: a, b, c), grouped "
+        "DenseNet-121 at 64 px; 1,090 training, 10 validation and 100 test images of made (3 classes: a, b, c), grouped "
         "split; base weights: b; seeds 0, 2; bf16 on a GPU and fp32 on a CPU."
     )
     assert "seed 0; fp32 on a CPU." in report.circumstances(study(tmp_path / "x", 1, 2, 3))
