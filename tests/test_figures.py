@@ -261,7 +261,7 @@ def test_every_heatmap_has_one_scale_about_a_half_and_says_what_goes_beyond(mean
     middle = np.array(image.cmap(image.norm(0.5)))
     assert np.ptp(middle[:3]) < 0.02, "neither source at 0.5"
     label = figure.axes[1].get_xlabel()
-    assert label.index("← more HAM10K") < label.index("more ImageNet →"), "w is the first source's share"
+    assert label.index("← HAM10K") < label.index("ImageNet →"), "w is the first source's share"
 
 
 def test_blocks_stand_where_they_begin_and_end():

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
-from medmerge.pages import contrast, report, typeset
+from medmerge.pages import contrast, origin, report, typeset
 from medmerge.pages.typeset import number
 from medmerge.stats import evaluation
 from medmerge.study import records
@@ -183,8 +183,8 @@ def test_circumstances(tmp_path):
     made[1].run["device"] = "a GPU"
     made[1].run["precision"] = "bf16"
     assert report.circumstances(made) == (
-        "DenseNet-121 at 64 px; 1,090 training, 10 validation and 100 test images of made (3 classes: a, b, c), grouped "
-        "split; base weights: b; seeds 0, 2; bf16 on a GPU and fp32 on a CPU."
+        "DenseNet-121 at 64 px; 1,090 training, 10 validation and 100 test images of made (3 classes: a, b, c), "
+        "grouped split; base weights: b; seeds 0, 2; bf16 on a GPU and fp32 on a CPU."
     )
     assert "seed 0; fp32 on a CPU." in report.circumstances(study(tmp_path / "x", 1, 2, 3))
 
@@ -200,9 +200,9 @@ def test_a_class_that_no_test_image_has(tmp_path):
 
 def test_tables_of_costs_origins_and_histories(tmp_path):
     made = study(tmp_path, 1, 2, 3)
-    costs = report.costs(made)
+    costs = origin.costs(made)
     assert costs["total, s"].tolist() == [3600.0] * 3 and costs["peak memory, MiB"].tolist() == [7.0] * 3
-    origins = report.sources(made)
+    origins = origin.sources(made)
     assert origins.loc[0, ["commit", "definition", "images"]].tolist() == ["d" * 10, "f" * 10, "e" * 10]
     histories = report.histories(made)
     assert len(histories) == 12 and set(histories["run"]) == {record.label for record in made}

@@ -29,7 +29,7 @@ from medmerge.approaches.rivals import (
     soup,
     wise_ft,
 )
-from medmerge.pages import report
+from medmerge.pages import origin, report
 from medmerge.saving import save
 from medmerge.study import definitions
 from medmerge.study import run as study
@@ -537,4 +537,4 @@ def test_the_page_says_what_was_chosen(project):
     ]
     assert report.choice_table(others).empty
     assert set(report.histories([*others, record])["run"]) == {"FT objects", "FT lesions"}
-    assert report.histories([record]).empty and report.costs([record])["ingredients, s"].item() > 0
+    assert report.histories([record]).empty and origin.costs([record])["ingredients, s"].item() > 0

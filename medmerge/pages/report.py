@@ -9,7 +9,6 @@ from medmerge.pages.contrast import ALPHA, against, by_row, interval, margin, pr
 from medmerge.pages.template import fill
 from medmerge.pages.typeset import number, span
 from medmerge.stats import evaluation, significance
-from medmerge.study.params import Parameters
 from medmerge.study.records import Record, score_column
 
 BASELINES = ("ft", "lp_ft")
@@ -87,11 +86,6 @@ def comparison(records: Sequence[Record]) -> pd.DataFrame:
     found["images alone"] = [span(*ends) for ends in zip(images["low"], images["high"], strict=True)]
     columns = ("against", "difference", "low", "high", "superior", "equivalence", "images alone", "p_holm")
     return difference_table(found, *columns)
-
-
-def settings(p: Parameters) -> pd.DataFrame:
-    """What a page's parameters set, a row each; what they leave at its default is left out."""
-    return pd.DataFrame(p.model_dump(exclude_defaults=True).items(), columns=["parameter", "value"])
 
 
 def recall_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -277,35 +271,6 @@ def choice_table(records: Sequence[Record]) -> pd.DataFrame:
                 text = " + ".join(value) if isinstance(value, list) else value
                 table.append({"run": record.label, "seed": record.run["seed"], "chosen": f"{name}: {text}"})
     return pd.DataFrame(table, columns=["run", "seed", "chosen"])
-
-
-def costs(records: Sequence[Record]) -> pd.DataFrame:
-    """A row a run: seconds by phase and in all, and peak memory in MiB.
-
-    *Ingredients* are the networks that an approach combines, at their price, recalled or not.
-    """
-    table = []
-    for record in records:
-        cost = record.run["cost"]
-        seconds = {f"{phase.replace('_', ' ')}, s": values["seconds"] for phase, values in cost.items()}
-        memory = max((values.get("peak_memory_mib", 0) for values in cost.values()), default=0)
-        last = {"total, s": sum(seconds.values()), "peak memory, MiB": memory}
-        table.append({"run": record.label, "seed": record.run["seed"], **seconds, **last})
-    frame = pd.DataFrame(table)
-    return frame[[*(column for column in frame if column not in last), *last]]
-
-
-def sources(records: Sequence[Record]) -> pd.DataFrame:
-    """A row a run: package version, commit, libraries, and the start of its definition's hash."""
-    table = []
-    for record in records:
-        origin = record.run["provenance"]
-        table.append(
-            {"run": record.label, "seed": record.run["seed"], "commit": origin["commit"][:10]}
-            | {name: origin["versions"][name] for name in ("medmerge", "torch", "torchvision")}
-            | {"definition": record.run["hash"][:10], "images": record.run["data"]["fingerprint"][:10]}
-        )
-    return pd.DataFrame(table)
 
 
 def numbers(records: Sequence[Record]) -> dict[str, str]:

@@ -91,7 +91,7 @@ def deeper_kernels(found: Found) -> BookFigure:
     about, slices = found.about, found.arrays["slices"]
     table = found.kernels("deeper")
     first, merged, *others = about.networks
-    figure = canvas(1.0 + (1.35 if on_phone() else 1.0) * len(slices))
+    figure = canvas(1.0 + (0.95 if on_phone() else 1.0) * len(slices))
     grid = figure.subplots(*slices.shape[:2], squeeze=False)
     said = []
     for (i, j), axes in np.ndenumerate(grid):

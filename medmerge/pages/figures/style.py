@@ -124,7 +124,7 @@ def w_scale(
     beyond = ("neither", "max", "min", "both")[int(away.max() > half) + 2 * int(away.min() < -half)]
     bar = figure.colorbar(image, orientation="horizontal", extend=beyond, **where)
     bar.set_ticks([neutral - half, neutral, neutral + half], labels=[f"{neutral + d:.4g}" for d in (-half, 0, half)])
-    bar.set_label(f"← more {second} \u2003 w \u2003 more {first} →")
+    bar.set_label(f"← {second} \u2003 w \u2003 {first} →")
     bar.outline.set_visible(False)
 
 
