@@ -44,11 +44,6 @@ def with_line(number: int, text: str) -> Callable[[list[str]], list[str]]:
     return lambda lines: [*lines[:number], text, *lines[number + 1 :]]
 
 
-def separated(lines: list[str]) -> list[str]:
-    """For `altered`: separates by semicolons, as some spreadsheet programs do."""
-    return [line.replace(",", ";") for line in lines]
-
-
 def augmented(lines: list[str]) -> list[str]:
     """For `altered`: lists images over and over, in 100,000 rows."""
     return [lines[0], *(lines[1:] * 100)[:100_000]]

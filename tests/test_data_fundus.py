@@ -3,12 +3,7 @@
 import zipfile
 
 import pytest
-from data_fixtures import (
-    official,
-    write_aptos2019,
-    write_eyepacs,
-    write_image,
-)
+from data_fixtures import official, write_aptos2019, write_eyepacs, write_image
 
 from medmerge.data import DataError, load_table
 from medmerge.data.loaders import fundus
@@ -22,9 +17,6 @@ APTOS = {"000c1434d8d7": 2, "001639a390f0": 4, "0024cdab0c1e": 1}
 def rename(root, old, new):
     (root / new).parent.mkdir(parents=True, exist_ok=True)
     (root / old).rename(root / new)
-
-
-# EyePACS.
 
 
 def test_eyepacs(tmp_path):
@@ -42,16 +34,13 @@ def test_eyepacs_where_images_get_unpacked(tmp_path, layout):
     root = write_eyepacs(tmp_path, TRAIN, TEST)
     for part in ("train", "test"):
         rename(root, part, "moved")
-        if layout == "beside":
-            for image in sorted((root / "moved").iterdir()):
-                image.rename(root / image.name)
-            (root / "moved").rmdir()
-        else:
-            rename(
-                root,
-                "moved",
-                f"{part}/{part}" if layout == "train/train" else f"diabetic-retinopathy-{part}-unzipped/{part}",
-            )
+        places = {
+            "beside": ".",
+            "train/train": f"{part}/{part}",
+            "kaggle": f"diabetic-retinopathy-{part}-unzipped/{part}",
+        }
+        for image in sorted((root / "moved").iterdir()):
+            rename(root, f"moved/{image.name}", f"{places[layout]}/{image.name}")
     if layout == "kaggle":
         for name in ("trainLabels.csv", "retinopathy_solution.csv"):
             rename(root, name, f"diabetic-retinopathy-detection/{name}")
@@ -85,19 +74,11 @@ def test_eyepacs_with_one_labels_file(tmp_path):
     assert len(table.frame) == 4
     assert "retinopathy_solution.csv has 0 of the official 2 rows." in table.notes
     (root / "trainLabels.csv").unlink()
-    with pytest.raises(
-        DataError, match=r"eyepacs: there is no trainLabels.csv in .*diabetic-retinopathy-detection/data"
-    ):
+    with pytest.raises(DataError, match=r"there is no trainLabels.csv in .*diabetic-retinopathy-detection/data"):
         load_table("eyepacs", root, missing="drop")
 
 
-# APTOS 2019.
-
-
-@pytest.mark.parametrize(
-    "folder",
-    ["train_images", "train_images/train_images", ".", f"{COMPETITION}/train_images"],
-)
+@pytest.mark.parametrize("folder", ["train_images", "train_images/train_images", ".", f"{COMPETITION}/train_images"])
 def test_aptos2019(tmp_path, folder):
     root = write_aptos2019(tmp_path, APTOS, folder)
     if folder.startswith(COMPETITION):
@@ -106,9 +87,6 @@ def test_aptos2019(tmp_path, folder):
     assert table.frame["id"].tolist() == list(APTOS) and table.frame["label"].tolist() == [2, 4, 1]
     assert table.classes == fundus.GRADES
     assert table.notes == ("3 of 3 images carry no group; each is a group of its own.",)
-
-
-# fundus4.
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_fixtures import official, write_aptos2019, write_eyepacs, write_image, write_isic2018, write_isic2019
-from xray_fixtures import chexpert_lines, write_rsna
+from data_fixtures import official, write_aptos2019, write_eyepacs, write_isic2018, write_isic2019
+from xray_fixtures import write_chexpert_part, write_rsna
 
 from benchmarks import chapter
 from medmerge import Parameters
@@ -39,11 +39,10 @@ def write_small_chexpert(folder: Path) -> None:
         for _ in range(count):
             path = f"{part}/patient{number:05d}/study1/view1_frontal.jpg"
             rows[path] = ",".join(draw.choice(known) for _ in range(14))
-            write_image(folder / path, number)
             number += 1
-        name, by = ("test_labels.csv", "Image") if part == "test" else (f"{part}.csv", "Path")
-        (folder / name).write_text(chexpert_lines(rows, "CheXpert-v1.0/" if by == "Path" else "", by=by))
-        official("chexpert")[name.removesuffix(".csv")] = count
+        name = "test_labels" if part == "test" else part
+        write_chexpert_part(folder, name, rows, number - count)
+        official("chexpert")[name] = count
 
 
 @pytest.fixture(scope="module")

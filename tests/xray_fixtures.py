@@ -4,16 +4,11 @@ import io
 from pathlib import Path
 
 import numpy as np
-from data_fixtures import official, write_image
+from data_fixtures import official, write_image, write_lines
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    ComputedRadiographyImageStorage,
-    ExplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    generate_uid,
-)
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 
 from medmerge.data.loaders import chexpert
 
@@ -86,53 +81,52 @@ def write_rsna(root: Path, patients: dict[str, tuple[str, int]]) -> Path:
     return root
 
 
-def chexpert_lines(rows: dict[str, str], prefix: str, by: str = "Path") -> str:
-    """A CheXpert labels file: for each path its labels from No Finding to Support Devices, blank where they end.
-
-    `by` is "Path", or "Image" for a test file, which has paths and not the other columns.
-    """
-    names = ("No Finding", *chexpert.CLASSES)
-    column = {"Path": "Path,Sex,Age,Frontal/Lateral,AP/PA", "Image": "Path"}[by]
-    lines = [f"{column},{','.join(names)}"]
-    for path, labels in rows.items():
-        view = f",Male,60,{'Frontal' if 'frontal' in path else 'Lateral'},AP" * (by == "Path")
-        lines.append(f"{prefix}{path}{view},{labels}{',' * (len(names) - 1 - labels.count(','))}")
-    return "\n".join(lines) + "\n"
+def edit(path: Path, old: str, new: str, count: int = -1) -> None:
+    """Replaces a text in a labels file, which must be there."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
 
 
 def write_chexpert(root: Path, *, name: str = "CheXpert-v1.0-small", test: bool = True) -> Path:
     """A CheXpert of three patients to train on, one to validate and two to test; counts as official.
 
-    `test` says whether it has the images and labels of test.
+    `test` says whether it has the images and labels of test, whose file has paths and no other column.
     """
-    folder = root / name
-    train = {
-        "train/patient00001/study1/view1_frontal.jpg": ",1,,-1.0,,1.0,0.0",
-        "train/patient00001/study1/view2_lateral.jpg": ",1,,-1.0,,1.0,0.0",
-        "train/patient00002/study1/view1_frontal.jpg": "1.0,0,0,0.0,0,0,1.0",
-        "train/patient00002/study2/view1_frontal.jpg": "1.0,0,1,1.0,0,-1,",
-        "train/patient00003/study1/view1_frontal.jpg": ",0,,,0,0,0",
+    test_1, test_2 = "0,1,1,1,0,0,0,0,0,0,0,0,0,1", "1" + ",0" * 13
+    parts = {
+        "train": {
+            "train/patient00001/study1/view1_frontal.jpg": ",1,,-1.0,,1.0,0.0",
+            "train/patient00001/study1/view2_lateral.jpg": ",1,,-1.0,,1.0,0.0",
+            "train/patient00002/study1/view1_frontal.jpg": "1.0,0,0,0.0,0,0,1.0",
+            "train/patient00002/study2/view1_frontal.jpg": "1.0,0,1,1.0,0,-1,",
+            "train/patient00003/study1/view1_frontal.jpg": ",0,,,0,0,0",
+        },
+        "valid": {
+            "valid/patient64541/study1/view1_frontal.jpg": "0,1,1,0,0,0,0,0,0,0,0,0,0,0",
+            "valid/patient64541/study1/view2_lateral.jpg": "0,1,1,0,0,0,0,0,0,0,0,0,0,0",
+        },
+        "test_labels": {
+            "test/patient64741/study1/view1_frontal.jpg": test_1,
+            "test/patient64741/study1/view2_frontal.jpg": test_1,
+            "test/patient64741/study1/view3_lateral.jpg": test_1,
+            "test/patient64742/study1/view1_frontal.jpg": test_2,
+        },
     }
-    valid = {
-        "valid/patient64541/study1/view1_frontal.jpg": "0,1,1,0,0,0,0,0,0,0,0,0,0,0",
-        "valid/patient64541/study1/view2_lateral.jpg": "0,1,1,0,0,0,0,0,0,0,0,0,0,0",
-    }
-    studies = {"test/patient64741/study1": "0,1,1,1,0,0,0,0,0,0,0,0,0,1", "test/patient64742/study1": "1" + ",0" * 13}
-    views = dict(zip(studies, [("view1_frontal", "view2_frontal", "view3_lateral"), ("view1_frontal",)], strict=True))
-    tests = {
-        f"{study}/{view}.jpg": studies[study] for study in studies for view in views.get(study, ("view1_frontal",))
-    }
-    official("chexpert").update(train=len(train), valid=len(valid), test_labels=len(tests))
-    for number, path in enumerate([*train, *valid, *(tests if test else ())]):
-        write_image(folder / path, number)
-    (folder / "train.csv").write_text(chexpert_lines(train, f"{name}/"))
-    (folder / "valid.csv").write_text(chexpert_lines(valid, f"{name}/"))
-    if test:
-        text = chexpert_lines(tests, "").replace(",Sex,Age,Frontal/Lateral,AP/PA", "")
-        (folder / "test_labels.csv").write_text(
-            text.replace(",Male,60,Frontal,AP", "").replace(",Male,60,Lateral,AP", "")
-        )
-    return folder
+    for number, (part, rows) in enumerate(parts.items()):
+        official("chexpert")[part] = len(rows)
+        if part != "test_labels" or test:
+            write_chexpert_part(root / name, part, rows, 10 * number)
+    return root / name
+
+
+def write_chexpert_part(folder: Path, part: str, rows: dict[str, str], seed: int) -> None:
+    """A CheXpert file and its images: for each path its labels from No Finding on, blank where they end."""
+    prefix, about, more = ("", "", "") if part == "test_labels" else (f"{folder.name}/", ",Sex,Age", ",Male,60")
+    lines = [f"{prefix}{path}{more},{labels}{',' * (13 - labels.count(','))}" for path, labels in rows.items()]
+    write_lines(folder / f"{part}.csv", f"Path{about},No Finding,{','.join(chexpert.CLASSES)}", lines)
+    for number, path in enumerate(rows):
+        write_image(folder / path, seed + number)
 
 
 KERMANY_IMAGES = {
