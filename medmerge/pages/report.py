@@ -205,8 +205,8 @@ def secondary(records: Sequence[Record]) -> pd.DataFrame:
         if runs is merged:
             continue
         exact = [significance.mcnemar(merged[0].labels, *pair) for pair in zip(ours, predicted(runs), strict=True)]
-        line = {"MedMerge minus": label, "accuracy": float(np.mean([one.difference for one in exact]))}
-        line["McNemar's p, by seed"] = ", ".join(number(one.p_value, ".2g") for one in exact)
+        line = {"MedMerge minus": label, "accuracy": float(np.mean([difference for difference, _ in exact]))}
+        line["McNemar's p, by seed"] = ", ".join(number(p, ".2g") for _, p in exact)
         lines.append(line | _area(merged, runs))
     return pd.DataFrame(lines)
 

@@ -18,25 +18,9 @@ from medmerge.stats.evaluation import Comparison, counted
 from medmerge.stats.pooling import ALPHA
 
 __all__ = [
-    *("Discordance", "Equivalence", "SeedInterval", "delong", "equivalence", "mcnemar", "over_seeds"),
-    *("quadratic_kappa", "seed_spread"),
+    *("Equivalence", "SeedInterval", "delong", "equivalence", "mcnemar", "over_seeds", "quadratic_kappa"),
+    "seed_spread",
 ]
-
-
-@dataclass(frozen=True)
-class Discordance:
-    """Outcome of `mcnemar`.
-
-    Attributes:
-        only_a, only_b: images that a, or b, alone predicts rightly.
-        difference: accuracy of a minus accuracy of b.
-        p_value: two-sided, in [0, 1].
-    """
-
-    only_a: int
-    only_b: int
-    difference: float
-    p_value: float
 
 
 @dataclass(frozen=True)
@@ -46,17 +30,13 @@ class SeedInterval:
     Attributes:
         difference: score of a minus score of b, mean over seeds.
         low, high: ends of the 95 % interval.
-        seeds: number of seeds, S.
-        seed_known: False with one seed: the interval is then of test images alone.
         error: standard error of the difference.
-        freedom: degrees of freedom of the t distribution; infinite with one seed.
+        freedom: degrees of freedom of the t distribution; infinite with one seed, of test images alone.
     """
 
     difference: float
     low: float
     high: float
-    seeds: int
-    seed_known: bool
     error: float
     freedom: float
 
@@ -76,11 +56,14 @@ class Equivalence:
     p_equivalence: float
 
 
-def mcnemar(labels: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike) -> Discordance:
+def mcnemar(labels: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike) -> tuple[float, float]:
     """Compare two models' accuracy on the same images, by the exact binomial test (McNemar, 1947).
 
     Args:
         labels, predicted_a, predicted_b: class indices, integers of shape [N], of one seed.
+
+    Returns:
+        Accuracy of a minus accuracy of b, and the two-sided p value, in [0, 1].
 
     Raises:
         ValueError: empty input or unequal shapes.
@@ -91,7 +74,7 @@ def mcnemar(labels: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike) -
     right_a, right_b = a == labels, b == labels
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    return Discordance(only_a, only_b, (only_a - only_b) / len(labels), p)
+    return (only_a - only_b) / len(labels), p
 
 
 def delong(labels: ArrayLike, probabilities_a: ArrayLike, probabilities_b: ArrayLike) -> Comparison:
@@ -171,7 +154,7 @@ def over_seeds(
 
     Args:
         labels, predicted_a, predicted_b, num_classes, resamples, seed: as for `evaluation.compare`; predictions [S, N].
-            With S = 1 only the images' spread is known, and ``seed_known`` is False.
+            With S = 1 only the images' spread is known.
         spread: standard deviation of one model's score between seeds and its degrees of freedom, pooled over the models
             of a study (`seed_spread`). A difference then has twice that variance, in place of the one that these few
             differences show: wide where models share their seeds' luck, and steady.
@@ -189,7 +172,7 @@ def over_seeds(
     error = math.sqrt(images + between)
     freedom = count * (images + between) ** 2 / between**2 if between > 0 else math.inf
     reach = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error
-    return SeedInterval(difference, difference - reach, difference + reach, seeds, seeds > 1, error, freedom)
+    return SeedInterval(difference, difference - reach, difference + reach, error, freedom)
 
 
 def _by_seed(scores: NDArray) -> NDArray:
