@@ -78,7 +78,7 @@ def test_secondary_outcomes_are_accuracy_and_area(tmp_path):
     made = study(tmp_path, 30, 10, 20, seeds=(0, 1))
     table = report.secondary(made).set_index("MedMerge minus")
     assert table.loc["FT b", "accuracy"] == pytest.approx(0.1) and table.loc["FT c", "accuracy"] == pytest.approx(-0.1)
-    p = [significance.mcnemar(LABELS, predicted(20, k), predicted(30, k)).p_value for k in range(2)]
+    p = [significance.mcnemar(LABELS, predicted(20, k), predicted(30, k))[1] for k in range(2)]
     assert table.loc["FT b", "McNemar's p, by seed"] == ", ".join(number(one, ".2g") for one in p)
     area = [evaluation.metrics(LABELS, run.probabilities, CLASSES)["macro_auroc"] for run in made]
     assert table.loc["FT b", "AUROC"] == pytest.approx(np.mean(area[4:]) - np.mean(area[:2]))
