@@ -18,7 +18,7 @@ import pandas as pd
 
 from benchmarks import turns
 from medmerge import devices, files
-from medmerge.study import records
+from medmerge.study.measured import provenance
 
 PARTS = ("step", "pipeline", "row")
 HERE = Path(__file__).resolve().parent
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         seconds = round(time.perf_counter() - started)
         if out:
             name = f"{part}.json" if device.type == "cpu" else f"{part}-{device.type}.json"
-            content = {"machine": described, "seconds": seconds, "rows": rows, "provenance": records.provenance()}
+            content = {"machine": described, "seconds": seconds, "rows": rows, "provenance": provenance()}
             files.write(out / name, json.dumps(content, indent=1) + "\n")
 
 

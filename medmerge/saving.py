@@ -2,19 +2,23 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from medmerge import weightfiles
+from medmerge import files, weightfiles
 from medmerge.backbones import MERGE, NAME, TRANSFORMS, Classifier, backbone, has_plain_head, patch_size
 from medmerge.merge import KernelMerge, zeros_like
 from medmerge.weightfiles import CheckpointError
 
 _OPTIONS = ("granularity", "batchnorm", "normalisation")
+_OF_A_SOURCE = re.compile(r"\.(?:source_\d+|original)$")
+_WEIGHTS = re.compile(r"\.parametrizations\.(?:(in_proj)_)?(weight|bias)\.0\.w$")
 
 
 def save_backbone(model: nn.Module, path: str | Path, name: str, **metadata: str) -> None:
@@ -83,6 +87,34 @@ def load(path: str | Path) -> nn.Module:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is not what its header says ({reason}); write it again") from error
     return model.eval()
+
+
+def save_learnt(merging: Classifier, path: Path) -> None:
+    """Write what a merge learnt, its merging weights, normalisation and head, without its sources' kernels."""
+    learnt = _learnt(merging)
+    state = {learnt[name]: t.cpu().contiguous() for name, t in merging.state_dict().items() if name in learnt}
+    files.write(path, safetensors.torch.save(state))
+
+
+def load_learnt(merging: Classifier, path: Path) -> None:
+    """Put what :func:`save_learnt` wrote into a classifier with a merge of the same sources.
+
+    Raises:
+        ValueError: the file is of another network.
+    """
+    state, learnt, own = safetensors.torch.load_file(path), _learnt(merging), merging.state_dict()
+    if {kept: own[name].shape for name, kept in learnt.items()} != {kept: t.shape for kept, t in state.items()}:
+        raise ValueError(f"{path} is of another network")
+    merging.load_state_dict({name: state[kept] for name, kept in learnt.items()}, strict=False)
+
+
+def _learnt(merging: Classifier) -> dict[str, str]:
+    """Names in the state dict of what a merge learns, and in files: ``<layer>.w``, ``<layer>.w_bias``, others as is."""
+
+    def kept(found: re.Match) -> str:
+        return (".in_proj" if found[1] else "") + (".w" if found[2] == "weight" else ".w_bias")
+
+    return {name: _WEIGHTS.sub(kept, name) for name in merging.state_dict() if not _OF_A_SOURCE.search(name)}
 
 
 def _write(model: nn.Module, state: Mapping[str, Tensor], path: str | Path, name: str, metadata: dict) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from medmerge.cli.endings import expected
+from medmerge.cli import expected
 
 OUTCOMES = ("refused", "accepted")
 TRIED: Counter = Counter()

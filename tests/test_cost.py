@@ -1,6 +1,7 @@
 """What a step costs: the steps train as the training loop does, and every count is that of pencil and paper."""
 
 import copy
+import dataclasses
 import json
 import re
 
@@ -157,95 +158,67 @@ def test_memory_is_that_of_a_count_by_hand():
     assert memory["lp"]["saved"] < memory["ft"]["saved"] / 20 and memory["features"]["saved"] == 0
 
 
-@pytest.mark.parametrize("name, weights", [("kernel", 9), ("layer", 2), ("model", 1)])
-def test_a_probe_saves_for_backward_what_ft_saves_and_two_frozen_copies_and_w(name, weights):
-    def total(one):
-        one()
-        return sum(cost.saved(one).values())
-
-    assert total(step(name)) - total(step("ft")) == 2 * 4 * KERNELS + 4 * weights
-
-
-def test_counts_are_the_same_each_time():
-    assert cost.memory(step("kernel")) == cost.memory(step("kernel"))
-
-
 # ---------------------------------------------------------------- the measurement and its record
 
 
+P = Parameters(
+    **{"track": "own", "backbone": "densenet_small", "image_size": 32, "batch_size": BATCH, "cost_repeats": 3},
+    **{"notebook": "cost", "device": "cpu", "precision": "fp32"},
+)
+
+
 @pytest.fixture(scope="module")
-def measured() -> dict:
-    return cost.measure("densenet_small", 32, BATCH, repeats=3, device="cpu", precision="fp32")
+def measured() -> cost.CostSheet:
+    return cost.measure(P)
 
 
 @pytest.fixture
-def p(tmp_path, monkeypatch) -> Parameters:
+def path(tmp_path, monkeypatch):
+    """Where the record is looked for."""
     (tmp_path / "_config.yml").touch()
     monkeypatch.chdir(tmp_path)
-    return Parameters(
-        track="own", backbone="densenet_small", image_size=32, batch_size=BATCH, cost_repeats=3, notebook="cost"
-    )
+    return tmp_path / "results/own/cost/densenet_small-32px.json"
 
 
 def test_a_measurement_holds_every_variant_and_round(measured):
-    sheet = cost.CostSheet(**json.loads(json.dumps(measured)))
-    assert list(sheet.variants) == list(VARIANTS) and sheet.clock == "cpu" and sheet.threads == 1
-    assert all(len(sheet.seconds(name)) == 3 for name in VARIANTS)
-    assert {sheet.variants[name].flops for name in PROBES} == {sheet.variants["ft"].flops}
-    assert sheet.ratio("ft") == (1, 1, 1)
-    assert all(variant.peak_memory_mib is None for variant in sheet.variants.values())
-    numbers = [sheet.variants[name].trainable for name in ("lp", "model", "layer", "kernel", "parameter")]
-    assert numbers == sorted(set(numbers))
+    assert list(measured.variants) == list(VARIANTS) and measured.clock == "cpu" and measured.threads == 1
+    assert all(len(measured.seconds(name)) == 3 for name in VARIANTS) and measured.ratio("ft") == (1, 1, 1)
+    assert {measured.variants[name].flops for name in PROBES} == {measured.variants["ft"].flops}
+    assert all(variant.peak_memory_mib is None for variant in measured.variants.values())
+    numbers = [measured.variants[name].trainable for name in ("lp", "model", "layer", "kernel", "parameter")]
+    assert numbers == sorted(set(numbers)) and set(measured.profile) == set(cost.PROFILED)
 
 
-def test_a_record_comes_back_and_is_not_measured_again(measured, p, tmp_path, monkeypatch):
+def test_a_record_comes_back_and_is_not_measured_again(measured, path, monkeypatch):
     asked = []
-    monkeypatch.setattr(cost, "measure", lambda *args, **options: asked.append((args, options)) or measured)
-    assert cost.state(p) == {"densenet_small-32px": None}
-    sheet = cost.run(p)
-    assert sheet == cost.CostSheet(**measured)
-    assert cost.state(p) == {"densenet_small-32px": tmp_path / "results/own/cost/densenet_small-32px.json"}
-    assert cost.run(p) == sheet and len(asked) == 1
+    sheet = dataclasses.replace(cost.SHEET, measure=lambda p: asked.append(p) or measured)
+    monkeypatch.setattr(cost, "SHEET", sheet)
+    assert cost.state(P) == {"densenet_small-32px": None}
+    assert cost.run(P) == cost.run(P) == measured and len(asked) == 1
+    assert cost.state(P) == {"densenet_small-32px": path}
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in content.items() if name != "profile"} | {"gone": 1}))
+    assert told.profile(cost.run(P)).empty, "older records lack what is measured since, and hold what is no more"
+    for change, message in (
+        ({"variants": {}, "backbone": 1}, "is damaged .*"),
+        ({"batch_size": 5}, "with batch_size 5, not 4"),
+    ):
+        path.write_text(json.dumps(content | change))
+        with pytest.raises(RecordError, match=rf"(?s)densenet_small-32px\.json.*{message}.*remove it to measure again"):
+            cost.run(P)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: (c["variants"].pop("lp"), c["variants"].pop("kernel")), "variants lack kernel, lp"),
-        (lambda c: c["variants"]["ft"]["seconds"].pop(), "ft has 2 rounds, not 3"),
-        (lambda c: c["variants"]["ft"]["seconds"].__setitem__(0, 0.0), r"variants\.ft\.seconds\.0"),
-        (lambda c: c.__setitem__("batch_size", 5), "measured with batch_size 5, not 4"),
-        (lambda c: c.__setitem__("repeats", 4), "features has 3 rounds, not 4"),
-    ],
-)
-def test_a_damaged_record_or_one_of_other_parameters_is_named(measured, p, change, message):
-    content = json.loads(json.dumps(measured))
-    change(content)
-    cost.path(p).parent.mkdir(parents=True)
-    cost.path(p).write_text(json.dumps(content))
-    with pytest.raises(RecordError, match=rf"(?s)densenet_small-32px\.json.*{message}.*remove it to measure again"):
-        cost.run(p)
-
-
-def test_a_fresh_record_of_older_ones_reads_what_they_lack(measured, p):
-    content = {name: value for name, value in measured.items() if name != "profile"} | {"gone": 1}
-    cost.path(p).parent.mkdir(parents=True)
-    cost.path(p).write_text(json.dumps(content))
-    assert told.profile(cost.run(p)).empty and set(measured["profile"]) == set(cost.PROFILED)
-
-
-def test_a_page_needs_rounds_and_a_backbone(p):
-    with pytest.raises(ParameterError, match="cost_repeats: 0"):
-        cost.check(p.model_copy(update={"cost_repeats": 0}))
-    with pytest.raises(ParameterError, match="backbone: unknown 'resnet5'"):
-        cost.check(p.model_copy(update={"backbone": "resnet5"}))
+def test_a_page_needs_rounds_and_a_backbone(path):
+    for change, message in (({"cost_repeats": 0}, "cost_repeats: 0"), ({"backbone": "x"}, "backbone: unknown 'x'")):
+        with pytest.raises(ParameterError, match=message):
+            cost.run(P.model_copy(update=change))
 
 
 # ---------------------------------------------------------------- tables and sentences, of made-up seconds
 
 
-def sheet(measured: dict, load: float = 0.2, **seconds: list[float]) -> cost.CostSheet:
-    content = json.loads(json.dumps(measured)) | {"load": [load, 1.0]}
+def sheet(measured: cost.CostSheet, load: float = 0.2, **seconds: list[float]) -> cost.CostSheet:
+    content = measured.model_dump() | {"load": [load, 1.0]}
     base = {"features": 0.2, "lp_cached": 0.001, "lp": 0.25, "ft": 1.0}
     for name in VARIANTS:
         content["variants"][name]["seconds"] = seconds.get(name, [base.get(name, 1.2)] * 3)

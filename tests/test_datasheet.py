@@ -11,7 +11,7 @@ from PIL import Image
 
 from medmerge import Parameters, backbone, save_backbone
 from medmerge.pages import leaks
-from medmerge.study import datasheet, records
+from medmerge.study import datasheet, measured
 from medmerge.study.params import ParameterError
 from medmerge.study.records import RecordError
 
@@ -158,7 +158,7 @@ def test_a_damaged_sheet_is_said(project):
 def test_a_sheet_names_the_code_that_made_it(project):
     datasheet.run(parameters(datasets=["ham10k=ham"]))
     sheet = json.loads((project / "results/open/data/ham10k.json").read_text())
-    assert sheet["provenance"]["versions"] == records.provenance()["versions"]
+    assert sheet["provenance"]["versions"] == measured.provenance()["versions"]
 
 
 def test_the_summary_says_what_was_measured(project):

@@ -24,12 +24,6 @@ from medmerge.training import prepare
 ROOT = Path(__file__).parents[1]
 
 
-def pair() -> tuple[nn.Module, nn.Module, KernelMerge]:
-    torch.manual_seed(0)
-    first, second = (backbone("densenet_small", "random") for _ in range(2))
-    return first, second, KernelMerge([first, second]).eval()
-
-
 def images(count: int = 2) -> torch.Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -45,7 +39,7 @@ def merged(tmp_path_factory):
         write_weights(folder)
         (record,) = study.run(parameters(approaches=["medmerge"]))
         networks = features.networks(record)
-        return folder, record, networks, features.sheet(record).ensure(None)
+        return folder, record, networks, features.sheet(record).run(None)
 
 
 def test_networks_are_the_sources_and_what_the_probe_learnt_bit_for_bit(merged, monkeypatch):
@@ -65,22 +59,11 @@ def test_networks_are_the_sources_and_what_the_probe_learnt_bit_for_bit(merged, 
         )
 
 
-def test_with_w_of_one_the_merged_kernels_are_the_first_sources():
-    first, second, merge = pair()
-    merge.set_kernel_weights(1.0)
-    networks = {"b": first, "merged": merge.fold(), "c": second}
-    table = features.kernels(networks, merge.kernel_weights(), "features.conv0")
-    np.testing.assert_allclose(table["cosine b merged"], 1, atol=1e-12)
-    assert (table["norm b"] == table["norm merged"]).all() and (table["w"] == 1).all()
-    assert (table["cosine b c"].abs() < 0.5).all()
-    pictures = features.filters(networks, "features.conv0")
-    assert np.array_equal(pictures["b"], pictures["merged"]) and not np.array_equal(pictures["b"], pictures["c"])
-
-
 def test_the_table_of_kernels_is_numpys(merged):
     _, record, networks, _ = merged
-    layer = features.deeper_layer(networks["merged"])
-    table = features.kernels(networks, record.kernel_weights, layer)
+    layer = features.layers(networks["merged"])["deeper"]
+    assert networks["merged"].get_submodule(layer).kernel_size == (3, 3)
+    table = features.kernels(networks, record.kernel_weights[layer], layer)
     b, m, c = (network.get_submodule(layer).weight.detach().double().numpy() for network in networks.values())
     for j in range(len(b)):
         assert table["norm merged"][j] == pytest.approx(np.sqrt((m[j] ** 2).sum()))
@@ -89,30 +72,31 @@ def test_the_table_of_kernels_is_numpys(merged):
     assert np.array_equal(table["w"], record.kernel_weights[layer])
 
 
-def test_a_source_of_zeros_has_no_cosine():
-    first, _, _ = pair()
-    zeros = backbone("densenet_small", "zeros")
+def test_kernels_of_one_source_alone_are_its_own_and_those_of_zeros_have_no_cosine():
+    torch.manual_seed(0)
+    first, zeros = backbone("densenet_small", "random"), backbone("densenet_small", "zeros")
     merge = KernelMerge([first, zeros])
+    merge.set_kernel_weights(1.0)
     networks = {"b": first, "merged": merge.fold(), "zeros": zeros}
-    table = features.kernels(networks, merge.kernel_weights(), "features.conv0")
+    table = features.kernels(networks, merge.kernel_weights()["features.conv0"], "features.conv0")
+    np.testing.assert_allclose(table["cosine b merged"], 1, atol=1e-12)
+    assert (table["norm b"] == table["norm merged"]).all() and (table["w"] == 1).all()
     assert table["cosine b zeros"].isna().all() and (table["norm zeros"] == 0).all()
-    np.testing.assert_allclose(table["cosine b merged"], 1, atol=1e-6)
 
 
-def test_pictures_and_slices_have_one_scale():
-    first, second, merge = pair()
-    networks = {"b": first, "merged": merge.fold(), "c": second}
-    pictures = features.filters(networks, "features.conv0")
-    weight = second.features.conv0.weight.detach().double().numpy()
-    largest = max(network.features.conv0.weight.abs().max().item() for network in networks.values())
-    np.testing.assert_allclose(pictures["c"][3, 1, 2], 0.5 + weight[3, :, 1, 2] / largest / 2)
-    assert max(np.abs(one - 0.5).max() for one in pictures.values()) == 0.5
-    layer = features.deeper_layer(first)
-    assert first.get_submodule(layer).kernel_size == (3, 3)
+def test_slices_are_the_strongest_channels_on_one_scale(merged):
+    networks = merged[2]
+    layer = features.layers(networks["merged"])["deeper"]
     parts = features.slices(networks, layer, [4, 0], 5)
-    assert parts["b"].shape == (2, 5, 3, 3) and max(np.abs(one).max() for one in parts.values()) == 1
-    with pytest.raises(ValueError, match="24 input channels"):
-        features.filters(networks, layer)
+    assert parts.shape == (3, 2, 5, 3, 3) and np.abs(parts).max() == 1
+    weights = np.stack([network.get_submodule(layer).weight.detach()[4] for network in networks.values()])
+    strongest = np.sort(np.argsort(-(weights**2).sum((0, 2, 3)))[:5])
+    np.testing.assert_allclose(
+        parts[:, 0] / parts[0, 0, 0, 0, 0], weights[:, strongest] / weights[0, strongest[0], 0, 0], rtol=1e-4
+    )
+    pictures = merged[3].arrays["filters"]
+    assert pictures.shape == (3, len(merged[1].kernel_weights["features.conv0"]), 7, 7, 3)
+    assert np.abs(pictures - 0.5).max() == 0.5
 
 
 @pytest.mark.parametrize("name", ["densenet121", "resnet18", "vgg11", "mobilenet_v2"])
@@ -124,23 +108,18 @@ def test_levels_are_the_first_and_the_last_convolution_to_run(name):
             module.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
     with torch.no_grad():
         network.eval()(torch.zeros(1, 3, 32, 32, device="meta"))
-    assert features.levels(network) == {"low": ran[0], "high": ran[-1]}
+    found = features.layers(network)
+    assert (found["low"], found["first"], found["high"]) == (ran[0], ran[0], ran[-1]) and found["deeper"] in ran[1:]
+    with pytest.raises(ParameterError, match="take two convolutions"):
+        features.layers(network.features[0] if hasattr(network, "features") else network.conv1)
 
 
 def test_maps_are_a_forward_by_hand_and_leave_no_trace():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Dropout(), nn.Conv2d(4, 5, 3))
-    network[2].eval(), network[3].weight.requires_grad_(False)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 3))
     first = network[0](images()).detach()
-    found = features.maps({"a": network}, images(), ["0", "3"])["a"]
-    assert torch.equal(found["0"], first) and (first < 0).any(), "before the ReLU in place"
-    assert torch.equal(found["3"], network[3](first.relu()))
-    assert [module.training for module in network] == [True, True, False, True] and network.training
+    assert torch.equal(features.maps(network, images(), "0"), first) and (first < 0).any(), "before the ReLU in place"
+    assert torch.equal(features.maps(network, images(), "2"), network[2](first.relu()))
     assert not any(module._forward_hooks for module in network.modules())
-    assert [p.requires_grad for p in network.parameters()] == [True, True, False, True]
-    assert all(p.grad is None for p in network.parameters())
-    with pytest.raises(RuntimeError):
-        features.maps({"a": network}, torch.zeros(1, 7, 8, 8), ["0"])
-    assert not network[0]._forward_hooks and network.training, "also where it fails"
 
 
 def test_extremes_come_from_both_ends():
@@ -165,25 +144,25 @@ def test_a_record_holds_the_first_test_image_and_its_maps(merged, monkeypatch):
     pixels, _ = test.batch(torch.arange(1))
     assert found.about.image == test.ids[0] and np.array_equal(found.arrays["image"], pixels[0].permute(1, 2, 0))
     level, scale = found.about.low, found.arrays["scale/low"]
-    maps = features.maps(networks, prepare(pixels), [level.layer])
+    maps = {name: features.maps(network, prepare(pixels), level.layer).numpy() for name, network in networks.items()}
     for i, name in enumerate(networks):
-        whole = maps[name][level.layer][0, level.shown].numpy()
+        whole = maps[name][0, level.shown]
         np.testing.assert_allclose(found.arrays["maps/low"][i] * scale[:, None, None], whole, atol=1e-3 * scale.max())
     w = record.kernel_weights[level.layer]
     assert (
         np.array_equal(found.kernels("low")["w"], w) and w[level.shown[0]] == w.max() and w[level.shown[-1]] == w.min()
     )
     table = told.agreement(found)
-    expected = features.correlation(*(maps[name][level.layer].numpy() for name in ("objects", "merged")))
+    expected = features.correlation(maps["objects"], maps["merged"])
     assert table["correlation"][0] == pytest.approx(expected[0], abs=1e-5)
-    assert features.path(record).stat().st_size < 400_000
+    assert features.sheet(record).where(None).stat().st_size < 400_000
 
 
 def test_a_record_is_read_as_written_without_the_networks(merged, tmp_path, monkeypatch):
     _, record, _, found = merged
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(features, "networks", None)
-    again = features.sheet(record).ensure(None)
+    again = features.sheet(record).run(None)
     assert again.about == found.about and again.arrays.keys() == found.arrays.keys()
     assert all(
         np.array_equal(array, again.arrays[name], equal_nan=array.dtype.kind == "f")
@@ -193,7 +172,7 @@ def test_a_record_is_read_as_written_without_the_networks(merged, tmp_path, monk
 
 def test_damaged_and_foreign_records_are_refused(merged):
     _, record, _, found = merged
-    path = features.path(record)
+    path = features.sheet(record).where(None)
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-100])
@@ -210,12 +189,12 @@ def test_damaged_and_foreign_records_are_refused(merged):
 
 def test_it_says_what_is_not_here(merged, monkeypatch, tmp_path):
     monkeypatch.chdir(merged[0])
-    record, path, kept = merged[1], features.path(merged[1]), tmp_path / "kept"
+    record, path, kept = merged[1], features.sheet(merged[1]).where(None), tmp_path / "kept"
     path.rename(kept)
     checkpoint = record.folder / definitions.MERGE
     checkpoint.rename(tmp_path / "merge")
     with pytest.raises(RecordError, match="lies only where the run was computed"):
-        features.sheet(record).ensure(None)
+        features.sheet(record).run(None)
     assert features.sheet(record).read(None) is None
     kept.rename(path), (tmp_path / "merge").rename(checkpoint)
     with pytest.raises(ParameterError, match="shows one study"):

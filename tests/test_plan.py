@@ -12,7 +12,7 @@ from medmerge import files
 from medmerge.approaches import APPROACHES
 from medmerge.cli import main as cli
 from medmerge.cli import plan
-from medmerge.study import definitions, recall, records
+from medmerge.study import definitions, records
 from medmerge.study import notebooks as pages
 from medmerge.study import run as study
 from medmerge.study.params import ParameterError
@@ -91,10 +91,11 @@ def test_rows_that_combine_networks_come_after_those(project):
 def test_what_a_row_combines_is_what_it_asks_for(project, monkeypatch, name):
     write_weights(project)
     asked = []
-    monkeypatch.setattr(recall, "network", lambda folder, *_: asked.append(folder))
+    part = study.part
+    monkeypatch.setattr(study, "part", lambda *words: asked.append(part(*words)) or part(*words))
     p = pages.parameters(write("pair", **SMALL, pair="p", approaches=[name]))
     study.run(p, only=[(row, 0) for row in definitions.rows(p)])
-    assert asked == [definitions.folder(p, part, 0) for row in definitions.rows(p) for part in definitions.parts(row)]
+    assert asked == [part for row in definitions.rows(p) for part in definitions.parts(row)]
 
 
 def test_a_page_of_studies_needs_all_of_their_runs(project):
@@ -235,7 +236,7 @@ def test_train_runs_what_it_is_asked_for_alone(project, capsys, caplog, monkeypa
     ("words", "message"),
     [
         (["pair", "--row", "ft-lesion"], "--row ft-lesion: did you mean ft-lesions?"),
-        (["pair", "--row", "x"], "--row x: rows: ft-objects, ft-lesions, lp_ft-objects"),
+        (["pair", "--row", "x"], "--row x: known: ft-objects, ft-lesions, lp_ft-objects"),
         (["pair", "--seed", "4"], "--seed 4: the file's seeds are 0; add it there"),
         (["weights"], "params/own/weights.yaml asks for a page, not for runs: medmerge run params/own/weights.yaml"),
         (["pair"], "and $MEDMERGE_DATA is not set; `medmerge run params/own/base.yaml` makes it"),

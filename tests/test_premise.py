@@ -1,6 +1,8 @@
-"""Distances between networks are those of hand-made ones; a line starts and ends at its networks."""
+"""What lies between two sources: distances and lines made by hand, the record that keeps them, and its sentences."""
 
 import copy
+import dataclasses
+import math
 
 import numpy as np
 import pandas as pd
@@ -9,34 +11,81 @@ import torch
 from torch import nn
 
 from medmerge import backbone
-from medmerge.backbones import Classifier
+from medmerge.approaches import matching
+from medmerge.backbones import Classifier, state_sha256
 from medmerge.batchnorm import reestimate
 from medmerge.data import Samples
+from medmerge.pages import premise_report
 from medmerge.study import premise
+from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.premise import ORDERS, STATISTICS, PremiseSheet
+from medmerge.study.records import RecordError
 from medmerge.training import Protocol, Task, validate
 
+NAMES = ("objects", "lesions")
 
-def classifier(seed, classes=3):
+
+def source(seed: int) -> nn.Module:
     """Random weights, with statistics as after some training."""
     torch.manual_seed(seed)
-    model = Classifier(backbone("densenet_small", "random"), classes).train()
+    network = backbone("densenet_small", "random").train()
     with torch.no_grad():
-        for _ in range(3):
-            model(torch.randn(8, 3, 32, 32) * (1 + seed))
-    return model.eval()
+        network(torch.randn(16, 3, 32, 32))
+    return network.eval()
 
 
 @pytest.fixture(scope="module")
-def task():
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(24) % 3
-    parts = [Samples(pixels, rows, labels[rows], tuple(map(str, rows.tolist()))) for rows in torch.arange(24).split(12)]
-    return Task(*parts, 3, protocol=Protocol(batch_size=4, device="cpu", precision="fp32"))
+def task() -> Task:
+    """Images whose brightness tells the class."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(48) % 3
+    pixels = torch.randint(0, 90, (48, 3, 32, 32), dtype=torch.uint8, generator=draw)
+    pixels += (80 * labels).to(torch.uint8)[:, None, None, None]
+    parts = [Samples(pixels, rows, labels[rows], tuple(map(str, rows.tolist()))) for rows in torch.arange(48).split(24)]
+    protocol = Protocol(batch_size=8, device="cpu", precision="fp32", lp_epochs=4, lp_lr=0.03)
+    return Task(*parts, 3, protocol=protocol, sources=NAMES)
 
 
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+def parameters(**changes) -> Parameters:
+    values = {"track": "own", "pair": "mine", "backbone": "densenet_small", "image_size": 32, "precision": "fp32"}
+    values |= {"base_data": "objects", "base_weights": "b.safetensors", "batch_size": 8, "notebook": "premise"}
+    values |= {"source_data": "lesions", "source_weights": "c.safetensors", "lp_epochs": 4, "lp_lr": 0.03}
+    return Parameters(**values | {"premise": True} | changes)
+
+
+def measured(task: Task, b: nn.Module, c: nn.Module) -> PremiseSheet:
+    return premise.measure(b, c, task, premise.definition(parameters()), "the images")
+
+
+@pytest.fixture(scope="module")
+def permuted(task) -> PremiseSheet:
+    """b, and b with its channels in another order: the same function."""
+    b = source(0)
+    groups = matching.permutation_groups(b, image_size=32)
+    torch.manual_seed(1)
+    order = {name: torch.randperm(group.size) for name, group in groups.items()}
+    return measured(task, b, matching.permute(b, groups, order))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "_config.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- the measurement
+
+
+def classifier(seed: int) -> Classifier:
+    torch.manual_seed(seed)
+    return Classifier(source(seed), 3).eval()
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    floating = [key for key, tensor in a.state_dict().items() if tensor.is_floating_point()]
+    return all(torch.equal(a.state_dict()[key], b.state_dict()[key]) for key in floating)
 
 
 def test_distances_of_networks_made_by_hand():
@@ -55,60 +104,33 @@ def test_distances_of_networks_made_by_hand():
 
 
 def test_distances_at_the_extremes():
-    b, other = backbone("densenet_small", "random"), backbone("densenet_small", "random")
+    b, other, zeros = (backbone("densenet_small", weights) for weights in ("random", "random", "zeros"))
     table = premise.distances(b, b)
     assert (table["distance"] == 0).all() and table["cosine"].to_numpy() == pytest.approx(1)
-    assert list(table["layer"]) == [name for name, m in b.named_modules() if isinstance(m, nn.Conv2d)]
     unrelated = premise.distances(b, other)
     assert unrelated["distance"].mean() == pytest.approx(2**0.5, abs=0.1) and unrelated["cosine"].abs().max() < 0.3
-    zeros = backbone("densenet_small", "zeros")
     table = premise.distances(b, zeros)
     assert table["distance"].to_numpy() == pytest.approx(2) and table["kernel_cosine"].isna().all()
     assert premise.distances(zeros, zeros)["distance"].isna().all()
-    with pytest.raises(ValueError, match="conv0 is .* in the first network and missing in the second"):
-        premise.distances(b, backbone("resnet18", "random"))
 
 
-def test_a_line_passes_through_both_networks_and_changes_neither(task):
-    b, c = classifier(0), classifier(1)
+def test_a_line_passes_through_both_networks_and_measures_statistics_between_them(task, monkeypatch):
+    b, c, seen = classifier(0), classifier(1), []
     kept = copy.deepcopy((b, c))
-    table = premise.line(b, c, task, steps=3, beyond=0.5)
-    assert list(table["a"]) == [-0.5, 0, 0.5, 1, 1.5] and set(table["statistics"]) == {"interpolated"}
+    monkeypatch.setattr(premise, "validate", lambda model, val, t: seen.append(val) or validate(model, val, t))
+    table = premise.line(b, c, task, steps=3, beyond=1)
+    assert seen and all(val is task.val for val in seen), "test images are never read"
+    assert list(table["a"][::2]) == [-0.5, 0, 0.5, 1, 1.5] and list(table["statistics"]) == [*STATISTICS] * 5
     assert same(b, kept[0]) and same(c, kept[1])
-    assert same(premise.between(b, c, 1), _counts(b, c)) and same(premise.between(b, c, 0), c)
-    for a, model in ((0, c), (1, b)):
-        (row,) = table[table["a"] == a].to_dict("records")
-        assert {key: row[key] for key in row if key.startswith("val_")} == validate(model, task.val, task)
-    assert np.isfinite(table["val_loss"]).all()
-
-
-def _counts(b, c):
-    """b with the batches counted by c: integers do not lie on a line."""
-    model = copy.deepcopy(b)
-    for key, tensor in model.state_dict().items():
-        if not tensor.is_floating_point():
-            tensor.copy_(c.state_dict()[key])
-    return model
-
-
-def test_half_way_is_the_mean_and_statistics_can_be_measured_there(task):
-    b, c = classifier(0), classifier(1)
+    assert same(premise.between(b, c, 1), b) and same(premise.between(b, c, 0), c)
     middle = premise.between(b, c, 0.5)
     weight = (b.backbone.features.conv0.weight + c.backbone.features.conv0.weight) / 2
     torch.testing.assert_close(middle.backbone.features.conv0.weight, weight)
-    variance = (b.backbone.features.norm0.running_var + c.backbone.features.norm0.running_var) / 2
-    torch.testing.assert_close(middle.backbone.features.norm0.running_var, variance)
-    table = premise.line(b, c, task, steps=3, beyond=0, measure=True)
-    assert list(table["statistics"]) == ["interpolated", "re-estimated"] * 3
+    found = table.set_index(["a", "statistics"])["val_loss"]
+    for a, model in ((0, c), (0.5, middle), (1, b)):
+        assert found[a, "interpolated"] == validate(model, task.val, task)["val_loss"]
     reestimate(middle, task.measured)
-    assert table["val_loss"][3] == validate(middle, task.val, task)["val_loss"] != table["val_loss"][2]
-
-
-def test_only_validation_and_training_images_are_read(task, monkeypatch):
-    seen = []
-    monkeypatch.setattr(premise, "validate", lambda model, val, t: seen.append(val) or validate(model, val, t))
-    premise.line(classifier(0), classifier(1), task, steps=2, beyond=0)
-    assert len(seen) == 2 and all(val is task.val for val in seen)
+    assert found[0.5, "re-estimated"] == validate(middle, task.val, task)["val_loss"] != found[0.5, "interpolated"]
 
 
 def test_a_variance_beyond_the_line_is_not_negative():
@@ -120,15 +142,160 @@ def test_a_variance_beyond_the_line_is_not_negative():
 
 def test_the_barrier_is_the_height_over_the_mean_of_the_ends():
     table = pd.DataFrame({"a": [-0.5, 0, 0.5, 1, 1.5], "statistics": "interpolated", "val_loss": [9.0, 1, 4, 2, 9]})
-    assert premise.barrier(table).to_dict() == {"interpolated": 2.5}
     flat = table.assign(statistics="re-estimated", val_loss=1.0)
-    both = premise.barrier(pd.concat([flat, table]))
-    assert both.to_dict() == {"re-estimated": 0, "interpolated": 2.5}
+    assert premise.barrier(pd.concat([flat, table])).to_dict() == {"re-estimated": 0, "interpolated": 2.5}
 
 
-def test_what_has_no_line_is_refused(task):
-    b = classifier(0)
-    with pytest.raises(ValueError, match="differ in head.weight"):
-        premise.line(b, classifier(1, classes=4), task)
-    with pytest.raises(ValueError, match="steps=1"):
-        premise.line(b, b, task, steps=1)
+def points(sheet) -> list[str]:
+    return [line.removeprefix("- ") for line in premise_report.summary(sheet).splitlines()]
+
+
+def test_a_source_that_is_the_base_is_nowhere_else(task):
+    b = source(0)
+    kept = copy.deepcopy(b)
+    sheet = measured(task, b, copy.deepcopy(b))
+    assert (sheet.distances["distance"] == 0).all() and sheet.distances["cosine"].to_numpy() == pytest.approx(1)
+    assert not sheet.moved and len(set(sheet.line["val_loss"])) == 1, "one classifier all along, to the bit"
+    assert (premise_report.barriers(sheet)[["barrier", "rise"]].abs() < 1e-12).all(axis=None)
+    sentences = points(sheet)
+    assert sentences[0].startswith("**One basin**: the straight line from lesions to objects has no barrier")
+    assert "share a start" in sentences[1] and "leaves every channel of lesions in its place" in sentences[3]
+    assert list(sheet.by_pair(sheet.line)) == ["objects and lesions"]
+    assert state_sha256(b) == state_sha256(kept), "the source is not changed"
+
+
+def test_alignment_finds_a_network_whose_channels_are_in_another_order(permuted):
+    assert permuted.moved and permuted.content.aligned == permuted.content.sources["objects"]
+    apart, aligned = (permuted.distances[permuted.distances["order"] == order] for order in ORDERS)
+    assert (aligned["distance"] == 0).all() and apart["distance"].median() > 1
+    near = premise_report.closeness(permuted).set_index("order")
+    assert near.loc["aligned", "cosine"] == pytest.approx(1) and near.loc["as trained", "cosine"] < 0.6
+    rise = premise_report.barriers(permuted).set_index(["order", "statistics"])["rise"]
+    assert (rise["aligned"] == 0).all() and rise["as trained", "interpolated"] > 0
+    assert list(permuted.by_pair(permuted.line)) == ["objects and lesions", "objects and lesions, aligned"]
+
+
+def test_both_kinds_of_statistics_have_the_same_ends(permuted):
+    for order in ORDERS:
+        ends = permuted.line[(permuted.line["order"] == order) & permuted.line["a"].isin([0, 1])]
+        interpolated, again = (ends[ends["statistics"] == s].drop(columns="statistics") for s in STATISTICS)
+        assert interpolated.to_numpy().tolist() == again.to_numpy().tolist()
+        middle = permuted.line[(permuted.line["order"] == "as trained") & (permuted.line["a"] == 0.5)]
+        assert middle["val_loss"].nunique() == 2
+
+
+def test_what_knowing_nothing_costs(task):
+    def part(labels):
+        images = torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8)
+        return Samples(images, torch.arange(len(labels)), torch.tensor(labels), tuple(map(str, range(len(labels)))))
+
+    found = premise.prior_loss(Task(part([0, 0, 0, 1]), part([0, 1, 2]), 3))
+    assert found == pytest.approx(-(math.log(4 / 7) + math.log(2 / 7) + math.log(1 / 7)) / 3)
+    several = Task(part([[1.0, 0.0], [1.0, math.nan]]), part([[1.0, 1.0], [math.nan, 0.0]]), 2)
+    assert premise.prior_loss(several) == pytest.approx(-(math.log(3 / 4) + math.log(1 / 3) + math.log(2 / 3)) / 3)
+
+
+# ---------------------------------------------------------------- the record
+
+
+def keep(sheet: PremiseSheet):
+    """Write a record where these parameters look for it."""
+    premise.SHEET.save(premise.SHEET.where(parameters()), sheet)
+
+
+def test_a_record_is_measured_once_and_comes_back(permuted, project, monkeypatch):
+    asked, p = [], parameters()
+    changed = {"measure": lambda p: asked.append(p) or permuted, "check": lambda p: None}
+    monkeypatch.setattr(premise, "SHEET", dataclasses.replace(premise.SHEET, **changed))
+    assert list(premise.state(p).values()) == [None]
+    premise.run(p)
+    found, folder = premise.run(p), project / "results/own/mine/premise"
+    assert asked == [p] and found.content == permuted.content
+    assert list(premise.state(p).values()) == [folder / "premise.json"]
+    for one, other in ((found.distances, permuted.distances), (found.line, permuted.line)):
+        pd.testing.assert_frame_equal(one, other, rtol=1e-7)
+    files = {file: file.read_bytes() for file in folder.iterdir()}
+    keep(found)
+    assert {file: file.read_bytes() for file in files} == files and sum(map(len, files.values())) < 50_000
+    (folder / "line.csv").unlink()
+    with pytest.raises(RecordError, match="(?s)is damaged .*No such file.*line.csv.*remove it to measure again"):
+        premise.run(p)
+
+
+def test_a_record_of_other_parameters_is_refused(permuted, project):
+    keep(permuted)
+    for change, words in (
+        ({"lp_epochs": 5}, "with lp_epochs 4, not 5"),
+        ({"seeds": [3]}, "with seed 0, not 3"),
+        ({"base_data": "things"}, "with sources ['objects', 'lesions'], not ['things', 'lesions']"),
+        ({"resize": "pad"}, "with resize stretch, not pad"),
+    ):
+        with pytest.raises(RecordError) as raised:
+            premise.run(parameters(**change))
+        assert words in str(raised.value)
+    for other in ({"ft_epochs": 3}, {"device": "cpu"}, {"w_lr": 0.1}, {"base_weights": "moved.safetensors"}):
+        assert premise.run(parameters(**other)), f"no number depends on {other}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source_data": "", "source_weights": ""}, "premise: is about two sources"),
+        ({}, "base_weights: no file b.safetensors"),
+        ({"backbone": "resnet5"}, "backbone: unknown 'resnet5'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(project, changes, message):
+    with pytest.raises(ParameterError, match=message):
+        premise.run(parameters(**changes))
+
+
+# ---------------------------------------------------------------- sentences, of made-up numbers
+
+
+def made(sheet, *, cosine=0.9, ends=(0.6, 0.8), prior=1.1, middle=(0.7, 0.7), aligned=(0.7, 0.7)) -> PremiseSheet:
+    """A sheet with these cosines, losses of c and b, and losses half way: interpolated and re-estimated."""
+    distances = sheet.distances.assign(cosine=cosine, kernel_cosine=cosine, distance=1.0)
+    line = sheet.line.reset_index(drop=True)
+    line["val_loss"] = np.interp(line["a"], [0, 1], ends)
+    for order, pair in zip(ORDERS, (middle, aligned), strict=True):
+        for statistics, loss in zip(STATISTICS, pair, strict=True):
+            line.loc[(line["order"] == order) & (line["statistics"] == statistics) & (line["a"] == 0.5), "val_loss"] = (
+                loss
+            )
+    line.loc[~line["a"].between(0, 1), "val_loss"] = 99.0
+    content = sheet.content.model_copy(update={"prior_loss": prior})
+    return dataclasses.replace(sheet, content=content, distances=distances, line=line)
+
+
+def test_barriers_of_a_line_made_by_hand(permuted):
+    table = premise_report.barriers(made(permuted, middle=(1.5, 0.7))).set_index(["order", "statistics"])
+    high, flat = table.loc["as trained", "interpolated"], table.loc["as trained", "re-estimated"]
+    assert (high["c"], high["b"], high["at"]) == (0.6, 0.8, 0.5)
+    assert high["rise"] == pytest.approx(0.8) and high["barrier"] == pytest.approx(0.8)
+    assert high["share"] == pytest.approx(0.8 / 0.4)
+    assert flat["rise"] == pytest.approx(0, abs=1e-12) and flat["barrier"] == pytest.approx(0.1), "b is worse than c"
+
+
+def test_the_verdict_follows_the_numbers(permuted):
+    def told(**values) -> str:
+        return points(made(permuted, **values))[0]
+
+    assert told().startswith("**One basin**: the straight line from lesions to objects has no barrier")
+    assert told(middle=(0.71, 0.71)).startswith("**One basin**: "), "2.5 % of the gain"
+    assert told(middle=(0.75, 0.7)).startswith("**One basin, but for batch norm**")
+    assert told(middle=(0.9, 0.75)).startswith("**Two basins**")
+    assert told(prior=0.7, middle=(0.9, 0.9)).startswith("**This cannot be told**")
+
+
+def test_the_sentences_follow_the_numbers(permuted):
+    apart = points(made(permuted, cosine=0.02, middle=(1.5, 0.9), aligned=(1.0, 0.8)))
+    assert "have nothing in common" in apart[1] and "cosine between their weights is 0.020" in apart[1]
+    assert "0.600 at lesions and 0.800 at objects (1.100 for the class shares)" in apart[2]
+    assert "by up to 0.800 (at a = 0.5, 200\N{NO-BREAK SPACE}% of what the ends gained over the class shares) with interp" in apart[2]
+    assert "from 0.800 to 0.300 with interpolated and from 0.200 to 0.100 with re-estimated running" in apart[3]
+    near = points(made(permuted, cosine=0.97))
+    assert "share a start" in near[1] and "a scaled task vector" in near[1] and "nowhere with interpolated" in near[2]
+    assert "partly alike" in points(made(permuted, cosine=0.3))[1]
+    assert "24 training images" in premise_report.circumstances(permuted)
+    assert len(premise_report.closeness_table(permuted)) == 2 and len(premise_report.barrier_table(permuted)) == 4

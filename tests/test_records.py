@@ -11,7 +11,7 @@ import pytest
 
 import medmerge
 from medmerge import Parameters, files
-from medmerge.study import definitions, records, reruns
+from medmerge.study import definitions, measured, records, reruns
 from medmerge.study.definitions import Row
 from medmerge.study.records import RecordError
 
@@ -67,11 +67,10 @@ def test_round_trip_is_exact(tmp_path, weights):
     assert list(record.predictions["id"]) == ["007", "1e3", "NA", "x/ü.jpg", "a,b"]
     assert record.labels.tolist() == [1, 2, 0, 1, 1] and record.labels.dtype == np.int64
     assert list(record.kernel_weights) == list(weights)
-    assert all(np.array_equal(record.kernel_weights[name], w) for name, w in weights.items())
-    assert {p.name for p in record.folder.iterdir()} == {
-        *("run.json", "history.csv", "predictions.csv"),
-        *(["kernel_weights.safetensors"] if weights else []),
-    }
+    assert all(np.array_equal(record.source_weights[name], np.stack([w, 1 - w])) for name, w in weights.items())
+    assert not record.kernel_history[1], "older records have none"
+    text = (record.folder / "run.json").read_text(encoding="utf-8")
+    assert "nævus" in text and text.endswith("}\n") and len(text.splitlines()) > 10, "for people and for diffs"
 
 
 @pytest.mark.parametrize(("allowed", "kept"), [(800_000, [1, 2, 3, 4, 5]), (25, [1, 3, 5]), (20, [2, 5]), (1, [5])])
@@ -93,11 +92,6 @@ def test_of_many_test_images_a_record_keeps_less(tmp_path, monkeypatch):
     assert records.read(tmp_path / WHERE).kernel_history[0].tolist() == [1, 3, 5]
     assert records.kept(np.full((len(predictions()), 3), np.float32(1 / 3))).tolist()[0] == [0.3333] * 3
     assert records.kept(np.full((2, 3), np.float32(1 / 3))).dtype == np.float32
-
-
-def test_older_records_have_no_history_of_merging_weights(tmp_path):
-    epochs, history = write(tmp_path / WHERE).kernel_history
-    assert not epochs.size and not history
 
 
 def test_a_weight_a_parameter_is_kept_as_each_kernels_mean(tmp_path):
@@ -123,13 +117,6 @@ def test_weights_of_three_sources_are_kept_source_by_source(tmp_path, shape):
     np.testing.assert_allclose(history["conv"][0], record.kernel_weights["conv"], atol=1e-3)
 
 
-def test_weights_of_two_sources_sum_to_one(tmp_path):
-    record = write(tmp_path / WHERE)
-    assert (record.num_merged, record.neutral) == (2, 0.5)
-    for name, w in WEIGHTS.items():
-        assert np.array_equal(record.source_weights[name], np.stack([w, 1 - w]))
-
-
 MULTILABEL = RUN | {"data": {**RUN["data"], "multilabel": True}}
 FINDINGS = np.array([[1, 0, np.nan], [0, 0, np.nan], [np.nan, 1, np.nan], [1, 1, np.nan], [0, 0, np.nan]])
 IDS = ["007", "1e3", "NA", "x/ü.jpg", ""]
@@ -147,25 +134,16 @@ def test_several_labels_an_image_come_back(tmp_path, labels):
     assert record.predictions["id"].tolist() == IDS
 
 
-def test_predictions_of_several_labels_hold_one_nought_or_nothing(tmp_path):
+def test_predictions_are_tables_for_people(tmp_path):
     frame = records.prediction_frame(["i", "j"], [[1, np.nan], [0, 1]], np.float32([[0.1, 1], [0, 0.5]]), ["a", "b,c"])
-    folder = records.write(tmp_path / WHERE, MULTILABEL, HISTORY, frame, {}).folder
+    folder = records.write(tmp_path / "several" / WHERE, MULTILABEL, HISTORY, frame, {}).folder
     text = (folder / "predictions.csv").read_text()
     assert text == 'id,y_a,"y_b,c",p_a,"p_b,c"\ni,1,,0.100000001,1\nj,0,1,0,0.5\n'
-
-
-def test_predictions_of_one_label_are_written_as_ever(tmp_path):
-    labels, classes = np.array([1, 2, 0, 1, 1]), RUN["data"]["classes"]
-    ids = tuple(predictions()["id"])
-    frame = records.prediction_frame(ids, labels, PROBABILITIES, classes)
+    frame = records.prediction_frame(predictions()["id"], [1, 2, 0, 1, 1], PROBABILITIES, RUN["data"]["classes"])
     pd.testing.assert_frame_equal(frame, predictions(), check_exact=True)
-    text = (write(tmp_path / WHERE).folder / "predictions.csv").read_text(encoding="utf-8")
-    assert text.splitlines()[:2] == [
-        'id,label,p_nævus,p_NA,"p_a,b"',
-        "007,NA," + ",".join(f"{value:.9g}" for value in PROBABILITIES[0]),
-    ]
-    again = records.write(tmp_path / "again" / WHERE, RUN, HISTORY, frame, {}).folder / "predictions.csv"
-    assert again.read_text(encoding="utf-8") == text and records.read(tmp_path / WHERE).multilabel is False
+    text = (write(tmp_path / "one" / WHERE).folder / "predictions.csv").read_text(encoding="utf-8")
+    first = "007,NA," + ",".join(f"{value:.9g}" for value in PROBABILITIES[0])
+    assert text.splitlines()[:2] == ['id,label,p_nævus,p_NA,"p_a,b"', first]
 
 
 def test_committed_predictions_are_written_again_byte_by_byte():
@@ -222,20 +200,6 @@ def test_images_are_counted_by_part_not_by_label(tmp_path):
     assert write(tmp_path / "new" / WHERE, new).images == images
 
 
-def test_the_column_that_chooses_the_epoch():
-    assert records.score_column(HISTORY) == "val_macro_f1"
-    assert records.score_column(HISTORY.assign(val_macro_auroc=0.5)) == "val_macro_auroc"
-
-
-def test_run_json_is_written_last(tmp_path, monkeypatch):
-    order, write_bytes = [], Path.write_bytes
-    monkeypatch.setattr(
-        Path, "write_bytes", lambda path, content: order.append(path.name) or write_bytes(path, content)
-    )
-    write(tmp_path / WHERE)
-    assert len(order) == 4 and order[-1].startswith(".run.json.")
-
-
 @pytest.mark.parametrize("fails_at", ["history.csv", "predictions.csv", "kernel_weights.safetensors", "run.json"])
 def test_a_run_cut_short_while_it_is_written_is_not_finished(tmp_path, monkeypatch, fails_at):
     replace = Path.replace
@@ -257,59 +221,36 @@ def test_a_run_cut_short_while_it_is_written_is_not_finished(tmp_path, monkeypat
     assert len(records.gather(tmp_path)) == 1 and not list(tmp_path.rglob("*.partial"))
 
 
-def test_run_json_is_for_people_and_for_diffs(tmp_path):
-    text = (write(tmp_path / WHERE).folder / "run.json").read_text(encoding="utf-8")
-    assert "nævus" in text and text.endswith("}\n") and len(text.splitlines()) > 10
-
-
-@pytest.mark.parametrize("name", ["run.json", "history.csv", "predictions.csv", "kernel_weights.safetensors"])
-def test_missing_files_are_named(tmp_path, name):
-    folder = write(tmp_path / WHERE).folder
-    (folder / name).unlink()
-    error, message = (FileNotFoundError, "no finished run") if name == "run.json" else (RecordError, f"lacks {name};")
-    with pytest.raises(error, match=message):
-        records.read(folder)
-
-
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        (b"", "is damaged"),
-        (b'{"definition": ', "is damaged"),
-        (b"[1]", "is damaged"),
-        (b'"text"', "is damaged"),
-        (b"\xff\xfe\x00", "is damaged"),
-        (json.dumps({**RUN}).encode(), "lacks layers;"),
-        (json.dumps({k: v for k, v in RUN.items() if k not in ("seed", "hash")}).encode(), "lacks hash, layers, seed;"),
+        *[("run.json", content, r"run\.json is damaged") for content in (b"", b"[1]", b"\xff\xfe", b'{"definition": ')],
+        (
+            "run.json",
+            json.dumps({k: v for k, v in RUN.items() if k != "seed"}).encode(),
+            r"lacks layers, seed\); restore",
+        ),
+        ("run.json", json.dumps({**RUN, "layers": [], "seed": -1}).encode(), r"seed: .* greater than or equal to 0"),
+        ("history.csv", None, r"lacks history\.csv; restore it or run it again"),
+        ("predictions.csv", None, r"lacks predictions\.csv;"),
+        ("kernel_weights.safetensors", None, r"lacks kernel_weights\.safetensors;"),
     ],
 )
-def test_damaged_run_json(tmp_path, content, message):
+def test_a_damaged_record_is_named(tmp_path, name, content, message):
     folder = write(tmp_path / WHERE).folder
-    (folder / "run.json").write_bytes(content)
-    with pytest.raises(RecordError, match=message) as raised:
-        records.read(folder)
-    assert str(folder) in str(raised.value)
-    with pytest.raises(RecordError):
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    with pytest.raises(RecordError, match=f"{folder}.*{message}"):
         records.gather(tmp_path)
 
 
-def test_gather_and_table(tmp_path):
+def test_records_are_gathered_by_place(tmp_path):
     for track, seed in (("open", 1), ("demo", 1), ("demo", 0)):
         folder = tmp_path / track / WHERE.relative_to("demo").with_name(f"seed{seed}")
         write(folder, {**RUN, "seed": seed})
-    (tmp_path / "demo/pair.ipynb").touch()
     (tmp_path / "demo/moles/densenet_small/ft-b/seed0/checkpoint").mkdir(parents=True)
-    gathered = records.gather(tmp_path)
-    table = records.table(gathered)
-    assert table[["track", "seed"]].to_numpy().tolist() == [["demo", 0], ["demo", 1], ["open", 1]]
-    assert list(table.columns) == [
-        *("track", "pair", "backbone", "run", "approach", "sources", "seed", "macro_f1", "recall/NA")
-    ]
-    first = table.iloc[0]
-    assert (first["pair"], first["backbone"], first["run"]) == ("moles", "densenet_small", "MedMerge b + c")
-    assert (first["approach"], first["sources"], first["macro_f1"]) == ("medmerge", "b + c", 0.5)
-    assert len(records.gather(tmp_path, "open/*/*/*/seed*")) == 1
-    assert records.gather(tmp_path / "nowhere") == [] and records.table([]).empty
+    found = [(record.folder.parts[-5], record.run["seed"]) for record in records.gather(tmp_path)]
+    assert found == [("demo", 0), ("demo", 1), ("open", 1)]
+    assert len(records.gather(tmp_path, "open/*/*/*/seed*")) == 1 and records.gather(tmp_path / "nowhere") == []
 
 
 def git(folder, *arguments) -> str:
@@ -317,37 +258,24 @@ def git(folder, *arguments) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A package's folder with one source file, where `records` believes to be."""
-    folder = tmp_path / "repository" / "medmerge"
-    folder.mkdir(parents=True)
-    (folder / "records.py").write_text("a = 1\n")
-    monkeypatch.setattr(records, "__file__", str(folder / "study" / "records.py"))
+def test_provenance_names_versions_and_the_commit(tmp_path, monkeypatch):
+    package = tmp_path / "repository" / "medmerge"
+    package.mkdir(parents=True)
+    (package / "records.py").write_text("a = 1\n")
+    monkeypatch.setattr(measured, "__file__", str(package / "study" / "measured.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    return folder
-
-
-def test_provenance(package):
+    assert measured.provenance()["commit"] == "unknown"
     git(package.parent, "init", "-q")
     git(package, "add", ".")
     git(package, "commit", "-qm", "first")
     commit = git(package, "rev-parse", "HEAD")
-    found = records.provenance()
+    found = measured.provenance()
     assert found["commit"] == commit and len(commit) == 40
     assert found["versions"]["medmerge"] == medmerge.__version__
-    assert set(found["versions"]) == {*records.LIBRARIES, "python"}
-    assert all(version[0].isdigit() for version in found["versions"].values())
-    assert len(found["system"].split()) == 2
+    assert set(found["versions"]) == {*measured.LIBRARIES, "python"} and len(found["system"].split()) == 2
     (package.parent / "notes.txt").write_text("not the package's\n")
-    assert records.provenance()["commit"] == commit
+    assert measured.provenance()["commit"] == commit
     (package / "records.py").write_text("a = 2\n")
-    assert records.provenance()["commit"] == f"{commit}+changes"
-
-
-def test_provenance_outside_git(package, monkeypatch):
-    assert records.provenance()["commit"] == "unknown"
+    assert measured.provenance()["commit"] == f"{commit}+changes"
     monkeypatch.setenv("PATH", "")
-    assert records.provenance()["commit"] == "unknown"
-    monkeypatch.setattr(records, "LIBRARIES", ("no-such-library",))
-    assert records.provenance()["versions"]["no-such-library"] == "not installed"
+    assert measured.provenance()["commit"] == "unknown"

@@ -11,7 +11,7 @@ from test_study import TINY, write_weights
 from medmerge import backbone, save_backbone
 from medmerge.cli import main as cli
 from medmerge.study import records, reruns
-from medmerge.study.recordcheck import RecordError
+from medmerge.study.records import RecordError
 
 FOLDER = Path("results/demo/demo/densenet_small")
 
@@ -42,7 +42,7 @@ def test_the_same_machine_gives_every_file_again_and_touches_none(project, capsy
     (kept,) = after.keys() - before.keys()
     assert kept == project / "results/demo/demo/reruns/densenet_small-ft-objects-seed0.json"
     assert {path: after[path] for path in before} == before
-    found = reruns.read(records.read(folder))
+    (found,) = reruns.of([records.read(folder)])
     assert found.identical and set(found.rerun.same) == {"history.csv", "predictions.csv", "run.json"}
     assert found.rerun.metrics == found.record.run["metrics"] and found.rerun.device == found.record.run["device"]
 
@@ -56,12 +56,12 @@ def test_what_differs_is_named_with_both_scores(project, capsys):
     line = rerun(capsys)
     assert line.startswith("FT objects, seed 0: 2 files of the record the same, 1 different (run.json). macro_f1: ")
     assert f"macro_f1: {here:.4f} on " in line and line.endswith(", 0.1235 on another machine")
-    found = reruns.read(records.read(path.parent))
+    (found,) = reruns.of([records.read(path.parent)])
     assert not found.identical and found.rerun.different == ("run.json",)
     run["metrics"]["macro_f1"] = here
     path.write_text(json.dumps(run))
     with pytest.raises(RecordError, match=r"is about another record than the one of .*; run medmerge rerun again"):
-        reruns.read(records.read(path.parent))
+        reruns.of([records.read(path.parent)])
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"format": 2}', b'{"format": 1, "record": "x"}', b"NaN"])

@@ -1,8 +1,8 @@
 """``medmerge data``: what is in a dataset's folder, how a split deals it out, and what that hides."""
 
 import argparse
+import functools
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,11 +60,10 @@ def run(options: argparse.Namespace) -> int:
     if len(rest) > 1:
         raise DataError(f"--against takes a dataset and its folder, not {' '.join(options.against)}")
     for written in (options.write_split, options.out):
-        for place in (root, *map(_folder, rest)):
-            if written and place and Path(written).expanduser().resolve().is_relative_to(place.resolve()):
+        for place in filter(None, (root, *map(_folder, rest))):
+            if written and Path(written).expanduser().resolve().is_relative_to(place.resolve()):
                 raise DataError(f"{written} is in {place}, which is only read; name a place outside of it")
-    table, digests, pixels, notes = _read(options, root)
-    print("\n".join(_contents(options.name, root, table, notes)))
+    table, digests, pixels = _read(options, root)
     if options.group_identical:
         if digests is None:
             raise DataError("--group-identical needs the images, or --digests FILE.csv with the columns id,sha256")
@@ -81,10 +80,9 @@ def run(options: argparse.Namespace) -> int:
     tables = {**vars(found), "identical": found.identical.assign(**joined)}
     tables["counts"] = found.counts.rename_axis("class").reset_index()
     if name:
-        other = data.load_table(name, _folder(rest[0]) if rest else None, missing="keep")
-        met = shared(other, table, None if options.no_images else _decode(other)[0], digests)
-        print(f"\nShared with {name}\n  {_sharing(name, met, table, parts)}")
-        tables["shared"] = met
+        other = data.load_table(name, *map(_folder, rest), missing="keep")
+        tables["shared"] = shared(other, table, None if options.no_images else _decode(other)[0], digests)
+        print(f"\nShared with {name}\n  {_sharing(name, tables['shared'], table, parts)}")
     if options.out:
         _write(Path(options.out).expanduser(), tables)
     leaks = (found.summary["severity"] == "leak").any() or len(tables.get("shared", ()))
@@ -99,26 +97,29 @@ def _folder(given: str | None) -> Path | None:
     return elsewhere if not here.exists() and elsewhere.exists() else here
 
 
-def _read(
-    options: argparse.Namespace, root: Path | None
-) -> tuple[Table, list[str] | None, np.ndarray | None, tuple[str, ...]]:
-    """The table, the digests of its files and its pixels as far as they are here and wanted, and notes on them."""
-    wanted = {
-        "root": root,
-        "labels": options.labels,
-        "exclude": data.read_ids(options.exclude) if options.exclude else (),
-    }
-    table = data.load_table(options.name, **wanted, missing="error" if options.missing == "error" else "keep")
+def _read(options: argparse.Namespace, root: Path | None) -> tuple[Table, list[str] | None, np.ndarray | None]:
+    """The table, and digests of its files and its pixels as far as they are here and wanted; says what is there."""
+    excluded = data.read_ids(options.exclude) if options.exclude else ()
+    load = functools.partial(data.load_table, options.name, root, labels=options.labels, exclude=excluded)
+    table = load(missing="error" if options.missing == "error" else "keep")
     here = table.frame["path"].notna()
     if options.missing == "drop" and here.any() and not here.all():
-        table = data.load_table(options.name, **wanted, missing="drop")
+        table = load(missing="drop")
     digests, pixels, notes = (None, None, ()) if options.no_images else _decode(table)
     if options.digests:
         rows, _ = read_rows(Path(options.digests).expanduser(), ("id", "sha256"))
         known = dict(zip(rows["id"], rows["sha256"], strict=True))
         own = digests or [""] * len(table.frame)
         digests = [digest or known.get(image, "") for image, digest in zip(table.frame["id"], own, strict=True)]
-    return table, digests, pixels, notes
+    known, here, total = catalogue.entry(options.name), int(table.frame["path"].notna().sum()), len(table.frame)
+    print(f"{options.name}\n  {known.title}\n  folder       {root or '-'}\n  licence      {known.licence}")
+    groups = f"{total:,} in {len(table.classes)} classes, {table.frame['group'].nunique():,} groups"
+    print(f"  images       {groups}" + (f"; {here:,} of them are here" if here < total else ""))
+    print("".join(f"  note         {note}\n" for note in (*table.notes, *notes)), end="")
+    if known.paper:
+        counted = f"The paper counts {known.stated:,} images, the official files {known.files:,}; {here:,} are here."
+        print(f"  paper        {counted} {known.why}")
+    return table, digests, pixels
 
 
 def _decode(table: Table) -> tuple[list[str] | None, np.ndarray | None, tuple[str, ...]]:
@@ -136,32 +137,15 @@ def _split(options: argparse.Namespace, table: Table) -> np.ndarray:
     """The part of each image; prints how it was chosen."""
     chosen = {"method": options.split, "fractions": tuple(options.fractions), "seed": options.seed}
     if options.split_file:
-        parts, how = split_files.apply(table, options.split_file), f"from {options.split_file}"
-        given = split_files.read(options.split_file)
-        chosen = {name: getattr(given, name) for name in chosen}
+        given, how = split_files.read(options.split_file), f"from {options.split_file}"
+        parts, chosen = split_files.apply(table, options.split_file), {name: getattr(given, name) for name in chosen}
     else:
-        parts = splits.split(table, **chosen)
-        shares = "/".join(f"{100 * share:g}" for share in options.fractions)
-        drawn = options.split != "official" or (table.frame["split"] != "val").all()
-        how = f"{options.split}, {shares}, seed {options.seed}" if drawn else options.split
+        parts, shares = splits.split(table, **chosen), "/".join(f"{100 * share:g}" for share in options.fractions)
+        how = f"{options.split}, {shares}, seed {options.seed}"
     print(f"\nSplit: {how} (sha256 {split_files.fingerprint(table.frame['id'], parts)[:12]})")
     if options.write_split:
         split_files.write(options.write_split, table, parts, **chosen)
     return parts
-
-
-def _contents(name: str, root: Path | None, table: Table, notes: Sequence[str]) -> list[str]:
-    """What is there, what is missing, and what the paper says."""
-    known = catalogue.entry(name)
-    here, total = int(table.frame["path"].notna().sum()), len(table.frame)
-    lines = [name, f"  {known.title}", f"  folder       {root or '-'}", f"  licence      {known.licence}"]
-    groups = f"{total:,} in {len(table.classes)} classes, {table.frame['group'].nunique():,} groups"
-    there = "" if here == total else f"; {here:,} of them are here" if here else "; none of them is here: labels only"
-    lines += [f"  images       {groups}{there}", *(f"  note         {note}" for note in (*table.notes, *notes))]
-    if known.paper:
-        counted = f"The paper counts {known.stated:,} images, the official files {known.files:,}; {here:,} are here."
-        lines.append(f"  paper        {counted} {known.why}")
-    return lines
 
 
 def _sharing(name: str, met: pd.DataFrame, table: Table, parts: np.ndarray) -> str:
@@ -172,10 +156,11 @@ def _sharing(name: str, met: pd.DataFrame, table: Table, parts: np.ndarray) -> s
     rows, tested = table.frame["id"].isin(met["id"]).to_numpy(), parts == "test"
     kinds = {"image": "the same image", "file": "the same file", "group": "another image of the group"}
     of = ", ".join(f"{(met['shares'] == kind).sum():,} {words}" for kind, words in kinds.items())
+    share = f"{len(met):,} of {len(rows):,} images ({100 * rows.mean():.1f} %)"
+    tests = f"{(rows & tested).sum():,} of {tested.sum():,} test images ({100 * rows[tested].mean():.1f} %)"
     return (
-        f"LEAK         {len(met):,} of {len(rows):,} images ({100 * rows.mean():.1f} %) are in both: {of}. Whoever has "
-        f"trained on {name} has met {(rows & tested).sum():,} of {tested.sum():,} test images "
-        f"({100 * rows[tested].mean():.1f} %). Such as {', '.join(met['id'][:3])}."
+        f"LEAK         {share} are in both: {of}. Whoever has trained on {name} has met {tests}. Such as "
+        f"{', '.join(met['id'][:3])}."
     )
 
 

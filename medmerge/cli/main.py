@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from medmerge import __version__
-from medmerge.cli import endings
+from medmerge.cli import status
 
 COMMANDS = {
     "check": ("runs", "check parameter files, and say what they would run"),
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
-        return endings.status(lambda: options.command(options))
+        return status(lambda: options.command(options))
     except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
         sys.stdout = open(os.devnull, "w")
         return 0

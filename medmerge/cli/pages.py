@@ -5,15 +5,14 @@ file.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import functools
 import logging
-import os
 import re
 import shlex
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,18 +78,14 @@ def _check_owner(output: Path, params: Path, p: Parameters) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    status, todo = 0, {}
-    for path in options.params:
-        todo.setdefault(home(path.absolute().parent), set()).add(path.resolve())
-    for place, asked in todo.items():
-        with contextlib.chdir(place):
-            found = plan.load(sorted(asked))
-            pages = [page for page in found.drawable() if page.file.resolve() in asked]
-            for page in pages:
-                status = max(status, execute(page.notebook, page.file, page.p, page.path))
-                print(page.path)
-            if not pages:
-                raise ParameterError("no page's records are all here; `medmerge check` lists what is to run")
+    asked, status = sorted({path.resolve() for path in options.params}), 0
+    with contextlib.chdir(home(asked[0].parent)):
+        pages = [page for page in plan.load(asked).drawable() if page.file.resolve() in asked]
+        if not pages:
+            raise ParameterError("no page's records are all here; `medmerge check` lists what is to run")
+        for page in pages:
+            status = max(status, execute(page.notebook, page.file, page.p, page.path))
+            print(page.path)
     return status
 
 
@@ -137,28 +132,21 @@ def _interruptible(execute: Callable[[], object]) -> None:
 
     In the main thread nbclient would take these signals for itself, and nobody would know of them.
     """
-    errors = []
 
     def work() -> None:
         try:
             execute()
-        except BaseException as error:
-            errors.append(error)
         finally:
             ensure_event_loop().close()  # which papermill opened for this thread
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(1)
-    except BaseException:
-        for child in psutil.Process(os.getpid()).children(recursive=True):
-            child.kill()
-        thread.join(30)
-        raise
-    if errors:
-        raise errors[0]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+        try:
+            done.result()
+        except (KeyboardInterrupt, SystemExit):
+            for child in psutil.Process().children(recursive=True):
+                child.kill()
+            raise
 
 
 def _reason(error: PapermillExecutionError | DeadKernelError) -> str:

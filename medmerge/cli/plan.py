@@ -10,12 +10,12 @@ import functools
 import graphlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from medmerge import backbones
-from medmerge.cli.endings import about
+from medmerge.cli import about
 from medmerge.study import definitions, inputs, notebooks
 from medmerge.study import run as study
 from medmerge.study.params import ParameterError, Parameters, of_seed
@@ -162,7 +162,7 @@ def load(more: Sequence[Path] = ()) -> Plan:
     pages: dict[Path, Page] = {}
     for path, p in files.items():
         if p.notebook:
-            page = Page(path, p, notebooks.notebook(p), notebooks.output(p, path), _shown(path, files, runs))
+            page = Page(path, p, notebooks.notebook(p), notebooks.output(p, path), _shown(path, files))
             if (other := pages.setdefault(page.path, page)) is not page:
                 raise ParameterError(f"{other.file} and {path} are both drawn as {page.path}; rename one of them")
     return Plan(files, runs, pages, unread)
@@ -173,13 +173,9 @@ def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _folders(p: Parameters) -> list[Path]:
-    """Where the runs of a file lie."""
-    return (
-        [definitions.folder(p, row, seed) for row in definitions.rows(p) for seed in p.seeds]
-        if notebooks.kind(p).runs
-        else []
-    )
+def _asked(p: Parameters) -> list[tuple[definitions.Row, int]]:
+    """The rows and seeds of the runs that a file asks for."""
+    return [(row, seed) for row in definitions.rows(p) for seed in p.seeds] if notebooks.kind(p).runs else []
 
 
 def _place(weights: str) -> Path | None:
@@ -193,8 +189,8 @@ def _makers(files: Mapping[Path, Parameters]) -> dict[Path, Run]:
     """The run that saves each weights."""
     makers: dict[Path, Run] = {}
     for path, p in files.items():
-        for seed in p.seeds if p.save_weights and notebooks.kind(p).runs else ():
-            run, place = Run(path, p, definitions.rows(p)[0], seed), _place(of_seed(p.save_weights, seed))
+        for row, seed in _asked(p) if p.save_weights else ():
+            run, place = Run(path, p, row, seed), _place(of_seed(p.save_weights, seed))
             if (other := makers.setdefault(place, run).file) != path:
                 raise ParameterError(f"save_weights: {other} and {path} both save {p.save_weights}; name another")
     return makers
@@ -226,28 +222,24 @@ def _sorted(files: Mapping[Path, Parameters]) -> dict[Path, Parameters]:
 def _studied(p: Parameters, files: Mapping[Path, Parameters]) -> list[Path]:
     """The files whose runs belong to the studies that a page shows."""
     wanted = [(p.results, p.track, *one.split("/")) for one in p.studies]
-    ids = {path: (q.results, q.track, q.pair, q.backbone) for path, q in files.items() if notebooks.kind(q).runs}
+    ids = {path: (q.results, q.track, q.pair, q.backbone) for path, q in files.items() if _asked(q)}
     return [path for path, one in ids.items() if any(all(map(fnmatchcase, one, study)) for study in wanted)]
 
 
 def _runs(files: Mapping[Path, Parameters]) -> dict[Path, Run]:
     """Every run once, each after those that it needs."""
-    makers, runs = _makers(files), {}
+    makers, runs, needs = _makers(files), {}, {}
     for path, p in files.items():
-        for row, seed in (
-            ((row, seed) for row in definitions.rows(p) for seed in p.seeds) if notebooks.kind(p).runs else ()
-        ):
-            first = runs.setdefault(definitions.folder(p, row, seed), Run(path, p, row, seed))
-            _same(first, Run(path, p, row, seed))
-    ordered: dict[Path, Run] = {}
+        for row, seed in _asked(p):
+            run = Run(path, p, row, seed)
+            _same(runs.setdefault(run.folder, run), run)
     for folder, run in runs.items():
         weights = [_place(inputs.weights(run.p, run.seed)[name]) for name in run.row.sources]
-        needs = [makers[place].folder for place in weights if place in makers]
         parts = [definitions.folder(run.p, part, run.seed) for part in definitions.parts(run.row)]
-        needs += [one for one in parts if one in runs]
-        ordered[folder] = Run(run.file, run.p, run.row, run.seed, tuple(dict.fromkeys(needs)))
-    order = graphlib.TopologicalSorter({folder: run.needs for folder, run in ordered.items()}).static_order()
-    return {folder: ordered[folder] for folder in order}
+        before = [makers[place].folder for place in weights if place in makers] + [one for one in parts if one in runs]
+        needs[folder] = tuple(dict.fromkeys(before))
+    order = graphlib.TopologicalSorter(needs).static_order()
+    return {folder: replace(runs[folder], needs=needs[folder]) for folder in order}
 
 
 def _same(first: Run, other: Run) -> None:
@@ -261,12 +253,11 @@ def _same(first: Run, other: Run) -> None:
         )
 
 
-def _shown(path: Path, files: Mapping[Path, Parameters], runs: Mapping[Path, Run]) -> tuple[Path, ...]:
+def _shown(path: Path, files: Mapping[Path, Parameters]) -> tuple[Path, ...]:
     """Folders of the runs that a file's page needs."""
     p = files[path]
-    if p.studies:
-        return tuple(dict.fromkeys(folder for file in _studied(p, files) for folder in _folders(files[file])))
     if p.datasets:
         maker = _makers(files).get(_place(p.base_weights))
         return (maker.folder,) if maker else ()
-    return tuple(_folders(p))
+    of = [files[file] for file in _studied(p, files)] if p.studies else [p]
+    return tuple(dict.fromkeys(definitions.folder(q, *one) for q in of for one in _asked(q)))

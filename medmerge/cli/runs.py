@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import logging
 import os
 import sys
@@ -10,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medmerge.approaches import APPROACHES
-from medmerge.cli import endings
+from medmerge.cli import about, expected
 from medmerge.study import definitions, notebooks, places
-from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.params import ParameterError, Parameters, meant
 
 Chosen = list[tuple[definitions.Row, int]]
 
@@ -43,12 +42,23 @@ def project(params: Path) -> Iterator[Path]:
         raise ParameterError(str(error).replace(str(whole), str(params))) from error
 
 
-def show_progress() -> None:
-    """Print what the package logs."""
-    logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+def left(p: Parameters) -> tuple[str, list[str]]:
+    """What a parameter file asks for in words, and a line for each thing of it that is left to do; all is checked."""
+    kind = notebooks.kind(p)
+    measured = kind.measured(p)
+    if None in measured.values():
+        kind.check(p)
+    lines = [f"to measure: {name}" for name, place in measured.items() if place is None]
+    count = len(measured)
+    asked = [f"{count} record{'s' * (count > 1)} to show, {count - len(lines)} here"] * bool(measured)
+    if kind.runs:
+        todo, count = _to_run(p), len(definitions.rows(p)) * len(p.seeds)
+        asked.insert(0, f"{count} runs, {count - len(todo)} finished")
+        lines = [f"to run: {row.label}, seed {seed}" for row, seed in todo] + lines
+    return "; ".join(asked), lines
 
 
-def to_run(p: Parameters) -> Chosen:
+def _to_run(p: Parameters) -> Chosen:
     """What is left to run, after all checks that take seconds; warnings are shown."""
     if APPROACHES.keys() >= set(p.approaches) and definitions.all_finished(p):
         return []
@@ -60,35 +70,16 @@ def to_run(p: Parameters) -> Chosen:
     return todo
 
 
-def left(p: Parameters) -> tuple[str, list[str]]:
-    """What a parameter file asks for in words, and a line for each thing of it that is left to do; all is checked."""
-    kind = notebooks.kind(p)
-    measured = kind.measured(p)
-    if None in measured.values():
-        kind.check(p)
-    lines = [f"to measure: {name}" for name, place in measured.items() if place is None]
-    count = len(measured)
-    asked = [f"{count} record{'s' * (count > 1)} to show, {count - len(lines)} here"] * bool(measured)
-    if kind.runs:
-        todo, count = to_run(p), len(definitions.rows(p)) * len(p.seeds)
-        asked.insert(0, f"{count} runs, {count - len(todo)} finished")
-        lines = [f"to run: {row.label}, seed {seed}" for row, seed in todo] + lines
-    return "; ".join(asked), lines
-
-
 def _check(options: argparse.Namespace) -> int:
     status = 0
     for path in options.params:
         try:
             with project(path) as whole:
                 asked, lines = left(notebooks.parameters(whole))
-        except Exception as error:
-            if not isinstance(error, endings.expected()):
-                raise
-            print(f"medmerge: {endings.about(path, error)}", file=sys.stderr)
+            print("\n  ".join([f"{path}: {asked}", *lines]))
+        except expected() as error:
+            print(f"medmerge: {about(path, error)}", file=sys.stderr)
             status = 2
-            continue
-        print("\n  ".join([f"{path}: {asked}", *lines]))
     return status
 
 
@@ -96,7 +87,6 @@ def _train(options: argparse.Namespace) -> int:
     from medmerge.study import run as study
 
     with _asked(options) as (p, chosen):
-        show_progress()
         study.run(p, chosen)
         for row, seed in chosen:
             print(definitions.folder(p, row, seed))
@@ -107,7 +97,6 @@ def _rerun(options: argparse.Namespace) -> int:
     from medmerge.study import reruns
 
     with _asked(options) as (p, chosen):
-        show_progress()
         for row, seed in chosen:
             print(reruns.run(p, row, seed).sentence())
     return 0
@@ -115,28 +104,28 @@ def _rerun(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _asked(options: argparse.Namespace) -> Iterator[tuple[Parameters, Chosen]]:
-    """The parameters of a file, and those of its rows and seeds that the options name, in the file's project."""
-    with project(options.params) as whole:
-        p = notebooks.parameters(whole)
-        if not notebooks.kind(p).runs:
-            raise ParameterError(f"{options.params} asks for a page, not for runs: medmerge run {options.params}")
-        yield p, _chosen(p, options.row, options.seed)
+    """The parameters of a file, and those of its rows and seeds that the options name, in the file's project.
 
-
-def _chosen(p: Parameters, row: str | None, seed: int | None) -> Chosen:
-    """The rows and seeds that are asked for.
+    What the package logs is printed.
 
     Raises:
-        ParameterError: the file has no such row or seed.
+        ParameterError: the file has no such row or seed, or asks for no runs.
     """
     from medmerge.study import run as study
 
-    if problems := study.impossible(p):
-        raise ParameterError("\n".join(problems))
-    rows = {one.name: one for one in definitions.rows(p)}
-    if row is not None and row not in rows:
-        near = difflib.get_close_matches(row, rows, 1)
-        raise ParameterError(f"--row {row}: " + (f"did you mean {near[0]}?" if near else f"rows: {', '.join(rows)}"))
-    if seed is not None and seed not in p.seeds:
-        raise ParameterError(f"--seed {seed}: the file's seeds are {', '.join(map(str, p.seeds))}; add it there")
-    return [(one, k) for k in p.seeds for one in rows.values() if row in (None, one.name) and seed in (None, k)]
+    with project(options.params) as whole:
+        p, wanted, seed = notebooks.parameters(whole), options.row, options.seed
+        if not notebooks.kind(p).runs:
+            raise ParameterError(f"{options.params} asks for a page, not for runs: medmerge run {options.params}")
+        if problems := study.impossible(p):
+            raise ParameterError("\n".join(problems))
+        rows = {one.name: one for one in definitions.rows(p)}
+        if wanted is not None and wanted not in rows:
+            raise ParameterError(f"--row {wanted}: {meant(wanted, rows)}")
+        if seed is not None and seed not in p.seeds:
+            raise ParameterError(f"--seed {seed}: the file's seeds are {', '.join(map(str, p.seeds))}; add it there")
+        logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+        yield (
+            p,
+            [(row, k) for k in p.seeds for row in rows.values() if wanted in (None, row.name) and seed in (None, k)],
+        )

@@ -36,12 +36,12 @@ def steps(sheet: CostSheet) -> pd.DataFrame:
 
 def held(sheet: CostSheet, name: str) -> int:
     """Bytes that a step of a variant holds, of all kinds."""
-    return sum(getattr(sheet.variants[name].memory, kind) for kind in MEMORY)
+    return sum(sheet.variants[name].memory[kind] for kind in MEMORY)
 
 
 def memory(sheet: CostSheet) -> pd.DataFrame:
     """MiB that a step holds, a row a variant (by its title) and a column a kind of :data:`MEMORY`."""
-    rows = {v.title: {kind: getattr(sheet.variants[name].memory, kind) / 2**20 for kind in MEMORY}
+    rows = {v.title: {kind: sheet.variants[name].memory[kind] / 2**20 for kind in MEMORY}
             for name, v in VARIANTS.items()}  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from medmerge.study import definitions, names, notebooks, records
+from medmerge.study import definitions, names, notebooks
+from medmerge.study.measured import provenance
 from medmerge.study.params import Parameters, load_yaml
 from medmerge.study.places import home
 from medmerge.study.records import Record, RecordError
@@ -144,5 +145,5 @@ def history() -> set[str]:
 
 def built() -> dict[str, str]:
     """What this process runs on: the commit of the package, versions of Python and the libraries, the system."""
-    origin = records.provenance()
+    origin = provenance()
     return {"commit": origin["commit"], **origin["versions"], "system": origin["system"]}

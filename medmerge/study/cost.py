@@ -13,11 +13,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,8 +23,7 @@ from medmerge import backbones, devices, training
 from medmerge.approaches.paper import classifier
 from medmerge.data import Samples
 from medmerge.merge import KernelMerge
-from medmerge.study import records
-from medmerge.study.measured import Measured, Sheet, save_json
+from medmerge.study.measured import Measured, Sheet, provenance
 from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.places import home
 from medmerge.training import Protocol, Task
@@ -75,59 +72,36 @@ VARIANTS = {
 """All that is measured. Fine-tuning after a merge is FT: what was merged is folded by then."""
 
 
-_Whole = Annotated[int, Field(ge=0)]
-_Count = Annotated[int, Field(ge=1)]
-_Seconds = Annotated[float, Field(gt=0)]
-
-
-class Memory(Sheet):
-    """Bytes by what they are for, as :func:`memory` gives them."""
-
-    parameters: _Whole
-    frozen: _Whole
-    gradients: _Whole
-    optimizer: _Whole
-    saved: _Whole
-
-
 class Timed(Sheet):
-    """One variant: seconds of each round, numbers that learn, FLOPs and bytes of a step, and a GPU's peak in MiB."""
+    """One variant: seconds of each round, numbers that learn, FLOPs of a step, bytes by :func:`memory`'s kinds, and a
+    GPU's peak in MiB.
+    """
 
-    seconds: list[_Seconds]
-    trainable: _Whole
-    flops: _Count
-    memory: Memory
+    seconds: list[float]
+    trainable: int
+    flops: int
+    memory: dict[str, int]
     peak_memory_mib: float | None
 
 
 class CostSheet(Sheet):
     """A record of costs: the fields that :func:`measure` returns."""
 
-    format: Literal[1] = 1
     backbone: str
-    image_size: _Count
-    batch_size: _Count
-    classes: _Count
-    repeats: _Count
-    kind: Literal["cpu", "cuda"]
+    image_size: int
+    batch_size: int
+    classes: int
+    repeats: int
+    kind: str
     device: str
-    precision: Literal["fp32", "bf16"]
-    threads: _Count
+    precision: str
+    threads: int
     cores: int | None
-    clock: Literal["cpu", "wall"]
-    load: Annotated[list[float], Field(min_length=2, max_length=2)]
+    clock: str
+    load: list[float]
     variants: dict[str, Timed]
     provenance: dict
     profile: dict[str, dict[str, float]] = {}
-
-    @model_validator(mode="after")
-    def _complete(self) -> "CostSheet":
-        if missing := VARIANTS.keys() - self.variants.keys():
-            raise ValueError(f"variants lack {', '.join(sorted(missing))}")
-        for name, measured in self.variants.items():
-            if len(measured.seconds) != self.repeats:
-                raise ValueError(f"{name} has {len(measured.seconds)} rounds, not {self.repeats}")
-        return self
 
     def seconds(self, name: str) -> np.ndarray:
         """Seconds of a step of a variant in every round, float64 ``[repeats]``."""
@@ -266,28 +240,15 @@ def memory(step: Step) -> dict[str, int]:
     }
 
 
-def measure(
-    backbone: str,
-    image_size: int,
-    batch_size: int,
-    *,
-    repeats: int = 20,
-    device: str = "auto",
-    precision: str = "auto",
-    variants: Iterable[str] = tuple(VARIANTS),
-) -> dict:
-    """Measure the variants on one machine.
+def measure(p: Parameters) -> CostSheet:
+    """Measure the variants on this machine.
 
     Every round times one step of each variant, in an order drawn anew, so that whatever slows the machine down slows
     all of them; ratios within a round say more than seconds. Memory and arithmetic are taken one variant at a time.
 
     Args:
-        backbone: a name of :func:`medmerge.backbones.names`; its weights are random.
-        image_size: side in pixels.
-        batch_size: images a step.
-        repeats: rounds that are kept, after :data:`WARM_UP` that are not.
-        device, precision: as for :class:`~medmerge.task.Protocol`.
-        variants: names from :data:`VARIANTS`.
+        p: ``backbone``, whose weights are random; ``image_size``; ``batch_size``; ``cost_repeats``, rounds that are
+            kept after :data:`WARM_UP` that are not; ``device`` and ``precision``.
 
     Returns:
         What was asked (``backbone``, ``image_size``, ``batch_size``, ``classes``, ``repeats``); the machine (``kind``,
@@ -297,49 +258,45 @@ def measure(
         ``variants``, each with ``seconds`` a round, ``trainable``, ``flops`` and ``memory`` as the functions above give
         them, and ``peak_memory_mib``, which is None on the CPU; ``profile``, of :data:`PROFILED`; and ``provenance``.
     """
-    task = noise(image_size, batch_size, device, precision)
-    names, load = list(variants), os.getloadavg()[0]
+    task, load = noise(p.image_size, p.batch_size, p.device, p.precision), os.getloadavg()[0]
     with devices.memory_kept(), devices.seeded(task.device, 0):
-        sources = [backbones.backbone(backbone, "random") for _ in range(max(VARIANTS[n].sources for n in names))]
-        measured = {name: _alone(name, sources, task) for name in names}
-        steps = {name: step(name, sources, task) for name in names}
-        seconds = {name: [] for name in names}
+        sources = [backbones.backbone(p.backbone, "random") for _ in range(max(v.sources for v in VARIANTS.values()))]
+        measured = {name: _alone(name, sources, task) for name in VARIANTS}
+        steps = {name: step(name, sources, task) for name in VARIANTS}
+        seconds = {name: [] for name in VARIANTS}
         draw = np.random.default_rng(0)
-        for _ in range(WARM_UP + repeats):
-            for name in draw.permutation(names).tolist():
+        for _ in range(WARM_UP + p.cost_repeats):
+            for name in draw.permutation(list(VARIANTS)).tolist():
                 seconds[name].append(_seconds(steps[name]))
-    return {
-        **circumstances(backbone, task, repeats, load),
-        "clock": clock(task.device),
-        "variants": {name: {"seconds": seconds[name][WARM_UP:], **measured[name]} for name in names},
-        "profile": {name: profile(steps[name]) for name in PROFILED if name in names},
-    }
+    return CostSheet(
+        backbone=p.backbone,
+        image_size=p.image_size,
+        batch_size=p.batch_size,
+        classes=CLASSES,
+        repeats=p.cost_repeats,
+        kind=task.device.type,
+        device=devices.describe(task.device),
+        precision=devices.choose_precision(p.precision, task.device),
+        threads=torch.get_num_threads(),
+        cores=os.cpu_count(),
+        clock=clock(task.device),
+        load=[round(load, 2), round(os.getloadavg()[0], 2)],
+        variants={name: Timed(seconds=seconds[name][WARM_UP:], **measured[name]) for name in VARIANTS},
+        profile={name: profile(steps[name]) for name in PROFILED},
+        provenance=provenance(),
+    )
 
 
 def profile(step: Step, count: int = 8) -> dict[str, float]:
     """Seconds of one step by PyTorch's operators, the ``count`` that take longest and ``"others"``, by its profiler."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
     on_gpu = step.task.device.type == "cuda"
-    with torch.profiler.profile(activities=activities + [torch.profiler.ProfilerActivity.CUDA] * on_gpu) as found:
+    with torch.profiler.profile() as found:
         step()
     taken = {
         e.key: 1e-6 * (e.self_device_time_total if on_gpu else e.self_cpu_time_total) for e in found.key_averages()
     }
     longest = sorted(taken, key=taken.get, reverse=True)[:count]
     return {name: taken[name] for name in longest} | {"others": sum(taken.values()) - sum(map(taken.get, longest))}
-
-
-def circumstances(backbone: str, task: Task, repeats: int, load: float) -> dict:
-    """What is measured and on what machine, as :func:`measure` gives it; ``load`` is that before the measurement."""
-    batch_size, size = len(task.train), task.train.inputs.shape[-1]
-    return {
-        **{"backbone": backbone, "image_size": size, "batch_size": batch_size, "classes": CLASSES},
-        **{"repeats": repeats, "kind": task.device.type, "device": devices.describe(task.device)},
-        "precision": devices.choose_precision(task.protocol.precision, task.device),
-        **{"threads": torch.get_num_threads(), "cores": os.cpu_count()},
-        "load": [round(load, 2), round(os.getloadavg()[0], 2)],
-        "provenance": records.provenance(),
-    }
 
 
 def noise(image_size: int, batch_size: int, device: str, precision: str) -> Task:
@@ -386,41 +343,6 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def path(p: Parameters) -> Path:
-    """Where the record that the parameters ask for lies."""
-    return home() / p.results / p.track / "cost" / f"{p.backbone}-{p.image_size}px.json"
-
-
-def _asked(p: Parameters) -> dict:
-    asked = {"backbone": p.backbone, "image_size": p.image_size, "batch_size": p.batch_size, "repeats": p.cost_repeats}
-    return asked | {name: value for name, value in (("kind", p.device), ("precision", p.precision)) if value != "auto"}
-
-
-def _measure(p: Parameters) -> CostSheet:
-    options = {"repeats": p.cost_repeats, "device": p.device, "precision": p.precision}
-    return CostSheet(**measure(p.backbone, p.image_size, p.batch_size, **options))
-
-
-SHEET = Measured(
-    where=path,
-    asked=_asked,
-    measure=_measure,
-    definition=vars,
-    load=lambda path: CostSheet.model_validate_json(path.read_bytes()),
-    save=save_json,
-)
-"""The record of costs that the parameters ask for."""
-
-
-def state(p: Parameters) -> dict[str, Path | None]:
-    """The record by name, and where it is, or None where it is not there.
-
-    Raises:
-        RecordError: it is damaged, or was measured with other parameters.
-    """
-    return {path(p).stem: SHEET.state(p)}
-
-
 def check(p: Parameters) -> None:
     """Refuse what cannot be measured.
 
@@ -433,11 +355,34 @@ def check(p: Parameters) -> None:
         raise ParameterError("cost_repeats: 0; a page on costs needs one round at least, and twenty for its quartiles")
 
 
+def _asked(p: Parameters) -> dict:
+    asked = {"backbone": p.backbone, "image_size": p.image_size, "batch_size": p.batch_size, "repeats": p.cost_repeats}
+    return asked | {name: value for name, value in (("kind", p.device), ("precision", p.precision)) if value != "auto"}
+
+
+SHEET = Measured(
+    where=lambda p: home() / p.results / p.track / "cost" / f"{p.backbone}-{p.image_size}px.json",
+    asked=_asked,
+    measure=measure,
+    load=lambda path: CostSheet.model_validate_json(path.read_bytes()),
+    check=check,
+)
+"""The record of costs that the parameters ask for."""
+
+
+def state(p: Parameters) -> dict[str, Path | None]:
+    """The record by name, and where it is, or None where it is not there.
+
+    Raises:
+        RecordError: it is damaged, or was measured with other parameters.
+    """
+    return {SHEET.where(p).stem: SHEET.state(p)}
+
+
 def run(p: Parameters) -> CostSheet:
     """The record that the parameters ask for; measured and written where it is not there.
 
     Raises:
         ParameterError, RecordError: as :func:`check` and :func:`state`.
     """
-    check(p)
-    return SHEET.ensure(p)
+    return SHEET.run(p)

@@ -5,6 +5,7 @@ are drawn from these records, without images or labels.
 """
 
 import functools
+import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -24,8 +25,7 @@ from medmerge.data import splits
 from medmerge.data.audit import audit, leakage, shared
 from medmerge.data.reading import read_rows
 from medmerge.data.table import Table, digest
-from medmerge.study import records
-from medmerge.study.measured import Measured, save_json
+from medmerge.study.measured import Measured, provenance
 from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.places import home, nothing_at, resolve
 from medmerge.training import Protocol, Task, features
@@ -34,9 +34,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Counts changes of what a sheet holds or how it is computed."""
-
-PAPER_FRACTIONS = {"isic2019": (0.6, 0.2, 0.2)}
-"""Shares of the paper's random splits (section 3); 80/10/10 for all others."""
 
 METHODS = ("random", "grouped")
 PROBE_FRACTIONS = (0.8, 0.1, 0.1)
@@ -54,15 +51,14 @@ def check(p: Parameters) -> None:
         ParameterError: an unknown dataset, or a folder or file that is needed and not there.
         RecordError: a sheet was made with other parameters, or is damaged.
     """
-    problems, todo = [], [name for name in _listed(p.datasets) if _sheet(name).read(p) is None]
-    for name, folder in _listed(p.datasets).items():
-        if name not in data.DATASETS:
-            problems.append(f"datasets: there is no dataset {name!r}; known are {data.known_names()}")
-        elif name in todo and not resolve(folder).is_dir():
-            problems.append(f"datasets: {nothing_at(folder, f'{name} in')}")
-    for name, file in _listed(p.digests).items():
-        if name in todo and not resolve(file).is_file():
-            problems.append(f"digests: {nothing_at(file, f'{name} in')}")
+    folders, digests = _listed(p.datasets), _listed(p.digests)
+    todo = [name for name in folders if _sheet(name).read(p) is None]
+    unknown = [name for name in folders if name not in data.DATASETS]
+    problems = [f"datasets: there is no dataset {name!r}; known are {data.known_names()}" for name in unknown]
+    gone = [name for name in todo if name not in unknown and not resolve(folders[name]).is_dir()]
+    problems += [f"datasets: {nothing_at(folders[name], f'{name} in')}" for name in gone]
+    lost = [name for name in todo if name in digests and not resolve(digests[name]).is_file()]
+    problems += [f"digests: {nothing_at(digests[name], f'{name} in')}" for name in lost]
     if todo and backbones.is_path(p.base_weights) and not resolve(p.base_weights).is_file():
         problems.append(f"base_weights: {nothing_at(p.base_weights, 'file')}")
     if problems:
@@ -88,42 +84,39 @@ def run(p: Parameters) -> tuple[dict[str, dict], list[dict]]:
     """
     check(p)
     load = functools.cache(functools.partial(_load, p))
-    sheets = {name: _sheet(name, load).ensure(p) for name in _listed(p.datasets)}
-    return sheets, _sheet(OVERLAPS, load).ensure(p)["pairs"]
+    sheets = {name: _sheet(name, load).run(p) for name in _listed(p.datasets)}
+    return sheets, _sheet(OVERLAPS, load).run(p)["pairs"]
 
 
 def _sheet(name: str, load: Callable[[str], "_Loaded"] | None = None) -> Measured[dict]:
     """The record of a dataset, or of what all of them share; ``load`` gives a dataset by name where it is measured."""
+
+    def asked(p: Parameters) -> dict:
+        values = {"dataset": name, "seeds": list(p.seeds), "image_size": p.image_size, "format": FORMAT}
+        if name == OVERLAPS:
+            return values | {"datasets": list(_listed(p.datasets))}
+        return values | {"backbone": p.backbone, "base_data": p.base_data}
 
     def measure(p: Parameters) -> dict:
         if name == OVERLAPS:
             content = {"pairs": _overlaps(p, {one: load(one) for one in _listed(p.datasets)})}
         else:
             content = _measured(p, load(name))
-        return {"definition": _definition(p, name), **content, "provenance": records.provenance()}
+        return {"definition": asked(p), **content, "provenance": provenance()}
 
     return Measured(
         where=lambda p: home() / p.results / p.track / "data" / f"{name.replace(':', '-')}.json",
-        asked=lambda p: _definition(p, name),
+        asked=asked,
         measure=measure,
         definition=lambda sheet: sheet["definition"],
         load=lambda path: json.loads(path.read_bytes()),
-        save=save_json,
     )
-
-
-def _definition(p: Parameters, name: str) -> dict:
-    values = {"dataset": name, "seeds": list(p.seeds), "image_size": p.image_size, "format": FORMAT}
-    if name == "overlaps":
-        return values | {"datasets": list(_listed(p.datasets))}
-    return values | {"backbone": p.backbone, "base_data": p.base_data}
 
 
 def _listed(values: list[str]) -> dict[str, str]:
     """``name=place`` entries as a dictionary."""
     pairs = [entry.partition("=") for entry in values]
-    wrong = [name for name, sign, place in pairs if not (name and sign and place)]
-    if wrong:
+    if wrong := [entry for entry, pair in zip(values, pairs, strict=True) if not all(pair)]:
         raise ParameterError(f"datasets, digests: {wrong[0]!r} is not name=place, such as ham10k=ham10000")
     return {name: place for name, _, place in pairs}
 
@@ -166,16 +159,14 @@ def _load(p: Parameters, name: str) -> _Loaded:
 
 
 def _measured(p: Parameters, loaded: _Loaded) -> dict:
-    table, digests = loaded.table, loaded.digests
-    frame = table.frame
-    sizes = frame["group"].value_counts()
-    everywhere = np.full(len(frame), "train")
-    found = audit(table, everywhere, digests=digests if any(digests) else None)
+    table, frame, digests = loaded.table, loaded.table.frame, loaded.digests
+    everywhere, sizes = np.full(len(frame), "train"), frame["group"].value_counts()
+    same = audit(table, everywhere, digests=digests if any(digests) else None).identical
     return {
         "name": table.name,
         "listed": len(frame),
         "here": len(loaded.pixels),
-        "labels": _fingerprint(table),
+        "labels": digest(frame.drop(columns=["path"]).astype(str).itertuples(index=False)),
         "multilabel": table.multilabel,
         "classes": splits.count(table, everywhere)["train"].to_dict(),
         "official": frame["split"].value_counts().to_dict(),
@@ -185,52 +176,43 @@ def _measured(p: Parameters, loaded: _Loaded) -> dict:
         "notes": list(table.notes),
         "identical": {
             "checked": sum(map(bool, digests)),
-            "sets": len(found.identical),
-            "files": int(found.identical["ids"].map(len).sum()),
-            "sets of several groups": int((found.identical["groups"] > 1).sum()),
-            "sets of several labels": int(found.identical["conflicting"].sum()),
+            "sets": len(same),
+            "files": int(same["ids"].map(len).sum()),
+            "sets of several groups": int((same["groups"] > 1).sum()),
+            "sets of several labels": int(same["conflicting"].sum()),
         },
         "elsewhere": loaded.elsewhere,
         "leaks": _leaks(p, table, digests),
-        "near": _near(loaded),
+        "near": None if loaded.part is None else _near(loaded),
         "probes": [] if loaded.part is None else probe_scores(p, loaded.part, loaded.pixels),
     }
 
 
-def _fingerprint(table: Table) -> str:
-    return digest(table.frame.drop(columns=["path"]).astype(str).itertuples(index=False))
+def _fractions(table: Table) -> tuple[float, float, float]:
+    """Shares of the paper's random splits (section 3)."""
+    return (0.6, 0.2, 0.2) if table.name == "isic2019" else (0.8, 0.1, 0.1)
 
 
 def _leaks(p: Parameters, table: Table, digests: list[str]) -> list[dict]:
     """For every way to split and every seed: the test images whose group, or whose file, is in train too."""
-    rows, fractions = [], PAPER_FRACTIONS.get(table.name, (0.8, 0.1, 0.1))
-    official = ["official"] if {"train", "test"} <= set(table.frame["split"].dropna()) else []
-    for method in (*METHODS, *official):
-        for seed in p.seeds if method != "official" else p.seeds[:1]:
-            parts = splits.split(table, method=method, fractions=fractions, seed=seed)
-            groups = leakage(shared_groups(table), parts).loc["test"]
-            files = leakage(digests, parts).loc["test"] if any(digests) else None
-            rows.append(
-                {
-                    "split": method,
-                    "fractions": list(fractions),
-                    "seed": seed,
-                    "test": int(groups["images"]),
-                    "groups": int(groups["shared"]),
-                    "files": None if files is None else int(files["shared"]),
-                }
-            )
+    rows, fractions = [], _fractions(table)
+    official = {"train", "test"} <= set(table.frame["split"].dropna())
+    for method, seed in [*itertools.product(METHODS, p.seeds), *[("official", p.seeds[0])][: int(official)]]:
+        parts = splits.split(table, method=method, fractions=fractions, seed=seed)
+        groups = leakage(shared_groups(table), parts).loc["test"]
+        files = int(leakage(digests, parts).loc["test", "shared"]) if any(digests) else None
+        rows.append(
+            {"split": method, "fractions": list(fractions), "seed": seed}
+            | {"test": int(groups["images"]), "groups": int(groups["shared"]), "files": files}
+        )
     return rows
 
 
-def _near(loaded: _Loaded) -> dict | None:
+def _near(loaded: _Loaded) -> dict:
     """Pairs of images that look nearly the same, among those that are here; byte-identical ones not counted."""
-    part = loaded.part
-    if part is None:
-        return None
     known = dict(zip(loaded.table.frame["id"], loaded.digests, strict=True))
-    digests = [known[image] for image in part.frame["id"]]
-    pairs = audit(part, np.full(len(digests), "train"), digests=digests, pixels=loaded.pixels).near
+    digests = [known[image] for image in loaded.part.frame["id"]]
+    pairs = audit(loaded.part, np.full(len(digests), "train"), digests=digests, pixels=loaded.pixels).near
     apart = pairs[~pairs["same_group"]]
     return {
         "pairs": len(pairs),
@@ -244,25 +226,19 @@ def _near(loaded: _Loaded) -> dict | None:
 def _overlaps(p: Parameters, tables: Mapping[str, _Loaded]) -> list[dict]:
     """For every two datasets that share anything: how much, and how much of random test images a source has seen."""
     rows = []
-    for one in tables:
-        for other in tables:
-            a, b = tables[one], tables[other]
-            if one == other or not len(found := shared(a.table, b.table, a.digests, b.digests)):
-                continue
-            kinds = found["shares"].value_counts()
-            row = {"in": one, "of": other, "listed": len(b.table.frame)}
-            row |= {kind: int(kinds.get(kind, 0)) for kind in ("image", "file", "group")}
-            seen = b.table.frame["id"].isin(found["id"]).to_numpy()
-            drawn = [_test(b.table, seed) for seed in p.seeds]
-            rows.append(row | {"share of random test": float(np.mean([seen[test].mean() for test in drawn]))})
+    for one, other in itertools.permutations(tables, 2):
+        a, b = tables[one], tables[other]
+        found = shared(a.table, b.table, a.digests, b.digests)
+        if found.empty:
+            continue
+        seen, fractions = b.table.frame["id"].isin(found["id"]).to_numpy(), _fractions(b.table)
+        drawn = [splits.split(b.table, method="random", fractions=fractions, seed=seed) == "test" for seed in p.seeds]
+        rows.append(
+            {"in": one, "of": other, "listed": len(b.table.frame)}
+            | {kind: int((found["shares"] == kind).sum()) for kind in ("image", "file", "group")}
+            | {"share of random test": float(np.mean([seen[test].mean() for test in drawn]))}
+        )
     return rows
-
-
-def _test(table: Table, seed: int) -> np.ndarray:
-    return (
-        splits.split(table, method="random", fractions=PAPER_FRACTIONS.get(table.name, (0.8, 0.1, 0.1)), seed=seed)
-        == "test"
-    )
 
 
 def probe_scores(p: Parameters, table: Table, pixels: np.ndarray) -> list[dict]:
@@ -279,15 +255,14 @@ def probe_scores(p: Parameters, table: Table, pixels: np.ndarray) -> list[dict]:
     if table.multilabel or (shared_groups(table) != "").mean() < 0.05:
         return []
     inputs, labels, rows = _features(p, table, pixels), table.labels, []
-    for method in METHODS:
-        for seed in p.seeds:
-            parts = splits.split(table, method=method, fractions=PROBE_FRACTIONS, seed=seed)
-            train, test = parts == "train", parts == "test"
-            for name, classifier in CLASSIFIERS.items():
-                fitted = make_pipeline(StandardScaler(), classifier).fit(inputs[train], labels[train])
-                score = f1_score(labels[test], fitted.predict(inputs[test]), average="macro", zero_division=0)
-                rows.append({"probe": name, "split": method, "seed": seed, "macro_f1": float(score)})
-        log.info("%s: probes on %s splits done", table.name, method)
+    for method, seed in itertools.product(METHODS, p.seeds):
+        parts = splits.split(table, method=method, fractions=PROBE_FRACTIONS, seed=seed)
+        train, test = parts == "train", parts == "test"
+        for name, classifier in CLASSIFIERS.items():
+            fitted = make_pipeline(StandardScaler(), classifier).fit(inputs[train], labels[train])
+            score = f1_score(labels[test], fitted.predict(inputs[test]), average="macro", zero_division=0)
+            rows.append({"probe": name, "split": method, "seed": seed, "macro_f1": float(score)})
+        log.info("%s: probes on the %s split of seed %d done", table.name, method, seed)
     return rows
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,8 +10,17 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-_Number = BeforeValidator(lambda value: float(value) if isinstance(value, str) and _is_number(value) else value)
-"""Takes 1e-3 for a number, which YAML takes for text."""
+
+
+def _number(value: object) -> object:
+    """Takes 1e-3 for a number, which YAML takes for text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+_Number = BeforeValidator(_number)
 
 Positive = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)]
@@ -180,18 +188,13 @@ class Parameters(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Parameters":
-        problems = []
+        problems = self._sources() + self._varied()
         if abs(sum(self.fractions) - 1) > 1e-6:
             problems.append(f"fractions: {self.fractions} sum to {sum(self.fractions):g}, not to 1")
         for name in ("seeds", "approaches"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 problems.append(f"{name}: {values} names one twice")
-        if bool(self.source_data) != bool(self.source_weights):
-            problems.append("source_data and source_weights: give both, or neither")
-        if self.source_data and self.source_data == self.base_data:
-            problems.append(f"source_data: {self.source_data!r} is base_data too; two sources need two names")
-        problems += self._more_sources()
         for name, notebooks in _PAGES.items():
             if getattr(self, name) and self.notebook not in notebooks:
                 problems.append(f"{name}: is for a page of its own; say notebook: {' or '.join(notebooks)}")
@@ -209,24 +212,26 @@ class Parameters(BaseModel):
             problems.append(f"save_weights: the networks of {len(self.seeds)} seeds need {SEED} in the file's name")
         if self.save_weights and not self.save_weights.endswith(".safetensors"):
             problems.append(f"save_weights: {self.save_weights!r} must end in .safetensors")
-        problems += self._varied()
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
-    def _more_sources(self) -> list[str]:
-        """A line for each thing that is wrong with ``more_data``, ``more_weights`` and what counts sources."""
-        problems, names = [], [self.base_data, *([self.source_data] if self.source_data else []), *self.more_data]
+    def _sources(self) -> list[str]:
+        """A line for each thing that is wrong with the sources and what counts them."""
+        problems, names = [], [self.base_data, *filter(None, [self.source_data]), *self.more_data]
+        if bool(self.source_data) != bool(self.source_weights):
+            problems.append("source_data and source_weights: give both, or neither")
         if len(self.more_data) != len(self.more_weights):
             problems.append(
                 f"more_data and more_weights: {len(self.more_data)} and {len(self.more_weights)} entries; give one each"
             )
         if self.more_data and not self.source_data:
             problems.append("more_data: these come after source c; give source_data and source_weights first")
-        if twice := [name for i, name in enumerate(names) if name in names[:i] and name in self.more_data]:
-            problems.append(f"more_data: {twice[0]!r} is named twice; every source needs a name of its own")
-        if isinstance(self.batchnorm, int) and self.batchnorm > max(1, len(names) - 1):
-            problems.append(f"batchnorm: {self.batchnorm} is no source; they count from 0 to {max(1, len(names) - 1)}")
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            parameter = "more_data" if twice[0] in self.more_data else "source_data"
+            problems.append(f"{parameter}: {twice[0]!r} is named twice; every source needs a name of its own")
+        if isinstance(self.batchnorm, int) and self.batchnorm > (last := max(1, len(names) - 1)):
+            problems.append(f"batchnorm: {self.batchnorm} is no source; they count from 0 to {last}")
         return problems
 
     def _varied(self) -> list[str]:
@@ -234,7 +239,8 @@ class Parameters(BaseModel):
         problems = []
         for name, values in self.vary.items():
             if name == "vary" or name not in Parameters.model_fields:
-                problems.append(f"vary: {name}: {_unknown(name, [n for n in Parameters.model_fields if n != 'vary'])}")
+                known = [field for field in Parameters.model_fields if field != "vary"]
+                problems.append(f"vary: {name}: unknown parameter; {meant(name, known)}")
                 continue
             if not values or any(value in values[:i] for i, value in enumerate(values)):
                 problems.append(f"vary: {name}: {values} must hold one value at least, and none twice")
@@ -254,14 +260,14 @@ class Parameters(BaseModel):
             allowed: the names that this notebook takes, where it takes not all.
         """
         known = list(cls.model_fields if allowed is None else allowed)
-        unknown = [f"{name}: {_unknown(str(name), known)}" for name in values if name not in known]
+        problems = [f"{name}: unknown parameter; {meant(str(name), known)}" for name in values if name not in known]
         try:
             parameters = cls(**{str(name): value for name, value in values.items() if name in cls.model_fields})
         except ValidationError as error:
-            problems = unknown + [line for item in error.errors() for line in _explain(item)]
-            raise ParameterError(_listing(origin, problems)) from None
-        if unknown:
-            raise ParameterError(_listing(origin, unknown))
+            problems += [line for item in error.errors() for line in _explain(item)]
+        if problems:
+            count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+            raise ParameterError("\n  ".join([f"{origin}: {count}", *problems])) from None
         return parameters
 
     @classmethod
@@ -275,7 +281,7 @@ class Parameters(BaseModel):
                 live kernel, where the cell may have been mended and run again, the last one counts.
         """
         injected = [cell for cell in namespace.get("In", []) if cell.lstrip().startswith("# Parameters")]
-        names = {name for cell in injected[-1:] for name, _ in _assignments(cell)}
+        names = {name for cell in injected[-1:] for name in _assigned(cell)}
         names |= {name for name in cls.model_fields if name in namespace}
         return cls.parse({name: namespace[name] for name in sorted(names)}, "the notebook's parameters")
 
@@ -286,17 +292,12 @@ def assigned_values(source: str) -> dict[str, object]:
     Raises:
         ValueError: a value is not written out, but computed.
     """
-    return {name: ast.literal_eval(value) for name, value in _assignments(source)}
+    return {name: ast.literal_eval(value) for name, value in _assigned(source).items()}
 
 
-def _assignments(source: str) -> list[tuple[str, ast.expr]]:
-    pairs = []
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign):
-            pairs += [(target, statement.value) for target in statement.targets]
-        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-            pairs.append((statement.target, statement.value))
-    return [(target.id, value) for target, value in pairs if isinstance(target, ast.Name)]
+def _assigned(source: str) -> dict[str, ast.expr]:
+    lines = [line for line in ast.parse(source).body if isinstance(line, ast.Assign)]
+    return {name.id: line.value for line in lines for name in line.targets if isinstance(name, ast.Name)}
 
 
 def load_yaml(path: Path) -> dict:
@@ -306,15 +307,13 @@ def load_yaml(path: Path) -> dict:
         ParameterError: no such file, not YAML, not a mapping, or a key that comes twice.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")], 1)
         hint = f"; is it {near[0]}?" if near else ""
         raise ParameterError(f"no parameter file at {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path} cannot be read: {error}") from error
-    try:
-        values = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise ParameterError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -328,31 +327,16 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a name, not a list or mapping", key.start_mark
-                )
-            if key.value in seen:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} comes twice", key.start_mark)
-            seen.add(key.value)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
-def _listing(origin: str, problems: list[str]) -> str:
-    return "\n  ".join([f"{origin}: {len(problems)} problem{'s' * (len(problems) > 1)}", *problems])
-
-
-def _unknown(name: str, known: list[str]) -> str:
-    """What to say of a name that is none: the nearest that is, also where the given one is spelt out in full."""
-    short = sorted((one for one in known if _shortens(one, name)), key=len, reverse=True)
-    near = difflib.get_close_matches(name, known, 1, 0.6) or short or difflib.get_close_matches(name, known, 1, 0.5)
-    return "unknown parameter; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
-
-
-def _shortens(short: str, name: str) -> bool:
-    """Whether ``short`` begins as ``name`` and its letters come in it in order: ``lp_lr`` in ``lp_learning_rate``."""
-    letters = iter(name)
-    return len(short) > 3 and short[0] == name[:1] and all(letter in letters for letter in short)
+def meant(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is none: the nearest that is, or all."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def _explain(item: Mapping) -> list[str]:
@@ -360,15 +344,7 @@ def _explain(item: Mapping) -> list[str]:
     if not item["loc"]:
         return item["msg"].removeprefix("Value error, ").split("\n")
     name = str(item["loc"][0]) + "".join(f"[{part}]" for part in item["loc"][1:] if isinstance(part, int))
-    value, message = item["input"], item["msg"][0].lower() + item["msg"][1:]
-    return [f"{name}: {value!r}: {message}"]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    return [f"{name}: {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"]
 
 
 def of_role(*roles: Role) -> tuple[str, ...]:

@@ -6,11 +6,8 @@ is written last: where it is, the run is finished.
 """
 
 import functools
-import importlib.metadata
 import json
 import math
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +27,6 @@ HISTORY_BYTES = 800_000
 
 MANY = 2_000
 """Test images beyond which a record keeps probabilities to four decimals and a sixteenth of the history."""
-
-LIBRARIES = ("medmerge", "torch", "torchvision", "numpy", "scikit-learn", "pandas", "pillow")
 
 
 @dataclass(frozen=True)
@@ -72,14 +67,14 @@ class Record:
 
         Multi-label runs have ``val_macro_auroc`` too; see :func:`score_column`.
         """
-        return recordcheck.table(self.folder / "history.csv")
+        return _table(self.folder / "history.csv")
 
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
         """A row a test image, as :func:`prediction_frame` makes them."""
         path = files.stored(self.folder / self.file)
         empty = {f"y_{name}": [""] for name in self.run["data"]["classes"]} if self.multilabel else None
-        return recordcheck.table(path, dtype={"id": str, "label": str}, na_values=empty, keep_default_na=False)
+        return _table(path, dtype={"id": str, "label": str}, na_values=empty, keep_default_na=False)
 
     @property
     def multilabel(self) -> bool:
@@ -127,7 +122,7 @@ class Record:
         if not path.exists():
             return {}
         two = self.num_merged == 2
-        weights = recordcheck.tensors(path)
+        weights = _tensors(path)
         return {n: np.stack([weights[n], 1 - weights[n]]) if two else weights[n] for n in self.run["layers"]}
 
     @property
@@ -149,16 +144,16 @@ class Record:
     @functools.cached_property
     def batchnorm(self) -> pd.DataFrame:
         """:func:`medmerge.batchnorm.report` before and after the linear probe (column ``when``); empty if not kept."""
-        return self._table("batchnorm")
+        return self._kept("batchnorm")
 
     @functools.cached_property
     def controls(self) -> pd.DataFrame:
         """:func:`medmerge.approaches.controls.evaluate`; empty if not kept."""
-        return self._table("controls")
+        return self._kept("controls")
 
-    def _table(self, name: str) -> pd.DataFrame:
+    def _kept(self, name: str) -> pd.DataFrame:
         path = files.stored(self.folder / f"{name}.csv")
-        return recordcheck.table(path) if path.exists() else pd.DataFrame()
+        return _table(path) if path.exists() else pd.DataFrame()
 
     @functools.cached_property
     def kernel_history(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -169,10 +164,20 @@ class Record:
         path = self.folder / KERNEL_HISTORY
         if not path.exists():
             return np.empty(0, np.int64), {}
-        stored = recordcheck.tensors(path)
+        stored = _tensors(path)
         moved = {name: stored[f"w/{name}"].astype(np.float32) for name in self.run["layers"]}
         first = {name: w if w.ndim == 2 else w[:, 0] for name, w in moved.items()}
         return stored["epochs"], {name: w + np.float32(self.neutral) for name, w in first.items()}
+
+
+def _table(path: Path, **options: object) -> pd.DataFrame:
+    with recordcheck.reading(path):
+        return pd.read_csv(path, **options)
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    with recordcheck.reading(path):
+        return safetensors.numpy.load_file(path)
 
 
 def prediction_frame(
@@ -273,14 +278,9 @@ def read(folder: Path) -> Record:
     if not path.is_file():
         raise FileNotFoundError(f"no finished run in {folder}")
     run = recordcheck.run(path)
-    wanted = [
-        "history.csv",
-        "predictions.csv",
-        *(["kernel_weights.safetensors"] if run["layers"] else []),
-    ]
-    missing = {name for name in wanted if not files.stored(folder / name).is_file()}
-    if missing:
-        raise RecordError(f"the record in {folder} lacks {', '.join(sorted(missing))}; restore it or run it again")
+    for name in ("history.csv", "predictions.csv", *["kernel_weights.safetensors"][: len(run["layers"])]):
+        if not files.stored(folder / name).is_file():
+            raise RecordError(f"the record in {folder} lacks {name}; restore it or run it again")
     return Record(folder, run)
 
 
@@ -306,63 +306,17 @@ def merged(results: Path, studies: Sequence[str]) -> list[Record]:
     """
     found: dict[Path, Record] = {}
     for study in studies:
-        pattern = f"{study}/*/seed*" if "/" in study else f"{study}/*/*/seed*"
-        runs = [record for record in gather(results, pattern) if record.kernel_weights]
+        runs = _merged(results, f"{study}/*/seed*" if "/" in study else f"{study}/*/*/seed*")
         if not runs:
-            all_runs = [record for record in gather(results, "*/*/*/seed*") if record.kernel_weights]
-            known = ", ".join(sorted({"/".join(r.folder.parts[-4:-2]) for r in all_runs})) or "none"
-            raise RecordError(f"studies: no merged run of {study} below {results}; there are: {known}")
-        twice = [record.folder for record in runs if record.folder in found]
+            known = sorted({"/".join(folder.parts[-4:-2]) for folder in _merged(results, "*/*/*/seed*")})
+            there = ", ".join(known) or "none"
+            raise RecordError(f"studies: no merged run of {study} below {results}; there are: {there}")
+        twice = runs.keys() & found.keys()
         if twice and "*" not in study:
-            raise RecordError(f"studies: {study} names {twice[0]} for the second time")
-        found |= {record.folder: record for record in runs if record.folder not in twice}
+            raise RecordError(f"studies: {study} names {min(twice)} for the second time")
+        found |= {folder: record for folder, record in runs.items() if folder not in twice}
     return list(found.values())
 
 
-def table(records: list[Record]) -> pd.DataFrame:
-    """A row a run: track, pair, backbone, row's label, approach, sources, seed, and the test metrics."""
-    rows = []
-    for record in records:
-        track, pair, backbone = record.folder.parts[-5:-2]
-        row, metrics = record.run["row"], record.run["metrics"]
-        rows.append(
-            {
-                "track": track,
-                "pair": pair,
-                "backbone": backbone,
-                "run": record.label,
-                "approach": row["approach"],
-            }
-            | {"sources": " + ".join(row["sources"]), "seed": record.run["seed"], **metrics}
-        )
-    return pd.DataFrame(rows)
-
-
-def provenance() -> dict:
-    """Versions of the package and its libraries, of Python and the system, and the commit with its state."""
-    return {
-        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-        "system": f"{platform.system()} {platform.machine()}",
-        "commit": _commit(),
-    }
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _commit() -> str:
-    """The package's git commit, with ``+changes`` where its sources differ from it, or ``"unknown"``."""
-    here = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", str(here)) else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+def _merged(results: Path, pattern: str) -> dict[Path, Record]:
+    return {record.folder: record for record in gather(results, pattern) if record.kernel_weights}

@@ -4,28 +4,23 @@ import gzip
 import hashlib
 import json
 import tempfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from medmerge import files
 from medmerge.study import inputs
 from medmerge.study import run as study
 from medmerge.study.definitions import Row, chosen
+from medmerge.study.measured import Sheet, save_json
 from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.recordcheck import reading
 from medmerge.study.records import Record, RecordError
 
 CIRCUMSTANCES = ("cost", "device", "provenance", "parameters")
 """What ``run.json`` may differ in: where, by which commit and how fast. Its ``definition`` is compared."""
 
-FOLDER = "reruns"
 
-
-class Rerun(BaseModel):
+class Rerun(Sheet):
     """What a second computation of a run found.
 
     Attributes:
@@ -37,14 +32,13 @@ class Rerun(BaseModel):
         metrics: its own scores on the test images.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-    format: Literal[1] = 1
-    record: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    format: int = 1
+    record: str
     device: str
     commit: str
     same: tuple[str, ...]
     different: tuple[str, ...]
-    metrics: Mapping[str, float | None]
+    metrics: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -62,19 +56,15 @@ class Compared:
     def sentence(self) -> str:
         """What was found, for a terminal."""
         name = f"{self.record.label}, seed {self.record.run['seed']}"
-        same, different, metric = len(self.rerun.same), self.rerun.different, _score(self.record)
+        same, different = len(self.rerun.same), self.rerun.different
         if self.identical:
             return f"{name}: all {same} files of the record the same, byte for byte"
+        metric = "macro_auroc" if self.record.multilabel else "macro_f1"
         there, here = self.record.run["metrics"][metric], self.rerun.metrics[metric]
         return (
             f"{name}: {same} files of the record the same, {len(different)} different ({', '.join(different)}). "
             f"{metric}: {here:.4f} on {self.rerun.device}, {there:.4f} on {self.record.run['device']}"
         )
-
-
-def _score(record: Record) -> str:
-    """The metric that runs of a target are compared by."""
-    return "macro_auroc" if record.multilabel else "macro_f1"
 
 
 def run(p: Parameters, row: Row, seed: int) -> Compared:
@@ -103,50 +93,35 @@ def run(p: Parameters, row: Row, seed: int) -> Compared:
             different=tuple(sorted(file for file in there.keys() | here.keys() if there.get(file) != here.get(file))),
             metrics=again.run["metrics"],
         )
-    files.write(path(record), found.model_dump_json(indent=1) + "\n")
+    save_json(path(record), found)
     return Compared(record, found)
 
 
 def path(record: Record) -> Path:
     """Where the rerun of a run is kept: ``<pair>/reruns/<backbone>-<row>-seed<k>.json``."""
-    backbone, row, seed = record.folder.parts[-3:]
-    return record.folder.parents[2] / FOLDER / f"{backbone}-{row}-{seed}.json"
-
-
-def read(record: Record) -> Compared | None:
-    """A run and its rerun, or None where it has none.
-
-    Raises:
-        RecordError: the file is damaged, or was held against another record.
-    """
-    where = path(record)
-    if not where.is_file():
-        return None
-    try:
-        found = Rerun.model_validate_json(where.read_bytes())
-    except ValidationError as error:
-        raise RecordError(f"{where} is damaged ({error.errors()[0]['msg']}); restore it, or remove it") from error
-    if found.record != _digest(record):
-        raise RecordError(f"{where} is about another record than the one of {record.folder}; run medmerge rerun again")
-    return Compared(record, found)
+    return record.folder.parents[2] / "reruns" / f"{'-'.join(record.folder.parts[-3:])}.json"
 
 
 def of(runs: Sequence[Record]) -> list[Compared]:
-    """The reruns that there are of some records."""
-    return [found for one in runs if (found := read(one))]
+    """The reruns that there are of some records.
+
+    Raises:
+        RecordError: a file is damaged, or was held against another record.
+    """
+    found = []
+    for record in runs:
+        if (where := path(record)).is_file():
+            with reading(where, "restore it, or remove it"):
+                found.append(Compared(record, Rerun.model_validate_json(where.read_bytes())))
+            if found[-1].rerun.record != _digest(record):
+                raise RecordError(
+                    f"{where} is about another record than the one of {record.folder}; run medmerge rerun again"
+                )
+    return found
 
 
 def _digest(record: Record) -> str:
     return hashlib.sha256((record.folder / "run.json").read_bytes()).hexdigest()
-
-
-def _unpacked(file: Path) -> bytes:
-    if file.suffix != ".gz":
-        return file.read_bytes()
-    try:
-        return gzip.decompress(file.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise RecordError(f"{file} is damaged ({error}); restore it, or run it again") from error
 
 
 def content(folder: Path, circumstances: Sequence[str] = CIRCUMSTANCES) -> dict[str, bytes]:
@@ -160,7 +135,9 @@ def content(folder: Path, circumstances: Sequence[str] = CIRCUMSTANCES) -> dict[
     found = {}
     for file in sorted(folder.iterdir()):
         if file.is_file() and not file.name.startswith("."):
-            found[file.name.removesuffix(".gz")] = _unpacked(file)
+            with reading(file):
+                raw = file.read_bytes()
+                found[file.name.removesuffix(".gz")] = gzip.decompress(raw) if file.suffix == ".gz" else raw
     run = json.loads(found["run.json"])
     run["definition"] = chosen(run["definition"])
     found["run.json"] = json.dumps({name: value for name, value in run.items() if name not in circumstances}).encode()

@@ -11,8 +11,9 @@ from medmerge import backbones, data
 from medmerge.approaches import APPROACHES
 from medmerge.approaches.paper import MergeOptions
 from medmerge.merge import KernelMerge, zeros_like
+from medmerge.saving import load_learnt
 from medmerge.stats import evaluation
-from medmerge.study import inputs, recall
+from medmerge.study import inputs
 from medmerge.study.definitions import MERGE
 from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.records import Record, RecordError
@@ -128,7 +129,7 @@ def merged_classifier(record: Record) -> tuple[backbones.Classifier, list[nn.Mod
         sources.append(zeros_like(sources[0]))
     merge, sources = options.start(sources, p.image_size)
     merging = backbones.Classifier(merge, len(run["data"]["classes"]))
-    recall.load_merge(merging, path)
+    load_learnt(merging, path)
     return merging, sources
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import json
 import logging
@@ -15,14 +14,14 @@ import pandas as pd
 from medmerge import backbones, data, devices, files
 from medmerge.approaches import APPROACHES, FINE_TUNED
 from medmerge.approaches.ingredients import PARTS
-from medmerge.approaches.paper import classifier
+from medmerge.approaches.paper import Outcome, classifier
 from medmerge.backbones import state_sha256
 from medmerge.data import split_files
 from medmerge.data.table import SPLITS
 from medmerge.progress import Progress, duration
-from medmerge.saving import save
+from medmerge.saving import load, save, save_learnt
 from medmerge.stats import evaluation
-from medmerge.study import inputs, recall, records
+from medmerge.study import inputs, records
 from medmerge.study.definitions import (
     MERGE,
     MODEL,
@@ -38,9 +37,10 @@ from medmerge.study.definitions import (
     rows,
     split_path,
 )
-from medmerge.study.params import ParameterError, Parameters, of_role, of_seed
+from medmerge.study.measured import provenance
+from medmerge.study.params import ParameterError, Parameters, meant, of_role, of_seed
 from medmerge.study.places import home
-from medmerge.study.records import Record
+from medmerge.study.records import Record, RecordError
 from medmerge.training import Protocol, Task, TrainingError, predict, seconds_per_image
 
 log = logging.getLogger(__name__)
@@ -77,40 +77,34 @@ def _left(p: Parameters, todo: Collection[tuple[Row, int]]) -> Parameters:
 
 def impossible(p: Parameters) -> list[str]:
     """A line for each thing for which no run could start, wherever it is tried: unknown names, rows that cannot be."""
-    problems = [_unknown("approaches", name, list(APPROACHES)) for name in p.approaches if name not in APPROACHES]
+    problems = [f"approaches: unknown {n!r}; {meant(n, APPROACHES)}" for n in p.approaches if n not in APPROACHES]
     problems += _architecture(p)
     for name in ("target_data", "exclude_data") if p.exclude_data else ("target_data",):
-        if getattr(p, name) not in data.DATASETS:
-            problems.append(_unknown(name, getattr(p, name), list(data.DATASETS)))
+        if (given := getattr(p, name)) not in data.DATASETS:
+            problems.append(f"{name}: unknown {given!r}; {meant(given, data.DATASETS)}")
     merging = [name for name in p.approaches if name in APPROACHES and APPROACHES[name].merges]
     if merging and not p.source_data:
         problems.append(f"approaches: {merging[0]} merges two sources; give source_data and source_weights")
     tuned = [name for name in p.approaches if name in FINE_TUNED]
     if tuned and 0 in (p.ft_epochs, *p.vary.get("ft_epochs", [])):
         problems.append(f"ft_epochs: 0 leaves nothing of the approach {tuned[0]}; take it out of approaches")
-    return problems or _unvaried(p)
+    if not problems:
+        read, shared = set().union(*map(reads, p.approaches)), of_role("data")
+        problems = [f"vary: {n} is read by none of {', '.join(p.approaches)}" for n in p.vary if n not in read]
+        problems += [f"vary: {name} is shared by all runs of a study" for name in p.vary if name in shared]
+    return problems
 
 
 def _architecture(p: Parameters) -> list[str]:
     """A line if the backbone is not known, or does not take images of this size."""
-    checks = {
-        "backbone": lambda: backbones.check_name(p.backbone),
-        "image_size": lambda: backbones.check_image_size(p.backbone, p.image_size),
-    }
-    for parameter, check in checks.items():
-        try:
-            check()
-        except ValueError as error:
-            return [f"{parameter}: {error}"]
+    try:
+        parameter = "backbone"
+        backbones.check_name(p.backbone)
+        parameter = "image_size"
+        backbones.check_image_size(p.backbone, p.image_size)
+    except ValueError as error:
+        return [f"{parameter}: {error}"]
     return []
-
-
-def _unvaried(p: Parameters) -> list[str]:
-    """A line for each varied setting that no approach reads, or that all runs of a study must share."""
-    read = set().union(*(reads(name) for name in p.approaches))
-    problems = [f"vary: {name} is read by none of {', '.join(p.approaches)}" for name in p.vary if name not in read]
-    shared = of_role("data")
-    return problems + [f"vary: {name} is shared by all runs of a study" for name in p.vary if name in shared]
 
 
 def check_inputs(p: Parameters, todo: list[tuple[Row, int]]) -> list[str]:
@@ -118,12 +112,12 @@ def check_inputs(p: Parameters, todo: list[tuple[Row, int]]) -> list[str]:
 
     See :func:`medmerge.study.inputs.check_inputs`.
     """
-    return inputs.check_inputs(_left(p, todo), needed(todo), _done(p))
+    return inputs.check_inputs(_left(p, todo), needed(todo), done(p))
 
 
 def load_data(p: Parameters) -> data.Dataset:
     """The target dataset, split and decoded, if it is the one that finished runs of this study saw."""
-    return inputs.load_data(p, _done(p))
+    return inputs.load_data(p, done(p))
 
 
 def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[Record]:
@@ -141,7 +135,7 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
     todo = check(p, only)
     if todo:
         dataset = load_data(p)
-        inputs.check_sources(_left(p, todo), needed(todo), _done(p))
+        inputs.check_sources(_left(p, todo), needed(todo), done(p))
         overlap = inputs.overlap(_left(p, todo), dataset.images, needed(todo))
         inputs.warn_of_overlap(overlap)
         drawn = {"method": p.split, "fractions": tuple(p.fractions), "seed": p.split_seed}
@@ -213,7 +207,8 @@ def _clear(where: Path) -> None:
     shutil.rmtree((where / MODEL).parent / PARTS, ignore_errors=True)
 
 
-def _done(p: Parameters) -> list[Record]:
+def done(p: Parameters) -> list[Record]:
+    """The finished runs of those that the parameters ask for."""
     return [record for row in rows(p) for seed in p.seeds if (record := finished(p, row, seed))]
 
 
@@ -237,14 +232,14 @@ def run_row(
     prints = {name: state_sha256(source) for name, source in zip(row.sources, sources, strict=True)}
     key = json.dumps([definition_hash(defined), dataset.fingerprint, prints])
     task = Task(
-        *(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p), where / "checkpoint", key),
+        *(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p), where / MODEL.parent, key),
         sources=row.sources,
         recall=functools.partial(_recall, p, row, seed, dataset.fingerprint, prints),
         progress=progress,
         on_epoch=lambda _: files.write(where / "history.csv", records.history_text(task.history_frame())),
     )
-    options = {name: getattr(p, name) for name in approach.settings}
     with _memory_explained(p, row, seed, task):
+        options = {name: getattr(p, name) for name in approach.settings}
         outcome = approach.run(sources if approach.merges else sources[0], task, **options)
         networks = {"": outcome.model} | ({} if outcome.probed is None else {"linear_probe": outcome.probed})
         found = {stage: records.kept(predict(model, dataset.test, task)) for stage, model in networks.items()}
@@ -263,17 +258,9 @@ def run_row(
         "sources": prints,
         "metrics": scores.pop(""),
         "stages": scores,
-        "choices": dict(outcome.choices),
-        "network": state_sha256(outcome.model),
-        "cost": task.cost,
-        "device": devices.describe(task.device),
-        "precision": devices.choose_precision(p.precision, task.device),
-        "provenance": records.provenance(),
+        **_circumstances(outcome, task),
     }
-    if isinstance(outcome.model, backbones.Classifier):
-        _save(outcome.model, where / MODEL, _left(p, [(row, seed)]), row, dataset)
-    if outcome.merge is not None:
-        recall.save_merge(outcome.merge, where / MERGE)
+    _keep(outcome, where, _left(p, [(row, seed)]), row, dataset)
     weights, moved = (
         {name: w.numpy() for name, w in learnt.items()} for learnt in (outcome.kernel_weights, task.kernel_history)
     )
@@ -282,6 +269,18 @@ def run_row(
     record = records.write(where, content, task.history_frame(), predictions, weights, moved, tables)
     _clear(where)
     return record
+
+
+def _circumstances(outcome: Outcome, task: Task) -> dict:
+    """What a record keeps of how its network came about."""
+    return {
+        "choices": dict(outcome.choices),
+        "network": state_sha256(outcome.model),
+        "cost": task.cost,
+        "device": devices.describe(task.device),
+        "precision": devices.choose_precision(task.protocol.precision, task.device),
+        "provenance": provenance(),
+    }
 
 
 @contextlib.contextmanager
@@ -303,10 +302,32 @@ def _memory_explained(p: Parameters, row: Row, seed: int, task: Task) -> Iterato
 def _recall(
     p: Parameters, row: Row, seed: int, images: str, prints: Mapping[str, str], approach: str, source: str
 ) -> tuple[backbones.Classifier, dict] | None:
-    """The finished network of ``approach`` from ``source`` under ``row``'s settings, and its cost, if it is here."""
+    """The finished network of ``approach`` from ``source`` under ``row``'s settings, and its cost.
+
+    None if there is no such run of these images and weights, or if its network is not here, damaged or of another run:
+    then it must be trained.
+    """
     other = part(row, approach, source)
-    defined = definition_hash(definition(p, other, seed))
-    return recall.network(folder(p, other, seed), MODEL, defined, images, {source: prints[source]})
+    path = folder(p, other, seed) / MODEL
+    try:
+        record = finished(p, other, seed)
+        if (
+            not record
+            or record.run["data"]["fingerprint"] != images
+            or record.run["sources"] != {source: prints[source]}
+        ):
+            return None
+        classifier = load(path)
+    except (FileNotFoundError, RecordError):
+        return None
+    except backbones.CheckpointError as error:
+        log.warning("%s: training anew", error)
+        return None
+    if record.run.get("network", "") not in ("", state_sha256(classifier)):
+        log.warning("%s is not the network that the record beside it tells of: training anew", path)
+        return None
+    log.info("recalled the network of %s, seed %s", other.label, seed)
+    return classifier, record.run["cost"]
 
 
 def protocol(p: Parameters) -> Protocol:
@@ -328,11 +349,14 @@ def _described(p: Parameters, dataset: data.Dataset) -> dict:
     }
 
 
-def _save(model: backbones.Classifier, path: Path, p: Parameters, row: Row, dataset: data.Dataset) -> None:
-    """Write the trained network, and beside it the list of the images that it or its sources were trained on."""
-    save(model, path, trained_on=p.target_data, classes=json.dumps(dataset.classes))
-    images = pd.concat([dataset.images.assign(dataset=p.target_data), inputs.learnt_from(p, row.sources)])
-    images.to_csv(inputs.images_list(path), index=False)
+def _keep(outcome: Outcome, where: Path, p: Parameters, row: Row, dataset: data.Dataset) -> None:
+    """Write the trained network with the images that it or its sources learnt from, and what a probe learnt."""
+    if isinstance(outcome.model, backbones.Classifier):
+        save(outcome.model, where / MODEL, trained_on=p.target_data, classes=json.dumps(dataset.classes))
+        images = pd.concat([dataset.images.assign(dataset=p.target_data), inputs.learnt_from(p, row.sources)])
+        images.to_csv(inputs.images_list(where / MODEL), index=False)
+    if outcome.merge is not None:
+        save_learnt(outcome.merge, where / MERGE)
 
 
 def _share(p: Parameters, seed: int, replace: bool) -> None:
@@ -345,8 +369,3 @@ def _share(p: Parameters, seed: int, replace: bool) -> None:
                 shutil.copyfile(origin, temporary)
     elif not target.is_file():
         log.warning("save_weights: this finished run's network is not here; to train again, move its record away")
-
-
-def _unknown(parameter: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 3)
-    return f"{parameter}: unknown {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"known: {known}")
