@@ -91,8 +91,8 @@ def test_rows_that_combine_networks_come_after_those(project):
 def test_what_a_row_combines_is_what_it_asks_for(project, monkeypatch, name):
     write_weights(project)
     asked = []
-    part = study.part
-    monkeypatch.setattr(study, "part", lambda *words: asked.append(part(*words)) or part(*words))
+    part = definitions.part
+    monkeypatch.setattr("medmerge.study.row.part", lambda *words: asked.append(part(*words)) or part(*words))
     p = pages.parameters(write("pair", **SMALL, pair="p", approaches=[name]))
     study.run(p, only=[(row, 0) for row in definitions.rows(p)])
     assert asked == [part for row in definitions.rows(p) for part in definitions.parts(row)]

@@ -16,7 +16,7 @@ from medmerge.explorer.payload import Run
 from medmerge.merge import KernelMerge
 from medmerge.study import names
 from medmerge.study.records import Record
-from medmerge.study.revisits import Later, Trial
+from medmerge.study.revisits import Trial
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def explore(
     *,
     sources: Sequence[str] | None = None,
     backbone: str = "",
-    trials: Mapping[object, Trial | Later] | None = None,
+    trials: Mapping[object, Trial] | None = None,
     **selection: object,
 ) -> "Explorer":
     """Show the merging weight of every kernel; choose run, layer and kernel, compare runs, step through epochs.
@@ -93,7 +93,7 @@ class Explorer(anywidget.AnyWidget):
         self,
         runs: Sequence[Run],
         merges: Mapping[str, KernelMerge],
-        trials: Mapping[str, Trial | Later],
+        trials: Mapping[str, Trial],
         selection: Mapping[str, object],
     ):
         self.runs: dict[str, Run] = {run.name: run for run in runs}

@@ -172,7 +172,6 @@ def _measured(p: Parameters, loaded: _Loaded) -> dict:
         "official": frame["split"].value_counts().to_dict(),
         "groups": len(sizes),
         "images in groups of several": int(sizes[sizes > 1].sum()),
-        "largest group": int(sizes.max()),
         "notes": list(table.notes),
         "identical": {
             "checked": sum(map(bool, digests)),
@@ -218,8 +217,6 @@ def _near(loaded: _Loaded) -> dict:
         "pairs": len(pairs),
         "pairs of two groups": len(apart),
         "of them within 8 bits": int((apart["distance"] <= 8).sum()),
-        "of them with two labels": int((~apart["same_label"]).sum()),
-        "closest of two groups": apart[["a", "b", "distance"]].head(5).values.tolist(),
     }
 
 

@@ -116,11 +116,6 @@ def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) 
     return [*(f"{p.target_data}: {note}" for note in (*own, *data.glance(table))), *met]
 
 
-def training_images(p: Parameters) -> int:
-    """About how many images training will see in an epoch; nothing is split or decoded."""
-    return round(len(data.load_table(p.target_data, **_where(p)).frame) * p.fractions[0] / sum(p.fractions))
-
-
 def load_data(p: Parameters, done: Iterable[Record] = ()) -> data.Dataset:
     """The target dataset, split and decoded, after a check that the finished runs of its study saw the same."""
     dataset = data.load(

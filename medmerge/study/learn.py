@@ -6,31 +6,20 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from medmerge import backbones, devices
-from medmerge.backbones import Classifier, state_sha256
-from medmerge.merge import KernelMerge
-from medmerge.progress import duration
-from medmerge.samples import Samples
+from medmerge.backbones import state_sha256
 from medmerge.study import definitions, inputs, records
 from medmerge.study import run as study
 from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.records import Record, RecordError
-from medmerge.training import Task, seconds_per_image
 
 BASELINES = ["ft", "lp_ft", "medmerge"]
 
 _OPTIONS = {
     **dict.fromkeys(("base_weights", "source_weights", "base_data", "source_data"), "--source"),
-    **{
-        "target_root": "--images",
-        "target_labels": "--labels",
-        "exclude_data": "--exclude",
-        "exclude_root": "--exclude",
-    },
-    **{"results": "--out", "allow_overlap: true": "--set allow_overlap=true"},
+    **dict.fromkeys(("exclude_data", "exclude_root"), "--exclude"),
+    **{"target_root": "--images", "target_labels": "--labels", "results": "--out"},
+    "allow_overlap: true": "--set allow_overlap=true",
 }
 """What this command calls the parameters that it sets."""
 
@@ -108,25 +97,9 @@ def check(p: Parameters, out: Path) -> tuple[str, list[str]]:
     plan = (
         f"{p.backbone}, {p.image_size} px, {p.target_labels or 'a folder for each class'}: "
         f"{'FT, LP-FT and MedMerge, ' if len(p.approaches) > 1 else ''}{each}, {len(todo)} run{'s' * (len(todo) > 1)}, "
-        f"on {place}{_estimate(p, sources, len(todo))}"
+        f"on {place}"
     )
     return plan, [in_own_words(warning) for warning in warnings]
-
-
-def _estimate(p: Parameters, sources: Sequence[nn.Module], runs: int) -> str:
-    """How long training will take, by a few steps on noise; empty where memory does not allow them."""
-    count, size = 4 * p.batch_size, p.image_size
-    rows = torch.arange(count)
-    noise = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    samples = Samples(noise, rows, rows % 2, tuple(map(str, range(count))))
-    task = Task(samples, samples, num_classes=2, protocol=study.protocol(p))
-    try:
-        each = seconds_per_image(Classifier(KernelMerge(sources), 2), task)
-    except (MemoryError, RuntimeError) as error:
-        if devices.out_of_memory(error):
-            return ""
-        raise
-    return f"; about {duration(each * inputs.training_images(p) * (p.lp_epochs + p.ft_epochs) * runs)}"
 
 
 def learn(p: Parameters, out: Path) -> tuple[list[Record], Record]:

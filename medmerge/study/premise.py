@@ -30,6 +30,7 @@ from medmerge.study.measured import Measured, Sheet, provenance, save_json
 from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.places import home
 from medmerge.study.records import RecordError
+from medmerge.study.row import protocol
 from medmerge.training import Task, loss, validate
 
 log = logging.getLogger(__name__)
@@ -260,7 +261,7 @@ def _measured(p: Parameters) -> PremiseSheet:
     inputs.check_sources(p, names, done)
     dataset = inputs.load_data(p, done)
     b, c = (inputs.load_source(p, name, p.seeds[0]) for name in names)
-    task = Task(dataset.train, dataset.val, len(dataset.classes), p.seeds[0], study.protocol(p), sources=names)
+    task = Task(dataset.train, dataset.val, len(dataset.classes), p.seeds[0], protocol(p), sources=names)
     return measure(b, c, task, definition(p), dataset.fingerprint)
 
 

@@ -2,106 +2,76 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
 
-from medmerge import backbones, data
+from medmerge import backbones
 from medmerge.approaches import APPROACHES
 from medmerge.approaches.paper import MergeOptions
 from medmerge.merge import KernelMerge, zeros_like
 from medmerge.saving import load_learnt
-from medmerge.stats import evaluation
 from medmerge.study import inputs
 from medmerge.study.definitions import MERGE
 from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.records import Record, RecordError
-from medmerge.study.run import protocol
-from medmerge.training import Protocol, Task, predict
+from medmerge.study.row import protocol
+from medmerge.training import Task, validate
 
 
 class Trial:
-    """Validation scores of one merge with the merging weights of a layer replaced. Called by the explorer.
+    """Validation scores of a merged run, as its linear probe left it, with the merging weights of a layer replaced.
 
-    Args:
-        merging: the classifier, whose backbone is a :class:`~medmerge.merge.KernelMerge`. Its weights are put back
-            after every trial.
-        val: the validation images.
-        protocol: batch size, device and precision.
+    Called by the explorer. Its images and sources, which take seconds, are loaded when it is first called.
 
     Attributes:
         metric: what the scores are, in words.
+        images: number of validation images.
     """
 
-    def __init__(self, merging: backbones.Classifier, val: data.Samples, protocol: Protocol):
-        if not isinstance(merging.backbone, KernelMerge):
-            raise TypeError(f"the backbone is a {type(merging.backbone).__name__}, not a KernelMerge")
-        self.merging, self.val = merging, val
-        self.task = Task(val, val, merging.head.out_features, protocol=protocol)
-        self.metric = "macro AUROC" if self.task.multilabel else "macro F1"
+    def __init__(self, record: Record):
+        self.record = record
+        self.metric, self.images = "macro AUROC" if record.multilabel else "macro F1", record.images["val"]
         self._scores: dict[tuple[str, float | None], float] = {}
 
-    @property
-    def images(self) -> int:
-        """Number of validation images."""
-        return len(self.val)
+    @functools.cached_property
+    def merging(self) -> backbones.Classifier:
+        """The run's classifier, as :func:`merged_classifier` gives it; its weights are put back after every trial."""
+        return merged_classifier(self.record)[0]
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """Its validation images, and how to compute."""
+        p = parameters(self.record)
+        val = inputs.load_data(p, [self.record]).val
+        return Task(val, val, self.merging.head.out_features, protocol=protocol(p))
 
     def __call__(self, layer: str, w: float | None) -> float:
         """The score with ``w`` in all kernels of ``layer``, or as learnt (None); computed once.
 
         Raises:
             KeyError: there is no such layer.
+            RecordError, ParameterError, DataError, CheckpointError: as :func:`merged_classifier`, or the images here
+                are others.
         """
-        if w is None:
-            layer = ""
-        if (layer, w) not in self._scores:
-            merge = self.merging.backbone
+        asked = ("" if w is None else layer, w)
+        if asked not in self._scores:
+            merge: KernelMerge = self.merging.backbone
             learnt = copy.deepcopy([parameter.data for parameter in merge.parameters()])
             try:
                 if w is not None:
                     merge.set_kernel_weights({layer: w})
-                self._scores[layer, w] = self._score()
+                self._scores[asked] = validate(self.merging, self.task.val, self.task)[self.task.score]
             finally:
                 for parameter, value in zip(merge.parameters(), learnt, strict=True):
                     parameter.data.copy_(value)
-        return self._scores[layer, w]
-
-    def _score(self) -> float:
-        probabilities = predict(self.merging, self.val, self.task)
-        classes = [str(k) for k in range(self.task.num_classes)]
-        scores = evaluation.metrics(self.val.labels.numpy(), probabilities, classes)
-        return scores["macro_auroc" if self.task.multilabel else "macro_f1"]
+        return self._scores[asked]
 
 
-class Later:
-    """A :class:`Trial` that is loaded when it is first asked, since its images and sources take seconds.
-
-    Args:
-        prepare: gives the trial.
-        metric, images: as the trial's.
-    """
-
-    def __init__(self, prepare: Callable[[], Trial], metric: str, images: int):
-        self.prepare, self.metric, self.images = prepare, metric, images
-        self._trial: Trial | None = None
-
-    def __call__(self, layer: str, w: float | None) -> float:
-        """As :class:`Trial`'s; raises what ``prepare`` raises."""
-        self._trial = self._trial or self.prepare()
-        return self._trial(layer, w)
-
-
-def trial(record: Record) -> Trial:
-    """What other merging weights do to a merged run's validation score: its network as the linear probe left it.
-
-    Raises:
-        RecordError, ParameterError, CheckpointError: as :func:`merged_classifier`.
-        RecordError, DataError: the images here are others, or not here.
-    """
-    merging, _ = merged_classifier(record)
-    p = parameters(record)
-    return Trial(merging, inputs.load_data(p, [record]).val, protocol(p))
+def later_trials(runs: Iterable[Record]) -> dict[Path, Trial]:
+    """A :class:`Trial` by folder, of the runs of which what the linear probe learnt is here."""
+    return {record.folder: Trial(record) for record in runs if (record.folder / MERGE).is_file()}
 
 
 def merged_classifier(record: Record) -> tuple[backbones.Classifier, list[nn.Module]]:
@@ -137,12 +107,3 @@ def parameters(record: Record) -> Parameters:
     """The parameters that a run was made with, its row's settings included; those that are no longer known left out."""
     known = {name: value for name, value in record.run["parameters"].items() if name in Parameters.model_fields}
     return Parameters.parse(known | {"seeds": [record.run["seed"]]})
-
-
-def later_trials(runs: Iterable[Record]) -> dict[Path, Later]:
-    """:func:`trial` by folder, for the runs of which what the linear probe learnt is here; loaded when first asked."""
-    return {
-        r.folder: Later(functools.partial(trial, r), "macro AUROC" if r.multilabel else "macro F1", r.images["val"])
-        for r in runs
-        if (r.folder / MERGE).is_file()
-    }

@@ -1,47 +1,21 @@
-"""From parameters to records: what has run, what can run, and one run from its images to its folder."""
+"""From parameters to records: what has run, what can run, and running what is left."""
 
 import contextlib
-import dataclasses
-import functools
-import json
 import logging
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-import pandas as pd
-
 from medmerge import backbones, data, devices, files
 from medmerge.approaches import APPROACHES, FINE_TUNED
-from medmerge.approaches.ingredients import PARTS
-from medmerge.approaches.paper import Outcome, classifier
-from medmerge.backbones import state_sha256
 from medmerge.data import split_files
-from medmerge.data.table import SPLITS
 from medmerge.progress import Progress, duration
-from medmerge.saving import load, save, save_learnt
-from medmerge.stats import evaluation
-from medmerge.study import inputs, records
-from medmerge.study.definitions import (
-    MERGE,
-    MODEL,
-    Row,
-    definition,
-    definition_hash,
-    epochs,
-    finished,
-    folder,
-    needed,
-    part,
-    reads,
-    rows,
-    split_path,
-)
-from medmerge.study.measured import provenance
+from medmerge.study import inputs
+from medmerge.study.definitions import MODEL, Row, epochs, finished, folder, needed, reads, rows, split_path
 from medmerge.study.params import ParameterError, Parameters, meant, of_role, of_seed
 from medmerge.study.places import home
-from medmerge.study.records import Record, RecordError
-from medmerge.training import Protocol, Task, TrainingError, predict, seconds_per_image
+from medmerge.study.records import Record
+from medmerge.study.row import clear, run_row, seconds_an_image
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +132,7 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
 def _train(p: Parameters, todo: list[tuple[Row, int]], dataset: data.Dataset, overlap: Mapping[str, Mapping]) -> None:
     """Compute what is left, one run after the other; says before how long it will take, and on the way."""
     images = {one: len(dataset.train) * epochs(p, one[0]) for one in todo}
-    rate = _seconds_per_image(p, *todo[0], dataset) if sum(images.values()) else None
+    rate = seconds_an_image(p, *todo[0], dataset) if sum(images.values()) else None
     progress = Progress(sum(images.values()), rate=rate)
     log.info(
         "%d run%s to do, %s training images x %s epochs in all%s, on %s",
@@ -177,13 +151,6 @@ def _train(p: Parameters, todo: list[tuple[Row, int]], dataset: data.Dataset, ov
     progress.close()
 
 
-def _seconds_per_image(p: Parameters, row: Row, seed: int, dataset: data.Dataset) -> float:
-    p = row.parameters(p)
-    task = Task(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p))
-    with _memory_explained(p, row, seed, task):
-        return seconds_per_image(classifier(inputs.load_source(p, row.sources[0], seed), task), task)
-
-
 @contextlib.contextmanager
 def _alone(p: Parameters, row: Row, seed: int) -> Iterator[bool]:
     """Wait for another process that computes this run, if there is one; yield whether it is left to do."""
@@ -196,167 +163,13 @@ def _alone(p: Parameters, row: Row, seed: int) -> Iterator[bool]:
             files.remove_leftovers(where)
             files.remove_leftovers(where / MODEL.parent)
         if alone and not unfinished:
-            _clear(where)
+            clear(where)
         yield unfinished
-
-
-def _clear(where: Path) -> None:
-    """Remove the checkpoints of a finished run."""
-    for checkpoint in (where / MODEL).parent.glob("*.pt"):
-        checkpoint.unlink(missing_ok=True)
-    shutil.rmtree((where / MODEL).parent / PARTS, ignore_errors=True)
 
 
 def done(p: Parameters) -> list[Record]:
     """The finished runs of those that the parameters ask for."""
     return [record for row in rows(p) for seed in p.seeds if (record := finished(p, row, seed))]
-
-
-def run_row(
-    p: Parameters,
-    row: Row,
-    seed: int,
-    dataset: data.Dataset,
-    overlap: Mapping[str, Mapping] | None = None,
-    progress: Progress | None = None,
-) -> Record:
-    """One run: load the sources, train, test once, write the record.
-
-    Args:
-        overlap: what :func:`medmerge.study.inputs.overlap` found about the row's sources.
-        progress: of all runs that are asked for.
-    """
-    where, defined = folder(p, row, seed), definition(p, row, seed)
-    approach, p = APPROACHES[row.approach], row.parameters(p)
-    sources = [inputs.load_source(p, name, seed) for name in row.sources]
-    prints = {name: state_sha256(source) for name, source in zip(row.sources, sources, strict=True)}
-    key = json.dumps([definition_hash(defined), dataset.fingerprint, prints])
-    task = Task(
-        *(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p), where / MODEL.parent, key),
-        sources=row.sources,
-        recall=functools.partial(_recall, p, row, seed, dataset.fingerprint, prints),
-        progress=progress,
-        on_epoch=lambda _: files.write(where / "history.csv", records.history_text(task.history_frame())),
-    )
-    with _memory_explained(p, row, seed, task):
-        options = {name: getattr(p, name) for name in approach.settings}
-        outcome = approach.run(sources if approach.merges else sources[0], task, **options)
-        networks = {"": outcome.model} | ({} if outcome.probed is None else {"linear_probe": outcome.probed})
-        found = {stage: records.kept(predict(model, dataset.test, task)) for stage, model in networks.items()}
-
-    labels, classes = dataset.test.labels.numpy(), dataset.classes
-    scores = {stage: evaluation.metrics(labels, each, classes) for stage, each in found.items()}
-    frames = {stage: records.prediction_frame(dataset.test.ids, labels, each, classes) for stage, each in found.items()}
-    content = {
-        "definition": defined,
-        "hash": definition_hash(defined),
-        "row": {"approach": row.approach, "title": row.title, "sources": list(row.sources)}
-        | {"settings": dict(row.settings)},
-        "seed": seed,
-        "parameters": p.model_dump(),
-        "data": _described(p, dataset) | {"overlap": dict(overlap or {})},
-        "sources": prints,
-        "metrics": scores.pop(""),
-        "stages": scores,
-        **_circumstances(outcome, task),
-    }
-    _keep(outcome, where, _left(p, [(row, seed)]), row, dataset)
-    weights, moved = (
-        {name: w.numpy() for name, w in learnt.items()} for learnt in (outcome.kernel_weights, task.kernel_history)
-    )
-    predictions = frames.pop("")
-    tables = {f"predictions_{stage}": frame for stage, frame in frames.items()} | dict(outcome.tables)
-    record = records.write(where, content, task.history_frame(), predictions, weights, moved, tables)
-    _clear(where)
-    return record
-
-
-def _circumstances(outcome: Outcome, task: Task) -> dict:
-    """What a record keeps of how its network came about."""
-    return {
-        "choices": dict(outcome.choices),
-        "network": state_sha256(outcome.model),
-        "cost": task.cost,
-        "device": devices.describe(task.device),
-        "precision": devices.choose_precision(task.protocol.precision, task.device),
-        "provenance": provenance(),
-    }
-
-
-@contextlib.contextmanager
-def _memory_explained(p: Parameters, row: Row, seed: int, task: Task) -> Iterator[None]:
-    """Turn an error that says that memory ran out into one that says what to lower."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not devices.out_of_memory(error):
-            raise
-        precision = devices.choose_precision(p.precision, task.device)
-        raise TrainingError(
-            f"{row.label}, seed {seed}: out of memory on {devices.describe(task.device)}, with batch_size "
-            f"{p.batch_size}, image_size {p.image_size} and precision {precision}: lower one of them, or take a larger "
-            "machine. What is finished is kept"
-        ) from error
-
-
-def _recall(
-    p: Parameters, row: Row, seed: int, images: str, prints: Mapping[str, str], approach: str, source: str
-) -> tuple[backbones.Classifier, dict] | None:
-    """The finished network of ``approach`` from ``source`` under ``row``'s settings, and its cost.
-
-    None if there is no such run of these images and weights, or if its network is not here, damaged or of another run:
-    then it must be trained.
-    """
-    other = part(row, approach, source)
-    path = folder(p, other, seed) / MODEL
-    try:
-        record = finished(p, other, seed)
-        if (
-            not record
-            or record.run["data"]["fingerprint"] != images
-            or record.run["sources"] != {source: prints[source]}
-        ):
-            return None
-        classifier = load(path)
-    except (FileNotFoundError, RecordError):
-        return None
-    except backbones.CheckpointError as error:
-        log.warning("%s: training anew", error)
-        return None
-    if record.run.get("network", "") not in ("", state_sha256(classifier)):
-        log.warning("%s is not the network that the record beside it tells of: training anew", path)
-        return None
-    log.info("recalled the network of %s, seed %s", other.label, seed)
-    return classifier, record.run["cost"]
-
-
-def protocol(p: Parameters) -> Protocol:
-    """How to train, as the parameters say."""
-    return Protocol(**{f.name: getattr(p, f.name) for f in dataclasses.fields(Protocol)})
-
-
-def _described(p: Parameters, dataset: data.Dataset) -> dict:
-    """The target as its records keep it."""
-    return {
-        "name": dataset.name,
-        "classes": list(dataset.classes),
-        "multilabel": dataset.multilabel,
-        "counts": dataset.counts.to_dict(),
-        "images": {part: int((dataset.parts == part).sum()) for part in SPLITS},
-        "split": {"method": p.split, "fingerprint": split_files.fingerprint(dataset.table.frame["id"], dataset.parts)},
-        "fingerprint": dataset.fingerprint,
-        "notes": list(dataset.notes),
-    }
-
-
-def _keep(outcome: Outcome, where: Path, p: Parameters, row: Row, dataset: data.Dataset) -> None:
-    """Write the trained network with the images that it or its sources learnt from, and what a probe learnt."""
-    if isinstance(outcome.model, backbones.Classifier):
-        save(outcome.model, where / MODEL, trained_on=p.target_data, classes=json.dumps(dataset.classes))
-        images = pd.concat([dataset.images.assign(dataset=p.target_data), inputs.learnt_from(p, row.sources)])
-        images.to_csv(inputs.images_list(where / MODEL), index=False)
-    if outcome.merge is not None:
-        save_learnt(outcome.merge, where / MERGE)
 
 
 def _share(p: Parameters, seed: int, replace: bool) -> None:
