@@ -93,6 +93,18 @@ def every_epoch_on_disk(monkeypatch):
 
 
 @pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """An empty project; the working folder is in it, and what is started there knows nothing of this machine's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
+    for name, value in {"IPYTHONDIR": ".ipython", "XDG_CACHE_HOME": ".cache"}.items():
+        monkeypatch.setenv(name, str(tmp_path / value))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "_config.yml").touch()
+    return tmp_path
+
+
+@pytest.fixture
 def start():
     """Starts a command in a session of its own, which ends with the test."""
     processes = []

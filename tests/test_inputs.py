@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from data_fixtures import write_csv, write_ham10k, write_image
+from test_study import write_weights
 
-from medmerge import Parameters, backbone, save_backbone
-from medmerge.cli import main as cli
+from medmerge import Parameters
 from medmerge.data.audit import met
 from medmerge.study import definitions, inputs
 from medmerge.study import run as study
@@ -27,14 +26,11 @@ def parameters(**changes) -> Parameters:
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(project):
     """A folder of forty images of twenty patients in two classes, and weights without a list of images."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
-    torch.manual_seed(0)
-    save_backbone(backbone("densenet_small", "random"), tmp_path / "w/objects.safetensors", "densenet_small")
-    write_folder(tmp_path / "images", range(40))
-    return tmp_path
+    write_weights(project)
+    write_folder(project / "images", range(40))
+    return project
 
 
 def write_folder(root: Path, seeds) -> None:
@@ -65,17 +61,13 @@ def test_images_meet_by_id_within_an_archive_and_by_content_everywhere():
     assert met(images, seen.assign(dataset="csv"), "csv").tolist() == ["", "group", "image", "", ""]
 
 
-def test_an_image_without_a_patient_is_no_group_of_another_dataset():
-    seen = table(dataset=["csv"], id=["1.png"], group=["1.png"])
-    assert met(table(id=["1.png"], group=["1.png"]), seen, "csv").tolist() == [""]
-    assert met(table(id=["1.png"], group=["1.png"]), seen.assign(dataset="fundus4"), "fundus4").tolist() == ["image"]
-
-
-def test_sizes_of_a_medmnist_set_are_one_archive():
-    seen = table(dataset=["medmnist:retinamnist"], id=["train/0001"], group=["train/0001"])
-    images = table(id=["train/0001"], group=["train/0001"])
-    assert met(images, seen, "medmnist:retinamnist_224").tolist() == ["image"]
-    assert met(images, seen, "medmnist:pathmnist").tolist() == [""]
+def test_ids_of_lists_of_ones_own_and_of_other_archives_say_nothing():
+    seen, images = table(dataset=["csv"], id=["1.png"], group=["1.png"]), table(id=["1.png"], group=["1.png"])
+    assert met(images, seen, "csv").tolist() == [""], "an image without a patient is no group of another dataset"
+    assert met(images, seen.assign(dataset="fundus4"), "fundus4").tolist() == ["image"]
+    sizes = seen.assign(dataset="medmnist:retinamnist")
+    assert met(images, sizes, "medmnist:retinamnist_224").tolist() == ["image"], "sizes of a set are one archive"
+    assert met(images, sizes, "medmnist:pathmnist").tolist() == [""]
 
 
 def test_a_source_trained_on_the_target_is_warned_of_and_recorded(project, caplog):
@@ -109,14 +101,19 @@ def test_what_is_meant_is_recorded_without_a_warning(project, caplog):
     assert study.check(p.model_copy(update={"allow_overlap": False})) == [], "numbers do not depend on it"
 
 
-def test_an_overlap_that_is_meant_and_is_not_there_is_warned_of(project, caplog):
-    """A contaminated arm whose target lacks the source's images would measure nothing, and would look as if it had."""
-    rows = "".join(f"{seed}.png,{'ab'[seed % 2]}\n" for seed in range(100, 140))
+def write_more(project: Path, *, patients: int = 0) -> dict:
+    """Forty more images in a folder, of some of the same patients if asked for, and a study of them."""
+    group = [f",patient{seed % patients}" if patients else "" for seed in range(100, 140)]
+    rows = [f"{seed}.png,{'ab'[seed % 2]}{of}\n" for seed, of in zip(range(100, 140), group, strict=True)]
     for seed in range(100, 140):
         write_image(project / "more" / f"{seed}.png", seed)
-    write_csv(project / "more", "image,label\n" + rows)
-    changes = {"target_root": "more", "target_labels": "more/labels.csv", "pair": "other", "allow_overlap": True}
-    p = trained_source().model_copy(update=changes)
+    write_csv(project / "more", "image,label" + ",group" * bool(patients) + "\n" + "".join(rows))
+    return {"target_root": "more", "target_labels": "more/labels.csv", "pair": "other"}
+
+
+def test_an_overlap_that_is_meant_and_is_not_there_is_warned_of(project, caplog):
+    """A contaminated arm whose target lacks the source's images would measure nothing, and would look as if it had."""
+    p = trained_source().model_copy(update=write_more(project) | {"allow_overlap": True})
     with caplog.at_level(logging.WARNING):
         study.run(p, {(row, 0) for row in definitions.rows(p) if row.name in ("ft-objects", "ft-mine")})
     messages = [record.message for record in caplog.records if "WARNING" in record.message]
@@ -124,33 +121,9 @@ def test_an_overlap_that_is_meant_and_is_not_there_is_warned_of(project, caplog)
 
 
 def test_other_images_of_the_same_patients_count(project):
-    p = trained_source(split="random")
-    rows = [f"{seed}.png,{'ab'[seed % 2]},patient{seed % 6}" for seed in range(100, 140)]
-    for seed in range(100, 140):
-        write_image(project / "more" / f"{seed}.png", seed)
-    write_csv(project / "more", "image,label,group\n" + "\n".join(rows) + "\n")
-    changes = {"target_root": "more", "target_labels": "more/labels.csv", "pair": "other"}
-    (sentence,) = study.check_inputs(p.model_copy(update=changes), study.check(p.model_copy(update=changes)))
+    p = trained_source(split="random").model_copy(update=write_more(project, patients=6))
+    (sentence,) = study.check_inputs(p, study.check(p))
     assert "0 test images that the source has seen, and" in sentence and "more of patients" in sentence
-
-
-def test_check_warns_before_any_image_is_decoded(project, capsys):
-    """By ids and groups, which needs no pixels; the run itself compares the files too."""
-    study.run(parameters(pair="source", target_data="folder", target_labels="", target_root=tree(project),
-                         save_weights="w/mine.safetensors"))  # fmt: skip
-    Path("p.yaml").write_text(
-        "base_data: objects\nbase_weights: w/objects.safetensors\nsource_data: mine\ndevice: cpu\n"
-        "source_weights: w/mine.safetensors\nbackbone: densenet_small\ntarget_data: csv\ntarget_root: images\n"
-        "target_labels: images/labels.csv\nimage_size: 32\n"
-    )
-    assert cli.main(["check", "p.yaml"]) == 0
-    assert "WARNING" not in capsys.readouterr().err, "two lists of files without patients share no names"
-
-
-def tree(project: Path) -> str:
-    for seed in range(40):
-        write_image(project / "tree" / "ab"[seed % 2] / f"{seed}.png", seed)
-    return "tree"
 
 
 def test_weights_from_elsewhere_are_compared_with_their_dataset_or_said_to_be_unknown(project):
@@ -170,30 +143,24 @@ def test_weights_from_elsewhere_are_compared_with_their_dataset_or_said_to_be_un
     }
 
 
-def test_a_list_of_images_that_cannot_be_read_is_said(project):
-    p = trained_source()
-    Path("w/mine.images.csv").write_text("id,group\n1,2\n")
-    images = pd.DataFrame({"id": ["a"], "group": ["a"], "sha256": "", "split": "test"})
-    assert "mine.images.csv cannot be read" in inputs.overlap(p, images, ["mine"])["mine"]["unknown"]
-
-
 IMAGES = pd.DataFrame({"id": ["a"], "group": ["a"], "sha256": "", "split": "test"})
 
 
-def test_a_list_that_lies_beside_other_weights_is_not_believed(project):
-    p = trained_source()
-    seen = pd.read_csv("w/mine.images.csv", dtype=str)
-    seen.assign(dataset="kermany").to_csv("w/mine.images.csv", index=False)
-    assert "lists no image of csv, which these were" in inputs.overlap(p, IMAGES, ["mine"])["mine"]["unknown"]
+def test_a_list_that_is_damaged_lost_or_of_other_weights_is_not_believed(project):
+    def unknown(p, name="mine"):
+        return inputs.overlap(p, IMAGES, [name])[name]["unknown"]
 
-
-def test_weights_of_ours_that_lost_their_list_are_said_to_be_unknown(project):
-    p = trained_source()
-    Path("w/mine.images.csv").rename("w/elsewhere.csv")
-    found = inputs.overlap(p, IMAGES, ["mine"])["mine"]["unknown"]
-    assert "the weights, trained on csv, come without a list of their images" in found
+    p, path = trained_source(), Path("w/mine.images.csv")
+    pd.read_csv(path, dtype=str).assign(dataset="kermany").to_csv(path, index=False)
+    assert "lists no image of csv, which these were" in unknown(p)
+    path.write_text("id,group\n1,2\n")
+    assert "mine.images.csv cannot be read" in unknown(p)
+    path.unlink()
+    assert "the weights, trained on csv, come without a list of their images" in unknown(p)
     first = p.model_copy(update={"base_data": "ham10k", "base_weights": p.source_weights, "source_data": ""})
-    assert "trained on csv" in inputs.overlap(first, IMAGES, ["ham10k"])["ham10k"]["unknown"], "the first source too"
+    assert "trained on csv" in unknown(first, "ham10k"), "the first source too"
+    own = parameters(source_data="folder", source_weights="w/objects.safetensors", source_root="images")
+    assert "without a list" in unknown(own, "folder"), "lists of one's own cannot be compared by name"
 
 
 @pytest.mark.parametrize(
@@ -215,18 +182,19 @@ def test_datasets_of_one_archive_under_other_names_are_not_said_to_share_nothing
     assert ("hold images of one archive" in found.get("unknown", "")) == named
 
 
-@pytest.mark.parametrize("name", ["csv", "folder"])
-def test_lists_of_ones_own_cannot_be_compared_by_name(project, name):
-    p = parameters(source_data=name, source_weights="w/objects.safetensors", source_root="images")
-    assert "without a list" in inputs.overlap(p, IMAGES, [name])[name]["unknown"]
-
-
 @pytest.mark.parametrize(
-    "changes",
-    [{"results": "images/results"}, {"save_weights": "images/w.safetensors"}, {"target_root": "."}],
+    ("changes", "message"),
+    [
+        ({"results": "images/results"}, "results: .* is in target_root .*, which is only read"),
+        ({"save_weights": "images/w.safetensors"}, "save_weights: .* is in target_root .*, which is only read"),
+        ({"split": "file", "split_file": "nowhere.csv"}, "split_file: no nowhere.csv: there is no "),
+        ({"split": "file"}, "split_file: give it with split: file, and only then"),
+        ({"split_file": "x.csv"}, "split_file: give it with split: file, and only then"),
+        ({"split": "random", "group_identical": True}, "group_identical: is for split: grouped, not random"),
+    ],
 )
-def test_nothing_is_written_into_a_dataset(project, changes):
-    with pytest.raises(ParameterError, match=r"(results|save_weights): .* is in target_root .*, which is only read"):
+def test_places_and_splits_that_do_not_fit(project, changes, message):
+    with pytest.raises(ParameterError, match=message):
         study.check(parameters(**changes))
 
 
@@ -237,24 +205,6 @@ def test_a_split_can_be_kept_and_used_again(project):
     assert again.run["data"]["split"]["fingerprint"] == first.run["data"]["split"]["fingerprint"]
     assert again.run["data"]["fingerprint"] == first.run["data"]["fingerprint"]
     assert again.predictions.equals(first.predictions)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"split": "file"}, "split_file: give it with split: file, and only then"),
-        ({"split_file": "x.csv"}, "split_file: give it with split: file, and only then"),
-        ({"split": "random", "group_identical": True}, "group_identical: is for split: grouped, not random"),
-    ],
-)
-def test_settings_of_a_split_that_do_not_fit(changes, message):
-    with pytest.raises(ParameterError, match=message):
-        parameters(**changes)
-
-
-def test_a_split_file_that_is_not_there(project):
-    with pytest.raises(ParameterError, match="split_file: no nowhere.csv: there is no "):
-        study.check(parameters(split="file", split_file="nowhere.csv"))
 
 
 def test_copies_are_kept_together_when_asked(project):

@@ -90,11 +90,6 @@ def test_wrong_types_and_values(name, value):
     assert "write nan" not in lines[0]
 
 
-@pytest.mark.parametrize("name", ["ft_lr", "lp_lr", "weight_decay"])
-def test_a_whole_number_is_a_number(name):
-    assert getattr(Parameters.parse({name: 1}), name) == 1.0
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -114,12 +109,6 @@ def test_a_whole_number_is_a_number(name):
 def test_impossible_combinations(values, message):
     with pytest.raises(ParameterError, match=message):
         Parameters.parse(values)
-
-
-def test_possible_combinations():
-    Parameters.parse({"save_weights": "w.safetensors", "approaches": ["ft"]})
-    Parameters.parse({"source_data": "b", "source_weights": "b.pt", "batchnorm": 1})
-    Parameters.parse({"target_data": "csv", "target_labels": "l.csv", "fractions": [0.8, 0.1, 0.1]})
 
 
 @pytest.mark.parametrize(
@@ -160,30 +149,19 @@ def test_a_yaml_file_that_is_not_there_or_cannot_be_read(tmp_path):
         load_yaml(tmp_path / "latin.yaml")
 
 
-INJECTED = "# Parameters\nft_epochs = 3\n{name} = 0.5\n"
-
-
-def test_from_notebook_takes_the_variables_that_are_parameters():
-    namespace = {"In": ["", "pair = 'a'"], "pair": "a", "ft_epochs": 3, "scores": object(), "_": 1, "pd": pytest}
-    p = Parameters.from_notebook(namespace)
-    assert p == Parameters.parse({"pair": "a", "ft_epochs": 3})
-    assert Parameters.from_notebook({"pair": "a"}).pair == "a"
-
-
-def test_from_notebook_refuses_an_injected_name_that_is_none():
-    cell = INJECTED.format(name="lp_rl")
-    namespace = {"In": ["", "pair = 'a'", cell, "import x"], "pair": "a", "ft_epochs": 3, "lp_rl": 0.5}
+def test_from_notebook_takes_the_variables_that_are_parameters_and_no_injected_name_that_is_none():
+    cell = "# Parameters\nft_epochs = 3\n{name} = 0.5\n".format
+    rest = {"pair": "a", "ft_epochs": 3, "lp_lr": 0.5, "scores": object(), "_": 1, "pd": pytest, "ft_epoch": 2}
+    found = Parameters.parse({"pair": "a", "ft_epochs": 3, "lp_lr": 0.5})
+    assert Parameters.from_notebook({"In": ["", "pair = 'a'"], **rest}) == found
+    assert (
+        Parameters.from_notebook({"In": ["", cell(name="lp_lr"), "other = 1\nft_epoch = 2", "%magic"], **rest}) == found
+    )
+    wrong = {"In": ["", cell(name="lp_rl"), "import x"], "lp_rl": 0.5, **rest}
     with pytest.raises(ParameterError, match=r"the notebook's parameters: 1 problem\s+lp_rl: .*did you mean lp_lr\?"):
-        Parameters.from_notebook(namespace)
-
-
-def test_from_notebook_in_a_live_kernel():
-    cells = ["pair = 'a'", INJECTED.format(name="lp_lr"), "other = 1\nft_epoch = 2", "%matplotlib inline", "!ls"]
-    namespace = {"In": cells, "pair": "a", "ft_epochs": 3, "lp_lr": 0.5, "other": 1, "ft_epoch": 2}
-    assert Parameters.from_notebook(namespace).lp_lr == 0.5
-    wrong, mended = INJECTED.format(name="lp_rl"), INJECTED.format(name="lp_lr")
-    namespace = {"In": [wrong, mended], "ft_epochs": 3, "lp_lr": 0.5, "lp_rl": 0.5}
-    assert Parameters.from_notebook(namespace).lp_lr == 0.5, "a mended cell counts, not the one before it"
+        Parameters.from_notebook(wrong)
+    wrong["In"].append(cell(name="lp_lr"))
+    assert Parameters.from_notebook(wrong) == found, "a mended cell counts, not the one before it"
 
 
 def test_assignments():
@@ -200,10 +178,6 @@ def test_parameter_files_parse_and_fit_their_notebook(path):
     assert p.notebook in NOTEBOOKS and p.track == path.parent.name
     assert f"{p.notebook}.ipynb params/{path.parent.name}/{path.name}" in re.sub(" +", " ", path.read_text())
     assert not [name for name, value in values.items() if isinstance(value, str) and value.startswith(("/", "~"))]
-
-
-def test_there_are_parameter_files():
-    assert {"demo/pair.yaml", "open/skin.yaml"} <= {f"{path.parent.name}/{path.name}" for path in FILES}
 
 
 def parameters_cell(name: str) -> str:

@@ -35,18 +35,15 @@ def write(name: str, notebook: str = "pair", **values) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(project):
     """Two sources, the second from the first, their pair, and a page of its weights; nothing has run."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
-    (tmp_path / "_config.yml").touch()
-    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    (project / "notebooks").symlink_to(ROOT / "notebooks")
     scratch = {"base_data": "scratch", "base_weights": "random", "target_data": "synthetic:objects"}
     write("base", "source", **SOURCE | scratch, pair="base", save_weights=SAVES["base"])
     write("source", "source", **SOURCE, pair="source", target_data="synthetic:lesions", save_weights=SAVES["source"])
     write("pair", **SMALL, pair="p")
     write("weights", "weights", track="own", studies=["p"])
-    return tmp_path
+    return project
 
 
 def before(found: plan.Plan) -> dict[str, set[str]]:
@@ -132,11 +129,6 @@ def test_a_bad_file_is_an_error_where_it_is_asked_for_and_a_note_elsewhere(proje
     assert message in str(raised.value)
 
 
-def test_a_misspelt_file(project):
-    with pytest.raises(ParameterError, match=r"no parameter file at params/own/piar\.yaml; is it pair\.yaml\?"):
-        plan.load([Path("params/own/piar.yaml")])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -205,15 +197,6 @@ def record_files(record: records.Record) -> dict[str, object]:
     }
     run = {name: value for name, value in record.run.items() if name not in CIRCUMSTANCES}
     return found | {"run.json": run | {"parameters": {**run["parameters"], "results": ""}}}
-
-
-def test_a_page_of_features_comes_after_a_merged_run(project):
-    """Its notebook measures, so it is not drawn from records alone; before there is a run, nothing is wrong with it."""
-    path = write("features", "features", track="own", studies=["p"])
-    found = plan.load()
-    (page,) = [page for page in found.pages.values() if page.file == path]
-    assert page.measures and not page.current and len(page.needs) == 5
-    assert found.missing(path) == [] and "features" not in drawable()
 
 
 def test_train_runs_what_it_is_asked_for_alone(project, capsys, caplog, monkeypatch):

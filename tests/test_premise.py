@@ -67,14 +67,6 @@ def permuted(task) -> PremiseSheet:
     return measured(task, b, matching.permute(b, groups, order))
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    (tmp_path / "_config.yml").touch()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
-    return tmp_path
-
-
 # ---------------------------------------------------------------- the measurement
 
 

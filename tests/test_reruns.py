@@ -17,15 +17,12 @@ FOLDER = Path("results/demo/demo/densenet_small")
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(project):
     """A project with two sources and the finished FT from both."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
-    (tmp_path / "_config.yml").touch()
-    write_weights(tmp_path)
+    write_weights(project)
     Path("p.yaml").write_text(json.dumps({**TINY, "approaches": ["ft"], "ft_epochs": 2}))
     assert cli.main(["train", "p.yaml"]) == 0
-    return tmp_path
+    return project
 
 
 def rerun(capsys, status: int = 0) -> str:
@@ -64,11 +61,10 @@ def test_what_differs_is_named_with_both_scores(project, capsys):
         reruns.of([records.read(path.parent)])
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"format": 2}', b'{"format": 1, "record": "x"}', b"NaN"])
-def test_a_damaged_file_is_named(project, capsys, content):
-    rerun(capsys)
+def test_a_damaged_file_is_named(project):
     record = records.read(project / FOLDER / "ft-objects/seed0")
-    reruns.path(record).write_bytes(content)
+    reruns.path(record).parent.mkdir()
+    reruns.path(record).write_bytes(b'{"record": "x"}')
     with pytest.raises(RecordError, match=r"seed0.json is damaged \(.*\); restore it, or remove it"):
         reruns.of([record])
 

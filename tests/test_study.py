@@ -40,12 +40,10 @@ def write_weights(folder):
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """An empty project with two sources, and the working folder in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MEDMERGE_DATA", raising=False)
-    write_weights(tmp_path)
-    return tmp_path
+def project(project):
+    """A project with two sources."""
+    write_weights(project)
+    return project
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 A step is that of `medmerge.training`, on one batch of random images: what is measured does not depend on their
 values. Nothing is scored, so no data and no trained weights are needed.
-``results/<track>/cost/<backbone>-<size>px.json`` is what :func:`measure` returned, checked when it is read.
+``results/<track>/cost/<backbone>-<size>px.json`` is what :func:`measure` returned.
 """
 
 import copy
@@ -85,7 +85,16 @@ class Timed(Sheet):
 
 
 class CostSheet(Sheet):
-    """A record of costs: the fields that :func:`measure` returns."""
+    """A record of costs.
+
+    Attributes:
+        load: processes that wanted to run, on average over the minute before and over the last minute, this one among
+            them at the end.
+        clock: ``"cpu"`` for the processor's time, which other processes hardly change, where one thread of a CPU
+            computes, else ``"wall"``.
+        variants: by name in :data:`VARIANTS`.
+        profile: of :data:`PROFILED`, as :func:`profile` gives it.
+    """
 
     backbone: str
     image_size: int
@@ -147,18 +156,7 @@ class Step:
         if self.optimizer is None:
             training.features(self.model.backbone, self.samples, self.task)
             return None
-        self.optimizer.zero_grad(set_to_none=True)
-        value = self.loss()
-        value.backward()
-        self.optimizer.step()
-        return value.detach()
-
-    def loss(self) -> Tensor:
-        """The forward half of a step: the batch's mean loss, with its graph."""
-        inputs = training.prepare(self.inputs)
-        with self.task.autocast:
-            logits = self.model(inputs)
-        return training.loss(logits.float(), self.labels)
+        return training.step(self.model, self.optimizer, (self.inputs, self.labels), self.task)
 
 
 def step(name: str, sources: list[nn.Module], task: Task) -> Step:
@@ -198,24 +196,6 @@ def flops(step: Step) -> int:
     return counter.get_total_flops()
 
 
-def saved(step: Step) -> dict[int, int]:
-    """Bytes of each storage that the forward pass keeps for the backward pass, by its address.
-
-    Storages of parameters and buffers are among them where they are needed again.
-    """
-    kept = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    if step.optimizer is not None:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            step.loss()  # its graph, and so every address, lives until here
-    return kept
-
-
 def memory(step: Step) -> dict[str, int]:
     """Bytes that a step holds when its forward pass is done, by what they are for; the same in every run.
 
@@ -224,19 +204,25 @@ def memory(step: Step) -> dict[str, int]:
     beyond all these. Gradients are held from the first backward pass on: within a step they replace what was saved,
     so the sum is a bound rather than the peak. Temporary tensors are not counted.
     """
-    step()
-    parameters = list(step.model.parameters())
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    parameters, buffers = list(step.model.parameters()), list(step.model.buffers())
     learning = [parameter for parameter in parameters if parameter.requires_grad]
-    still = [parameter for parameter in parameters if not parameter.requires_grad]
     states = step.optimizer.state.values() if step.optimizer else ()
-    model = [*parameters, *step.model.buffers()]
-    held = {tensor.untyped_storage().data_ptr() for tensor in [*model, step.inputs, step.labels]}
+    held = {tensor.untyped_storage().data_ptr() for tensor in [*parameters, *buffers, step.inputs, step.labels]}
     return {
         "parameters": _bytes(learning),
-        "frozen": _bytes([*still, *step.model.buffers()]),
+        "frozen": _bytes([*(one for one in parameters if not one.requires_grad), *buffers]),
         "gradients": _bytes(parameter.grad for parameter in learning if parameter.grad is not None),
         "optimizer": _bytes(value for state in states for value in state.values() if isinstance(value, Tensor)),
-        "saved": sum(size for address, size in saved(step).items() if address not in held),
+        "saved": sum(size for address, size in kept.items() if address not in held),
     }
 
 
@@ -249,14 +235,6 @@ def measure(p: Parameters) -> CostSheet:
     Args:
         p: ``backbone``, whose weights are random; ``image_size``; ``batch_size``; ``cost_repeats``, rounds that are
             kept after :data:`WARM_UP` that are not; ``device`` and ``precision``.
-
-    Returns:
-        What was asked (``backbone``, ``image_size``, ``batch_size``, ``classes``, ``repeats``); the machine (``kind``,
-        ``device``, ``precision``, ``threads``, ``cores``, ``load``: processes that wanted to run, on average over the
-        minute before and over the last minute, this one among them at the end); ``clock``, ``"cpu"`` for the
-        processor's time, which other processes hardly change, where one thread of a CPU computes, else ``"wall"``;
-        ``variants``, each with ``seconds`` a round, ``trainable``, ``flops`` and ``memory`` as the functions above give
-        them, and ``peak_memory_mib``, which is None on the CPU; ``profile``, of :data:`PROFILED`; and ``provenance``.
     """
     task, load = noise(p.image_size, p.batch_size, p.device, p.precision), os.getloadavg()[0]
     with devices.memory_kept(), devices.seeded(task.device, 0):
@@ -323,7 +301,7 @@ def _alone(name: str, sources: list[nn.Module], task: Task) -> dict:
 
 
 def clock(device: torch.device) -> str:
-    """Which clock times the steps: see :func:`measure`."""
+    """Which clock times the steps: see :class:`CostSheet`."""
     return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
