@@ -1,7 +1,6 @@
 """What a step costs: the steps train as the training loop does, and every count is that of pencil and paper."""
 
 import copy
-import dataclasses
 import json
 import re
 
@@ -172,14 +171,6 @@ def measured() -> cost.CostSheet:
     return cost.measure(P)
 
 
-@pytest.fixture
-def path(tmp_path, monkeypatch):
-    """Where the record is looked for."""
-    (tmp_path / "_config.yml").touch()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "results/own/cost/densenet_small-32px.json"
-
-
 def test_a_measurement_holds_every_variant_and_round(measured):
     assert list(measured.variants) == list(VARIANTS) and measured.clock == "cpu" and measured.threads == 1
     assert all(len(measured.seconds(name)) == 3 for name in VARIANTS) and measured.ratio("ft") == (1, 1, 1)
@@ -189,27 +180,22 @@ def test_a_measurement_holds_every_variant_and_round(measured):
     assert numbers == sorted(set(numbers)) and set(measured.profile) == set(cost.PROFILED)
 
 
-def test_a_record_comes_back_and_is_not_measured_again(measured, path, monkeypatch):
-    asked = []
-    sheet = dataclasses.replace(cost.SHEET, measure=lambda p: asked.append(p) or measured)
-    monkeypatch.setattr(cost, "SHEET", sheet)
+def test_a_record_comes_back_and_is_that_of_these_parameters(measured, project):
+    path = project / "results/own/cost/densenet_small-32px.json"
     assert cost.state(P) == {"densenet_small-32px": None}
-    assert cost.run(P) == cost.run(P) == measured and len(asked) == 1
-    assert cost.state(P) == {"densenet_small-32px": path}
+    cost.SHEET.save(path, measured)
+    assert cost.run(P) == measured and cost.state(P) == {"densenet_small-32px": path}
+    for other in ({"batch_size": 5}, {"cost_repeats": 4}, {"device": "cuda"}, {"precision": "bf16"}):
+        with pytest.raises(RecordError, match="was measured with"):
+            cost.run(P.model_copy(update=other))
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({name: value for name, value in content.items() if name != "profile"} | {"gone": 1}))
-    assert told.profile(cost.run(P)).empty, "older records lack what is measured since, and hold what is no more"
+    path.write_text(json.dumps({name: value for name, value in content.items() if name != "profile"}))
+    assert told.profile(cost.run(P)).empty, "older records have none"
+    path.unlink()
     for change, message in (
-        ({"variants": {}, "backbone": 1}, "is damaged .*"),
-        ({"batch_size": 5}, "with batch_size 5, not 4"),
+        ({"cost_repeats": 0}, "cost_repeats: 0"),
+        ({"image_size": 64, "backbone": "x"}, "unknown 'x'"),
     ):
-        path.write_text(json.dumps(content | change))
-        with pytest.raises(RecordError, match=rf"(?s)densenet_small-32px\.json.*{message}.*remove it to measure again"):
-            cost.run(P)
-
-
-def test_a_page_needs_rounds_and_a_backbone(path):
-    for change, message in (({"cost_repeats": 0}, "cost_repeats: 0"), ({"backbone": "x"}, "backbone: unknown 'x'")):
         with pytest.raises(ParameterError, match=message):
             cost.run(P.model_copy(update=change))
 

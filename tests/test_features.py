@@ -1,8 +1,5 @@
 """Kernels and feature maps of a merged run: what is shown is what the networks hold, and what is kept is checked."""
 
-from pathlib import Path
-
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -12,7 +9,6 @@ from test_study import parameters, write_weights
 from torch import nn
 
 from medmerge import KernelMerge, backbone
-from medmerge.cli import main as cli
 from medmerge.pages import features as told
 from medmerge.pages.figures import features as figures_features
 from medmerge.study import definitions, features, records, revisits
@@ -20,8 +16,6 @@ from medmerge.study import run as study
 from medmerge.study.params import ParameterError
 from medmerge.study.records import RecordError
 from medmerge.training import prepare
-
-ROOT = Path(__file__).parents[1]
 
 
 def images(count: int = 2) -> torch.Tensor:
@@ -170,33 +164,17 @@ def test_a_record_is_read_as_written_without_the_networks(merged, tmp_path, monk
     )
 
 
-def test_damaged_and_foreign_records_are_refused(merged):
-    _, record, _, found = merged
-    path = features.sheet(record).where(None)
-    content = path.read_bytes()
-    try:
-        path.write_bytes(content[:-100])
-        with pytest.raises(RecordError, match="is damaged"):
-            features.sheet(record).read(None)
-        path.write_bytes(content)
-        for name in ("hash", "network"):
-            other = records.Record(record.folder, {**record.run, name: "f" * 64})
-            with pytest.raises(RecordError, match="measured with .*, not ffff.*remove it to measure again"):
-                features.sheet(other).read(None)
-    finally:
-        path.write_bytes(content)
-
-
 def test_it_says_what_is_not_here(merged, monkeypatch, tmp_path):
     monkeypatch.chdir(merged[0])
-    record, path, kept = merged[1], features.sheet(merged[1]).where(None), tmp_path / "kept"
-    path.rename(kept)
-    checkpoint = record.folder / definitions.MERGE
-    checkpoint.rename(tmp_path / "merge")
+    record, learnt = merged[1], merged[1].folder / definitions.MERGE
+    for name in ("hash", "network"):
+        other = records.Record(record.folder, {**record.run, name: "f" * 64})
+        with pytest.raises(RecordError, match="measured with .*, not ffff.*remove it to measure again"):
+            features.sheet(other).read(None)
+    learnt.rename(tmp_path / "merge")
     with pytest.raises(RecordError, match="lies only where the run was computed"):
-        features.sheet(record).run(None)
-    assert features.sheet(record).read(None) is None
-    kept.rename(path), (tmp_path / "merge").rename(checkpoint)
+        features.networks(record)
+    (tmp_path / "merge").rename(learnt)
     with pytest.raises(ParameterError, match="shows one study"):
         features.choose(parameters(studies=["a", "b"], notebook="features"))
 
@@ -226,25 +204,3 @@ def test_the_summary_states_the_numbers_of_the_table(merged):
         assert f"{row.correlation:.2f} with {row.one if row.other == 'merged' else row.other}" in text
     medians = table[(table["one"] == "merged") | (table["other"] == "merged")].groupby("level")["median"].mean()
     assert ("as the paper says" in text) == (medians["low"] > medians["high"])
-
-
-@pytest.mark.slow
-def test_the_page_is_drawn_again_from_its_record_where_the_networks_are_not(merged, monkeypatch):
-    monkeypatch.chdir(merged[0])
-    monkeypatch.setenv("IPYTHONDIR", str(merged[0] / ".ipython"))
-    Path("features.yaml").write_text(
-        "notebook: features\ntrack: demo\ntitle: Features\nnote: Drawn.\nstudies: [demo]\n"
-    )
-    notebook = str(ROOT / "notebooks/features.ipynb")
-    assert cli.main(["run", notebook, "features.yaml"]) == 0
-    page = nbformat.read("results/demo/features.ipynb", 4)
-    outputs = [output.get("data", {}) for cell in page.cells for output in cell.get("outputs", [])]
-    assert page.cells[0].source.startswith("# Features") and sum("image/png" in data for data in outputs) == 3
-    assert any("**High-level**" in data.get("text/markdown", "") for data in outputs)
-    monkeypatch.setenv("MEDMERGE_CACHE", str(merged[0] / "empty"))
-    Path("w").rename("moved")
-    try:
-        assert cli.main(["run", notebook, "features.yaml"]) == 0
-    finally:
-        Path("moved").rename("w")
-    assert nbformat.read("results/demo/features.ipynb", 4) == page

@@ -42,9 +42,8 @@ class Runs:
 
         Args:
             kill: where it kills itself, if anywhere: ``write``, the how manieth file it writes (from 0), and ``at``,
-                ``"content"`` (with half of its bytes on the disk), or ``"after"`` it was moved into place; ``cache``
-                for decoded images, where it is not that of all; ``share`` of the time for checkpoints, by default all,
-                which writes one after every epoch.
+                ``"content"`` (with half of its bytes on the disk), or ``"after"`` it was moved into place;
+                ``share`` of the time for checkpoints, by default all, which writes one after every epoch.
         """
         order = {"folder": str(folder), "parameters": {**STUDY, "approaches": approaches}}
         order |= {"cache": str(self.cache), "share": 1.0, **kill}
@@ -137,14 +136,3 @@ def test_killed_again_and_again(runs, whole, tmp_path):
         assert len(list(folder.rglob("*.partial"))) == (at == "content"), "what was left before is cleared away"
         assert all(checkpoints.read(checkpoint)["history"] for checkpoint in folder.rglob("checkpoint/*.pt"))
     assert kills > 3 and contents(folder) == whole["merge"][0]
-
-
-@pytest.mark.slow
-def test_killed_while_images_are_decoded(runs, whole, tmp_path):
-    folder = project(tmp_path / "p")
-    for at in ("content", "after"):
-        runs.start(folder, MERGE, write=0, at=at, cache=str(tmp_path / "cache"))
-        assert runs.status() == (-signal.SIGKILL, 0)
-    runs.start(folder, MERGE, cache=str(tmp_path / "cache"))
-    assert runs.status()[0] == 0 and contents(folder) == whole["merge"][0]
-    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npy"]

@@ -18,6 +18,9 @@ NOTEBOOKS = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}
 FILES = sorted((ROOT / "params").rglob("*.yaml"))
 
 
+THREE = {"base_data": "a", "source_data": "b", "source_weights": "b.pt", "more_data": ["c"], "more_weights": ["c.pt"]}
+
+
 def refused(values: dict, **options) -> list[str]:
     """The lines of the refusal, one a problem."""
     with pytest.raises(ParameterError) as raised:
@@ -97,6 +100,10 @@ def test_wrong_types_and_values(name, value):
         ({"approaches": ["ft", "ft"]}, r"approaches: .* names one twice"),
         ({"source_weights": "c.pt"}, "source_data and source_weights: give both"),
         ({"base_data": "a", "source_data": "a", "source_weights": "c.pt"}, "source_data: 'a' is named twice"),
+        (THREE | {"more_weights": []}, "more_data and more_weights: 1 and 0 entries"),
+        (THREE | {"more_data": ["a"]}, "more_data: 'a' is named twice"),
+        (THREE | {"source_data": "", "source_weights": ""}, "more_data: these come after source c"),
+        (THREE | {"batchnorm": 3}, "batchnorm: 3 is no source; they count from 0 to 2"),
         ({"target_data": "csv"}, "target_labels: the dataset csv needs"),
         ({"target_labels": "l.csv"}, "target_labels: synthetic:moles has its own labels"),
         ({"save_weights": "w.safetensors"}, r"save_weights: saves one network a seed; give approaches: \[ft\]"),

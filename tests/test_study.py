@@ -10,15 +10,16 @@ import pytest
 import torch
 from data_fixtures import write_ham10k, write_isic2019
 
-from medmerge import Parameters, backbone, checkpoints, data, save_backbone
+from medmerge import Parameters, backbone, checkpoints, data, explore, save_backbone, training
 from medmerge.approaches import APPROACHES, matching
 from medmerge.backbones import CheckpointError, read_state
+from medmerge.pages import report
 from medmerge.stats import evaluation
-from medmerge.study import definitions, inputs
+from medmerge.study import definitions, inputs, revisits
 from medmerge.study import run as study
 from medmerge.study.definitions import Row
 from medmerge.study.params import ParameterError, Role
-from medmerge.study.records import RecordError
+from medmerge.study.records import RecordError, read
 
 TINY = {
     **{"base_data": "objects", "base_weights": "w/objects.safetensors"},
@@ -115,7 +116,13 @@ def test_definitions_tell_runs_apart_by_hash():
     assert defined(ft, resize="stretch") == defined(ft, lp_lr=0.5) == defined(ft)
     merged = ("medmerge", ("objects", "lesions"))
     assert defined(Row(*merged, (("batchnorm", 1), ("w_lr", 0.1)))) == defined(Row(*merged), batchnorm=1, w_lr=0.1)
-    assert defined(Row(*merged)) == defined(Row(*merged), normalisation="affine")
+    assert (
+        defined(Row(*merged))
+        == defined(Row(*merged), normalisation="affine")
+        != defined(Row(*merged), normalisation="softmax")
+    )
+    three, more = Row("medmerge", ("a", "b", "c")), {"more_data": ["c"], "more_weights": ["random"]}
+    assert defined(three, **more) == defined(three, **more, normalisation="softmax")
     for name, approach in APPROACHES.items():
         assert set(approach.settings) - {"score_controls"} <= approach.reads, f"{name}: these only add a table"
 
@@ -227,8 +234,6 @@ def test_all_rows_are_tested_on_the_same_images_and_trained(finished):
 
 def test_first_epochs_start_from_the_same_head_in_all_rows(project, monkeypatch):
     """Read off what `fit` is given, in a whole study."""
-    from medmerge import training
-
     heads = {}
 
     def note(model, train, val, phase, task, still=()):
@@ -471,3 +476,95 @@ def test_a_permuted_twin_merges_like_the_source_itself_once_aligned(project):
     unlike, alike = (record.controls.drop_duplicates("control").set_index("control")["score"] for record in found)
     assert alike["first source"] == alike["second source"] == alike["learnt"] == alike["start"]
     assert len(set(unlike[["first source", "second source", "learnt", "start"]])) > 1
+
+
+# ---------------------------------------------------------------- other merging weights in a finished merge
+
+
+def test_a_trial_replaces_the_weights_of_a_layer_and_puts_them_back(finished, monkeypatch):
+    monkeypatch.chdir(finished[0])
+    merged, layer, seen = finished[1][-1], "features.denseblock1.denselayer1.conv1", []
+    (trial,) = revisits.later_trials([merged]).values()
+    assert trial.metric == "macro F1" and trial.images == merged.images["val"] != merged.images["test"]
+
+    def scored(model, samples, task):
+        seen.append({name: w.numpy() for name, w in model.backbone.kernel_weights().items()})
+        assert len(samples) == trial.images
+        return training.validate(model, samples, task)
+
+    monkeypatch.setattr("medmerge.study.revisits.validate", scored)
+    history = merged.history
+    best = history[history["phase"] == "linear_probe"]["val_macro_f1"].max()
+    assert trial(layer, None) == pytest.approx(best, abs=1e-6), "as learnt"
+    score = trial(layer, 1.0)
+    assert trial(layer, 1.0) == score and len(seen) == 2, "computed once"
+    after = {name: w.numpy() for name, w in trial.merging.backbone.kernel_weights().items()}
+    for name, w in merged.kernel_weights.items():
+        assert np.array_equal(w, after[name])
+        assert (seen[1][name] == 1).all() if name == layer else np.array_equal(seen[1][name], w)
+    with pytest.raises(KeyError, match="no merged layer"):
+        trial("features.conv9", 0.5)
+
+
+@pytest.mark.parametrize("settings", [{"approaches": ["medmerge_zeros"]}, {"batchnorm": "repair", "align": "weights"}])
+def test_merges_of_every_kind_are_rebuilt(project, settings):
+    record = study.run(parameters(**{"approaches": ["medmerge"], **settings}))[0]
+    trial = revisits.Trial(record)
+    assert trial(next(iter(record.kernel_weights)), None) == pytest.approx(record.controls.iloc[0]["score"])
+
+
+def test_what_a_merge_cannot_be_rebuilt_without_is_named(project, finished):
+    copy_of(finished, project)
+    merged = read(project / finished[1][-1].folder.relative_to(finished[0]))
+    (project / "w/objects.safetensors").unlink()
+    with pytest.raises(ParameterError, match="no file w/objects.safetensors"):
+        revisits.merged_classifier(merged)
+    (merged.folder / definitions.MERGE).unlink()
+    assert not revisits.later_trials([merged])
+    with pytest.raises(RecordError, match="lies only where the run was computed"):
+        revisits.merged_classifier(merged)
+
+
+# ---------------------------------------------------------------- three sources
+
+
+THREE = {
+    **{"pair": "tiny", "base_data": "one", "base_weights": "random", "source_data": "two", "source_weights": "random"},
+    **{"target_data": "synthetic:moles", "backbone": "densenet_small", "image_size": 32, "approaches": ["medmerge"]},
+    **{"lp_epochs": 1, "ft_epochs": 1, "lp_lr": 1e-2, "ft_lr": 1e-3, "device": "cpu", "precision": "fp32"},
+    **{"more_data": ["three"], "more_weights": ["random"]},
+}
+
+
+def test_rows_name_every_source_and_each_is_looked_for():
+    p = Parameters.parse(THREE | {"approaches": ["ft", "medmerge"], "more_weights": ["w/none.pt"]})
+    assert [row.name for row in definitions.rows(p)] == ["ft-one", "ft-two", "ft-three", "medmerge-one-two-three"]
+    (problem,) = inputs.missing(p, ["three"])
+    assert problem.startswith("more_weights: no file w/none.pt")
+    assert not inputs.missing(p, ["one", "two"])
+
+
+def test_random_sources_differ_and_depend_on_their_seed():
+    p = Parameters.parse(THREE)
+    names = ("one", "two", "three")
+    drawn = [inputs.load_source(p, n, seed).features.conv0.weight for seed in (0, 1) for n in names]
+    assert len({w.sum().item() for w in drawn}) == 6
+    assert (inputs.load_source(p, "three", 0).features.conv0.weight == drawn[2]).all()
+
+
+def test_a_study_of_three_sources_keeps_and_reports_all_their_weights(project):
+    p = Parameters.parse(THREE)
+    (record,) = study.run(p)
+    assert record.run["row"]["sources"] == ["one", "two", "three"] and len(record.run["sources"]) == 3
+    epochs, history = record.kernel_history
+    for name, w in record.source_weights.items():
+        assert w.shape[0] == 3 and w.ndim == 2
+        np.testing.assert_allclose(w.sum(0), 1, rtol=1e-5)
+        assert np.abs(w - 1 / 3).max() > 1e-4
+        np.testing.assert_allclose(history[name][-1], w[0], atol=1e-4)
+    moved = report.displacement(record)
+    flat = np.concatenate(list(record.kernel_weights.values()))
+    assert moved["kernels"] == flat.size and moved["mean"] == pytest.approx(np.abs(flat - 1 / 3).mean())
+    with pytest.raises(ValueError, match=r"has 3: give one source's weights, .*record\.source_weights"):
+        explore(record)
+    assert study.run(p)[0].run == record.run, "it is finished"

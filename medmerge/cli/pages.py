@@ -27,7 +27,7 @@ from medmerge import files
 from medmerge.cli import plan, runs
 from medmerge.study import definitions, notebooks
 from medmerge.study.params import ParameterError, Parameters, load_yaml
-from medmerge.study.places import home
+from medmerge.study.places import home, short
 
 
 def add(parser: argparse.ArgumentParser, name: str) -> None:
@@ -174,7 +174,7 @@ def _html(page: Path) -> Path:
 
 def _again(notebook: Path, params: Path, p: Parameters) -> str:
     """The last section of a page: the commands that make it, and one run of it, again."""
-    names = [_short(notebook), _short(params)]
+    names = [short(notebook), short(params)]
     lines = ["## Run it again", "", "```bash", shlex.join(["medmerge", "run", *names]), "```"]
     if notebooks.kind(p).runs:
         row = definitions.rows(p)[-1].name
@@ -182,12 +182,6 @@ def _again(notebook: Path, params: Path, p: Parameters) -> str:
         lines += ["", "One row and seed, by the name of its folder, held against its record:"]
         lines += ["", "```bash", one, "```"]
     return "\n".join(lines)
-
-
-def _short(path: Path) -> str:
-    """A path from the project's folder, else its name: a page names no place of the machine that drew it."""
-    place, whole = home().resolve(), path.resolve()
-    return str(whole.relative_to(place)) if whole.is_relative_to(place) else path.name
 
 
 def _publish(notebook: nbformat.NotebookNode, output: Path, origin: dict[str, str], title: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medmerge.study import definitions
 from medmerge.study.params import FROM_RECORDS, ParameterError, Parameters, assigned_values, load_yaml
-from medmerge.study.places import home
+from medmerge.study.places import home, short
 
 State = Mapping[str, Path | None]
 """What a page asks for by name, each with where its record lies, or None where there is none."""
@@ -170,9 +170,7 @@ def origin(params: Path, notebook: Path, p: Parameters) -> dict[str, str]:
 
 def whose(params: Path, p: Parameters) -> dict[str, str]:
     """Which parameter file and study a page belongs to: no other may write it."""
-    whole, project = params.resolve(), home().resolve()
-    file = whole.relative_to(project).as_posix() if whole.is_relative_to(project) else whole.name
-    return {"parameters": file, "study": p.pair if kind(p).runs else ""}
+    return {"parameters": short(params), "study": p.pair if kind(p).runs else ""}
 
 
 def noted(page: Path) -> dict[str, str]:

@@ -48,3 +48,9 @@ def nothing_at(path: str, what: str = "") -> str:
     looked = " or ".join(map(str, dict.fromkeys(_places(path))))
     hint = "" if os.environ.get("MEDMERGE_DATA") else ", and $MEDMERGE_DATA is not set"
     return f"no {f'{what} ' if what else ''}{path}: there is no {looked}{hint}"
+
+
+def short(path: Path) -> str:
+    """A path from the project's folder, else its name: what is published names no place of the machine that drew it."""
+    place, whole = home().resolve(), path.resolve()
+    return whole.relative_to(place).as_posix() if whole.is_relative_to(place) else path.name
