@@ -125,17 +125,6 @@ def test_run_refuses_before_anything_is_written(project, capsys, notebook, chang
     assert message in error and "Traceback" not in error and out == "" and files(project) == before
 
 
-def test_a_notebooks_own_defaults_count(project, capsys, monkeypatch):
-    """source.ipynb sets approaches: [ft], without which its parameters would not do."""
-    given = {}
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-    monkeypatch.setattr(runs, "left", lambda p: given.update(p.model_dump()))
-    empty = dict.fromkeys(("source_data", "source_weights", "lp_epochs", "pair"))
-    write_parameters("source", **empty, save_weights="w/x.safetensors")
-    assert cli.main(["run", str(ROOT / "notebooks/source.ipynb"), "source.yaml"]) == 130
-    assert (given["approaches"], given["pair"], given["ft_epochs"]) == (["ft"], "source", 1)
-
-
 def texts(notebook) -> str:
     return nbformat.writes(notebook)
 
@@ -188,19 +177,6 @@ def test_a_failing_notebook_keeps_the_previous_output(project, capsys):
         assert cli.main(["run", "study.ipynb", "p.yaml"]) == 0
         assert not failed.exists() and output.read_bytes() == before
         assert [p.name for p in (project / "elsewhere").iterdir()] == ["q.ipynb"]
-
-
-def test_a_title_never_replaces_code(project, monkeypatch):
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("title = ''\ntrack = 'demo'", metadata={"tags": ["parameters"]})]
-    )
-    nbformat.write(notebook, "n.ipynb")
-    Path("p.yaml").write_text("title: Hello\n")
-    monkeypatch.setattr(runs, "left", lambda p: [])
-    assert cli.main(["run", "n.ipynb", "p.yaml"]) == 0
-    cells = nbformat.read("results/demo/p.ipynb", 4).cells
-    firsts = [cell.source.splitlines()[0] for cell in cells]
-    assert firsts == ["# Hello", "title = ''", "# Parameters", "## Run it again"]
 
 
 def test_a_page_in_one_html_file_and_never_anothers(project, monkeypatch, capsys):

@@ -48,15 +48,12 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
                 backbones.check_weights(p.backbone, given)
             except ValueError as error:
                 problems.append(f"{parameter}: {error}")
-    for name in ("target_root", "exclude_root"):
-        dataset = getattr(p, name.replace("root", "data"))
-        if dataset and not dataset.startswith("synthetic:") and not getattr(p, name):
-            problems.append(f"{name}: {_wanted(dataset)}")
     for name in ("target_root", "exclude_root", "source_root", "target_labels", "split_file"):
-        path = getattr(p, name)
+        path, dataset = getattr(p, name), {"target_root": p.target_data, "exclude_root": p.exclude_data}.get(name)
         if path and not resolve(path).exists():
-            dataset = {"target_root": p.target_data, "exclude_root": p.exclude_data}.get(name)
             problems.append(f"{name}: {nothing_at(path)}" + (f". {_wanted(dataset)}" if dataset else ""))
+        elif dataset and not path and not dataset.startswith("synthetic:"):
+            problems.append(f"{name}: {_wanted(dataset)}")
     return problems + _inside(p)
 
 
@@ -79,17 +76,13 @@ def _wanted(dataset: str) -> str:
 
 def _inside(p: Parameters) -> list[str]:
     """A line for each place that is to be written in a dataset's folder."""
-    roots = {
-        name: resolve(getattr(p, name)) for name in ("target_root", "exclude_root", "source_root") if getattr(p, name)
-    }
-    places = {
-        name: home() / Path(getattr(p, name)).expanduser() for name in ("results", "save_weights") if getattr(p, name)
-    }
+    roots = {n: resolve(getattr(p, n)) for n in ("target_root", "exclude_root", "source_root") if getattr(p, n)}
+    places = {n: home() / Path(getattr(p, n)).expanduser() for n in ("results", "save_weights") if getattr(p, n)}
     return [
-        f"{name}: {place} is in {root} ({roots[root]}), which is only read; name a place outside of it"
+        f"{name}: {place} is in {parameter} ({root}), which is only read; name a place outside of it"
         for name, place in places.items()
-        for root in roots
-        if place.resolve().is_relative_to(roots[root].resolve())
+        for parameter, root in roots.items()
+        if place.resolve().is_relative_to(root.resolve())
     ]
 
 
@@ -107,8 +100,11 @@ def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) 
     Raises:
         DataError, CheckpointError, RecordError: what a run would end with, at the price of seconds.
     """
-    table = data.load_table(p.target_data, **_where(p))
-    parts = split_files.apply(table, resolve(p.split_file)) if p.split == "file" else data.split(table, **_drawn(p))
+    table, drawn = data.load_table(p.target_data, **_where(p)), {"fractions": tuple(p.fractions), "seed": p.split_seed}
+    if p.split == "file":
+        parts = split_files.apply(table, resolve(p.split_file))
+    else:
+        parts = data.split(table, method=p.split, **drawn)
     check_sources(p, sources, done)
     images = table.frame[["id", "group"]].assign(sha256="", split=parts)
     met = [overlap_sentence(name, found) for name, found in overlap(p, images, sources).items() if _meets(found)]
@@ -136,10 +132,6 @@ def load_data(p: Parameters, done: Iterable[Record] = ()) -> data.Dataset:
                 "study another `pair` name, or restore the data"
             )
     return dataset
-
-
-def _drawn(p: Parameters) -> dict:
-    return {"method": p.split, "fractions": tuple(p.fractions), "seed": p.split_seed}
 
 
 def _where(p: Parameters) -> dict:

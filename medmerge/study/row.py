@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
 from medmerge import backbones, data, devices, files
 from medmerge.approaches import APPROACHES
@@ -60,12 +61,10 @@ def run_row(
     with _memory_explained(p, row, seed, task):
         options = {name: getattr(p, name) for name in approach.settings}
         outcome = approach.run(sources if approach.merges else sources[0], task, **options)
-        networks = {"": outcome.model} | ({} if outcome.probed is None else {"linear_probe": outcome.probed})
-        found = {stage: records.kept(predict(model, dataset.test, task)) for stage, model in networks.items()}
-
-    labels, classes = dataset.test.labels.numpy(), dataset.classes
-    scores = {stage: evaluation.metrics(labels, each, classes) for stage, each in found.items()}
-    frames = {stage: records.prediction_frame(dataset.test.ids, labels, each, classes) for stage, each in found.items()}
+        metrics, predictions = _tested(outcome.model, dataset, task)
+        stages, tables = {}, dict(outcome.tables)
+        if outcome.probed is not None:
+            stages["linear_probe"], tables["predictions_linear_probe"] = _tested(outcome.probed, dataset, task)
     content = {
         "definition": defined,
         "hash": definition_hash(defined),
@@ -75,19 +74,25 @@ def run_row(
         "parameters": p.model_dump(),
         "data": _described(p, dataset) | {"overlap": dict(overlap or {})},
         "sources": prints,
-        "metrics": scores.pop(""),
-        "stages": scores,
+        "metrics": metrics,
+        "stages": stages,
         **_circumstances(outcome, task),
     }
     _keep(outcome, where, p.model_copy(update={"seeds": [seed]}), row, dataset)
     weights, moved = (
         {name: w.numpy() for name, w in learnt.items()} for learnt in (outcome.kernel_weights, task.kernel_history)
     )
-    predictions = frames.pop("")
-    tables = {f"predictions_{stage}": frame for stage, frame in frames.items()} | dict(outcome.tables)
     record = records.write(where, content, task.history_frame(), predictions, weights, moved, tables)
     clear(where)
     return record
+
+
+def _tested(model: nn.Module, dataset: data.Dataset, task: Task) -> tuple[dict, pd.DataFrame]:
+    """Metrics and predictions of a network on the test images."""
+    probabilities = records.kept(predict(model, dataset.test, task))
+    labels, classes = dataset.test.labels.numpy(), dataset.classes
+    frame = records.prediction_frame(dataset.test.ids, labels, probabilities, classes)
+    return evaluation.metrics(labels, probabilities, classes), frame
 
 
 def _circumstances(outcome: Outcome, task: Task) -> dict:
@@ -114,11 +119,8 @@ def _recall(
     path = folder(p, other, seed) / MODEL
     try:
         record = finished(p, other, seed)
-        if (
-            not record
-            or record.run["data"]["fingerprint"] != images
-            or record.run["sources"] != {source: prints[source]}
-        ):
+        wanted = images, {source: prints[source]}
+        if record is None or (record.run["data"]["fingerprint"], record.run["sources"]) != wanted:
             return None
         classifier = load(path)
     except (FileNotFoundError, RecordError):
