@@ -11,6 +11,7 @@ from test_study import write_weights
 from medmerge import Parameters
 from medmerge.pages import leaks
 from medmerge.study import datasheet
+from medmerge.study.names import title
 from medmerge.study.params import ParameterError
 from medmerge.study.records import RecordError
 
@@ -151,16 +152,20 @@ def test_the_summary_says_what_was_measured(project):
     sheets, overlaps = datasheet.run(parameters())
     table = leaks.leak_table(sheets).set_index(["dataset", "split", "kind"])["mean"]
     random, met, worth = leaks.summary(sheets, overlaps).splitlines()
-    ham, isic = (table[name, "random", "group"] for name in ("ham10k", "isic2019"))
-    assert f"ham10k {ham:.1%}" in random and f"isic2019 {isic:.1%}" in random and "patient or lesion" in random
-    assert f"ham10k has met {overlaps[0]['share of random test']:.1%} of a random test split of isic2019" in met
-    assert "all of isic2019" not in met, "the whole is no news of its part"
+    ham, isic, seen = (
+        f"{share:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+        for share in (*table[:, "random", "group"][["ham10k", "isic2019"]], overlaps[0]["share of random test"])
+    )
+    assert f"HAM10000 {ham}" in random and f"ISIC 2019 {isic}" in random and "patient or lesion" in random
+    assert f"HAM10000 has met {seen} of a random test split of ISIC 2019" in met
+    assert "all of ISIC 2019" not in met, "the whole is no news of its part"
     for row in leaks.probe_table(sheets).itertuples():
-        assert (f"{row.difference:+.3f} for a {row.probe} on {row.dataset}" in worth) == (row.low > 0 or row.high < 0)
+        told = f"{row.difference:+.3f} for a {row.probe} on {title(row.dataset)}" in worth
+        assert told == (row.low > 0 or row.high < 0)
 
 
 def test_copies_are_in_the_summary():
     sheet = {"images in groups of several": 0, "probes": []}
     sheet["leaks"] = [{"split": "random", "seed": 0, "test": 100, "groups": 0, "files": 5}]
     copies = leaks.summary({"aptos2019": sheet}, [])
-    assert "a byte-identical copy" in copies and "aptos2019 5.0%" in copies
+    assert "a byte-identical copy" in copies and "APTOS 2019 5.0\N{NO-BREAK SPACE}%" in copies

@@ -176,19 +176,14 @@ def test_long_tables_are_compressed_and_read_like_others(tmp_path, monkeypatch):
     assert (folder / "predictions.csv").read_bytes() == text and not (folder / "predictions.csv.gz").exists()
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[1:], lambda b: b[:40] + b"\xff\xff" + b[42:]])
-def test_a_damaged_compressed_table_is_named(tmp_path, monkeypatch, damage):
+def test_a_damaged_compressed_table_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LONGEST", 10)
     folder = write(tmp_path / WHERE).folder
     path = folder / "predictions.csv.gz"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RecordError, match=r"predictions\.csv\.gz is damaged .*; restore it"):
-        records.read(folder).predictions  # noqa: B018
-    with pytest.raises(RecordError, match=r"predictions\.csv\.gz is damaged .*restore it"):
-        reruns.content(folder)
-    path.unlink()
-    with pytest.raises(RecordError, match=r"lacks predictions\.csv;"):
-        records.read(folder)
+    path.write_bytes(path.read_bytes()[:-9])
+    for read in (lambda: records.read(folder).predictions, lambda: reruns.content(folder)):
+        with pytest.raises(RecordError, match=r"predictions\.csv\.gz is damaged .*; restore it"):
+            read()
 
 
 def test_images_are_counted_by_part_not_by_label(tmp_path):
@@ -198,27 +193,6 @@ def test_images_are_counted_by_part_not_by_label(tmp_path):
     images = {"train": 5, "val": 2, "test": 2}
     new = {**MULTILABEL, "data": {**MULTILABEL["data"], "counts": counts, "images": images}}
     assert write(tmp_path / "new" / WHERE, new).images == images
-
-
-@pytest.mark.parametrize("fails_at", ["history.csv", "predictions.csv", "kernel_weights.safetensors", "run.json"])
-def test_a_run_cut_short_while_it_is_written_is_not_finished(tmp_path, monkeypatch, fails_at):
-    replace = Path.replace
-
-    def interrupted(path, target):
-        if Path(target).name == fails_at:
-            raise KeyboardInterrupt
-        return replace(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            write(tmp_path / WHERE)
-    assert not (tmp_path / WHERE / fails_at).exists()
-    with pytest.raises(FileNotFoundError, match="no finished run in"):
-        records.read(tmp_path / WHERE)
-    assert records.gather(tmp_path) == []
-    write(tmp_path / WHERE)
-    assert len(records.gather(tmp_path)) == 1 and not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,7 @@ class Variant:
         learns: ``"nothing"`` (the pass that computes features), ``"head"``, ``"merge"`` (merging weights, batch norms
             and the head) or ``"all"``.
         cached: whether its inputs are features, not images.
-        sources: networks that it starts from.
-        granularity: of a merge, as for :class:`~medmerge.merge.KernelMerge`.
+        sources, granularity: networks that it starts from, and of a merge as for :class:`~medmerge.merge.KernelMerge`.
     """
 
     title: str
@@ -349,18 +348,10 @@ SHEET = Measured(
 
 
 def state(p: Parameters) -> dict[str, Path | None]:
-    """The record by name, and where it is, or None where it is not there.
-
-    Raises:
-        RecordError: it is damaged, or was measured with other parameters.
-    """
+    """The record by name, and where it is; as :meth:`SHEET.state <medmerge.study.measured.Measured.state>`."""
     return {SHEET.where(p).stem: SHEET.state(p)}
 
 
 def run(p: Parameters) -> CostSheet:
-    """The record that the parameters ask for; measured and written where it is not there.
-
-    Raises:
-        ParameterError, RecordError: as :func:`check` and :func:`state`.
-    """
+    """The record; as :meth:`SHEET.run <medmerge.study.measured.Measured.run>`."""
     return SHEET.run(p)

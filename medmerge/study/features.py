@@ -35,11 +35,8 @@ MERGED = "merged"
 Networks = Mapping[str, nn.Module]
 """Backbones of one architecture by name; see :func:`networks`."""
 
-SHOWN = {"deeper": 4, "low": 6, "high": 6}
-"""Kernels that are shown of a part, where not all are; see :func:`layers`."""
-
-SLICES = 8
-"""Input channels that are shown of each kernel of the deeper layer."""
+SHOWN, SLICES = {"deeper": 4, "low": 6, "high": 6}, 8
+"""Kernels that are shown of a part (:func:`layers`) where not all are, and input channels of each of the deeper one."""
 
 IMAGES, BATCH, SIDE = 64, 16, 64
 """Test images whose maps are compared, images at a time, and pixels that a kept map measures at most."""
@@ -353,11 +350,7 @@ def state(p: Parameters) -> dict[str, Path | None]:
 
 
 def run(p: Parameters) -> Found:
-    """The features of the run that a page shows: read where they are kept, else measured and written.
-
-    Raises:
-        RecordError, ParameterError, DataError, CheckpointError: as :func:`choose` and :func:`measure`.
-    """
+    """The features of the run that a page shows; what is raised is raised by :func:`choose` and :func:`measure`."""
     return sheet(choose(p)).run(p)
 
 
