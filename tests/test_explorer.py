@@ -13,9 +13,8 @@ from test_records import HISTORY, RUN, predictions
 
 import medmerge
 from medmerge.explorer import payload as explorer_data
-from medmerge.pages import names
 from medmerge.pages.agreement import run_agreement
-from medmerge.study import records
+from medmerge.study import names, records
 from medmerge.study.layers import architecture
 from medmerge.study.layers import layers as study_layers
 from medmerge.study.records import RecordError
@@ -48,7 +47,7 @@ def record(folder, seed: int = 0, study: str = "moles", epochs: int = 4, weights
         for name, w in weights.items()
         if epochs
     }
-    run = {**RUN, "row": {"approach": "medmerge", "title": "MedMerge", "sources": ["imagenet", "skin"]}, "seed": seed}
+    run = {**RUN, "row": {"approach": "medmerge", "title": "MedMerge", "sources": ["imagenet", "clinic"]}, "seed": seed}
     run["data"] = {**RUN["data"], "name": study, "images": {"train": 30, "val": 10, "test": 5}}
     run["parameters"] = {**RUN["parameters"], "note": "Drawn, not photographed.", "select": "best"}
     run["parameters"] |= {"lp_lr": 1e-3, "batch_size": 10}
@@ -62,7 +61,7 @@ def record(folder, seed: int = 0, study: str = "moles", epochs: int = 4, weights
 def zeros(folder):
     """A finished run of one source merged with zeros."""
     merged = record(folder)
-    run = {**merged.run, "row": {"approach": "medmerge_zeros", "title": "MedMerge with zeros", "sources": ["skin"]}}
+    run = {**merged.run, "row": {"approach": "medmerge_zeros", "title": "MedMerge with zeros", "sources": ["clinic"]}}
     where = merged.folder.parents[1] / "medmerge_zeros-skin" / "seed0"
     return records.write(where, run, merged.history, merged.predictions, merged.kernel_weights)
 
@@ -342,7 +341,7 @@ def test_agreement_of_runs(tmp_path):
     ]
     runs[2].run["sources"] = {"b": "5", "c": "6"}
     seed, study = run_agreement(runs).itertuples()
-    assert (seed.network, seed.apart, seed.pairs) == ("small DenseNet", "seed", 1)
+    assert (seed.network, seed.apart, seed.pairs) == ("a small DenseNet", "seed", 1)
     assert seed.correlation == pytest.approx(-1, abs=1e-5)
     assert (study.apart, study.pairs) == ("study or settings, and networks merged", 2)
     assert (study.least, study.most) == pytest.approx((-1, 1), abs=1e-5)
@@ -367,7 +366,7 @@ def test_the_published_page_shows_every_recorded_study_under_a_name_of_its_own()
     content = re.search(r'<script type="application/json">(.*?)</script>', html, re.S)[1]
     shown, recorded = json.loads(content)["runs"], records.merged(ROOT / "results/open", ["*"])
     assert {run["name"] for run in shown} == {"/".join(r.folder.parts[-4:]) for r in recorded if r.num_merged == 2}
-    assert len(content.encode()) < 1_500_000 and {run["study"] for run in shown} <= set(names.STUDIES.values())
+    assert len(content.encode()) < 1_500_000 and {run["study"] for run in shown} <= set(names.NAMES.values())
     assert len({(run["study"], run["backbone"], run["label"], run["seed"]) for run in shown}) == len(shown)
 
 
@@ -386,4 +385,4 @@ def test_merged_runs_of_studies(tmp_path):
 
 def test_a_source_merged_with_zeros_says_so_at_its_other_end(tmp_path):
     shown = explorer_data.collect([record(tmp_path), zeros(tmp_path)])
-    assert [run.sources for run in shown] == [("ImageNet", "skin"), ("skin", "zeros")]
+    assert [run.sources for run in shown] == [("ImageNet", "clinic"), ("clinic", "zeros")]

@@ -127,7 +127,7 @@ def test_first_view_shows_the_records_numbers(page, site):
     assert shown["5 %"] == written(np.quantile(w, 0.05)) and shown["standard deviation"] == written(w.std(ddof=1))
     assert shown["weight"] == "24 × 3 × 7 × 7" and shown["kind"] == "7×7 convolution"
     assert page.status.startswith(f"Layer 1 of 3, {CONV}, 7×7 convolution, 6 kernels: mean w {written(w.mean())}")
-    assert page.text(".mm-legend").startswith("← more skin") and page.text(".mm-legend").endswith("more ImageNet →")
+    assert page.text(".mm-legend").startswith("← more clinic") and page.text(".mm-legend").endswith("more ImageNet →")
     flat = np.concatenate(list(site[1][0].kernel_weights.values()))
     assert page.texts(".mm-strongest table:first-child td:last-child")[0] == written(flat.max())
     assert f"record open/{FIRST}" in page.text(".mm-facts")
@@ -146,7 +146,7 @@ def test_by_mouse(page, site):
     assert page.status.startswith(f"Layer 3 of 3, {LAST}")
     w = site[1][0].kernel_weights[LAST]
     page.point(".mm-slider:not(:has(.mm-map)) canvas", 0.5, 0.5, click=True)
-    side = "ImageNet" if w[2] > 0.5 else "skin"
+    side = "ImageNet" if w[2] > 0.5 else "clinic"
     assert page.status.endswith(f"; kernel 2: w {written(w[2])}, more {side}.")
     page.all(".mm-strongest button")[0].click()
     flat = np.concatenate(list(site[1][0].kernel_weights.values()))
@@ -245,7 +245,7 @@ def test_two_runs_are_compared(page, site):
     page.choose("view", "difference")
     difference = site[1][0].kernel_weights[CONV] - site[1][1].kernel_weights[CONV]
     assert page.statistics()["mean"] == written(difference.mean()) and page.pixels(".mm-map") != before
-    assert page.text(".mm-legend").startswith("← this run takes more skin")
+    assert page.text(".mm-legend").startswith("← this run takes more clinic")
     page.choose("seed", "1")
     assert page.text(".mm-run").endswith("seed 1")
     assert page.one("[data-mm=compare]").get_attribute("value") == "shuffled"
@@ -256,7 +256,7 @@ def test_two_runs_are_compared(page, site):
 
 def test_another_network_brings_its_own_layers(page):
     page.choose("study", "eyes")
-    assert page.text(".mm-run") == "eyes · elsewhere · MedMerge ImageNet + skin · seed 0"
+    assert page.text(".mm-run") == "eyes · elsewhere · MedMerge ImageNet + clinic · seed 0"
     assert page.status.startswith("Layer 1 of 2, conv1, 3 kernels: mean w 0.507")
     assert page.texts("[data-mm=compare] option") == ["nothing", "w shuffled within layers", "w’s start, 0.5"]
     assert not page.one("[data-mm=epoch]").is_displayed(), "no history is stored"
@@ -327,7 +327,7 @@ def test_without_scripts_there_is_a_table(driver, site):
         driver.get(site[2]["http"])
         rows = [row.text for row in driver.find_elements("css selector", ".mm-explorer tbody tr")]
         w = np.concatenate(list(site[1][0].kernel_weights.values()))
-        assert len(rows) == 3 and f"moles small DenseNet MedMerge ImageNet + skin 0 15 {w.mean():.3f}" in rows[0]
+        assert len(rows) == 3 and f"moles a small DenseNet MedMerge ImageNet + clinic 0 15 {w.mean():.3f}" in rows[0]
     finally:
         driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
@@ -388,7 +388,7 @@ def test_live_a_choice_reaches_python_and_back(driver, site, tmp_path):
         page.focus(".mm-slider:not(:has(.mm-map))")
         page.press("END")  # kernel 3, to which Python answers with another layer
         page.wait.until(lambda _: page.status.startswith(f"Layer 3 of 3, {LAST}"))
-        assert page.texts(".mm-trial button") == ["0: all skin", "0.5: half each", "1: all ImageNet", "as learnt"]
+        assert page.texts(".mm-trial button") == ["0: all clinic", "0.5: half each", "1: all ImageNet", "as learnt"]
         page.one(".mm-trial button[data-w='1']").click()
         page.wait.until(lambda _: "macro F1 0.600" in page.text(".mm-trial [role=status]"))
         assert page.texts(".mm-trial tbody :is(th, td)")[:3] == [LAST, "1: all ImageNet", "0.600"]

@@ -126,7 +126,7 @@ Object.assign(Explorer.prototype, {
   /** What it is, and the guided start. A view that is on the screen is pressed, and its sentence is there. */
   tour() {
     const { parts: p, run, state } = this, [first, second] = run.sources;
-    p.lede.textContent = `Every kernel of the merged network is w times ${first}’s plus 1 − w times ${second}’s. Each w starts at 0.5 and is learnt; a column of the map is a layer, from the input on the left, and in it each kernel has the colour of its w.`;
+    p.lede.textContent = `Every kernel of the merged network mixes the same kernel of two networks: the share w from ${first}, the rest from ${second}. Each w starts at 0.5 and is learnt. A column of the map is a layer, from the input on the left, and in it each kernel has the colour of its w.`;
     const views = TOUR.map(([name, of, says]) => [name, of(this), says]).filter(([, wanted]) => wanted);
     const now = views.find(([, wanted]) => wanted.compare === state.compare && state.view === "w");
     const text = now ? now[2](this) : "";
@@ -226,7 +226,7 @@ Object.assign(Explorer.prototype, {
     const rows = known.filter((one) => "score" in one).map((one) => [one.w === null ? "every layer" : one.layer, name(one.w), fixed(one.score), gap(one)]);
     p.trial.replaceChildren(
       h("h2", {}, "What if"),
-      h("p", { class: "mm-caption" }, `${about.metric} on the ${count(about.images)} validation images, of the network as its linear probe left it, with w of one layer’s kernels replaced. The test images are not used.`),
+      h("p", { class: "mm-caption" }, `Validation ${about.metric}, on ${count(about.images)} images, of the network as its linear probe left it, with w of one layer’s kernels replaced. The test images are not used.`),
       ...(live ? [h("div", { class: "mm-controls", role: "group", "aria-label": `w of all kernels of ${layer.name}` }, h("span", {}, `w of ${layer.name}:`), ...buttons), (this.said ||= h("p", { role: "status" }))] : []),
       ...(rows.length ? [scrolling("Validation scores", ["layer", "w", `validation ${about.metric}`, "against learnt"], rows)] : []));
     if (this.said && this.said.textContent !== said) this.said.textContent = said; // one element, so that it is read out
