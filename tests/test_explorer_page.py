@@ -250,7 +250,8 @@ def test_two_runs_are_compared(page, site):
     assert page.text(".mm-run").endswith("seed 1")
     assert page.one("[data-mm=compare]").get_attribute("value") == "shuffled"
     page.choose("compare", "")
-    assert not page.one("[data-mm=view]").is_displayed() and not page.one(".mm-compared").is_displayed()
+    assert page.texts("[data-mm=view] option") == ["w, on all runs’ scale", "w, on its own scale"]
+    assert not page.one(".mm-compared").is_displayed()
     assert not page.one(".mm-map-other").is_displayed()
 
 

@@ -29,7 +29,7 @@ class Explorer {
   get values() { return valuesOf(this.run, this.state.epoch); }
   get isDifference() { return this.state.view === "difference"; }
   partners() { return this.data.runs.filter((run) => run !== this.run && run.network === this.run.network); }
-  get sibling() { return this.partners().find((r) => FIELDS.every(([key]) => (key === "seed") === (r[key] !== this.run[key]))); }
+  get siblings() { return this.partners().filter((r) => FIELDS.every(([key]) => (key === "seed") === (r[key] !== this.run[key]))); }
 
   /** What the run is compared with: another run as learnt, its own w shuffled, or their start; null for nothing. */
   get beside() {
@@ -56,7 +56,7 @@ class Explorer {
     const kernel = Number.isInteger(wanted.kernel) && wanted.kernel >= 0 && wanted.kernel < layer.kernels ? wanted.kernel : null;
     return {
       run: run.name, layer: layer.name, kernel, epoch: run.epochs.includes(wanted.epoch) ? wanted.epoch : null,
-      compare, view: compare && wanted.view === "difference" ? "difference" : "w", order: wanted.order === "w" ? "w" : "number",
+      compare, view: wanted.view === "own" || (wanted.view === "difference" && compare) ? wanted.view : "w", order: wanted.order === "w" ? "w" : "number",
     };
   }
 
@@ -200,10 +200,11 @@ class Explorer {
     return once(this.run, `minus ${state.compare} at ${state.epoch}`, () => w.map((v, i) => v - beside.w[i]));
   }
 
-  /** Centre and half width of the colour scale: one for all w; for differences one for the two runs. */
+  /** Centre and half width of the colour scale: one for all w, or that of 99 % of this run's, or of the differences. */
   range() {
-    if (!this.isDifference) return [0.5, this.data.half];
-    const most = this.shown().w.reduce((m, v) => Math.max(m, Math.abs(v)), 0.001), unit = 10 ** Math.floor(Math.log10(most)) / 2;
-    return [0, Math.ceil(most / unit - 1e-9) * unit];
+    if (this.state.view === "w") return [0.5, this.data.half];
+    const centre = this.isDifference ? 0 : 0.5, away = this.shown().w.map((v) => Math.abs(v - centre)).sort();
+    const most = Math.max(quantile(away, this.isDifference ? 1 : 0.99), 0.001), unit = 10 ** Math.floor(Math.log10(most)) / 2;
+    return [centre, Math.ceil(most / unit - 1e-9) * unit];
   }
 }

@@ -9,7 +9,7 @@ const CONTROLS = {
 /** The guided start: a button, what it selects (nothing where there is nothing to see), and a sentence on what to see. */
 const TOUR = [
   ["Learnt, and shuffled", () => ({ compare: "shuffled" }), (e) => `Above, w as learnt; below, the same w shuffled within each layer. What both maps share belongs to whole layers, which explain ${percent(between(e.values))} of w’s variance. The rest lies between the kernels of a layer: whether that is more than chance, another seed tells.`],
-  ["Another seed", (e) => e.sibling && { compare: e.sibling.name }, (e) => {
+  ["Another seed", (e) => e.siblings.length && { compare: (e.siblings.includes(e.other) ? e.other : e.siblings[0]).name }, (e) => {
     const a = e.values, b = e.beside, means = (v) => v.each.map((s) => s.mean), whole = correlation(a.w, b.w);
     const same = e.run.origin === e.other.origin ? "from the same two networks" : "from networks trained anew, whose kernels are others";
     return `Below, seed ${e.other.seed} of the same study, ${same}. Chance does not take the same kernels twice: over all kernels the two correlate at ${fixed(whole, 2)}, over layers’ means at ${fixed(correlation(means(a), means(b)), 2)} (0 is chance, 1 the same choice).`;
@@ -43,9 +43,10 @@ Object.assign(Explorer.prototype, {
       options(key, list, run[key], list.length < 2 && (!run[key] || new Set(runs.map((r) => r[key])).size < 2));
     });
     options("order", ORDERS, state.order);
-    options("view", [["w", "w of this run"], ["difference", "this run − beside it"]], state.view, !state.compare);
-    const groups = [["", [["", "nothing"]]], ["Chance alone", NULLS], ["Another seed", this.sibling ? [[this.sibling.name, this.called(this.sibling)]] : []]];
-    const others = this.partners().filter((r) => r !== this.sibling).map((r) => [r.name, this.called(r)]);
+    options("view", [["w", "w, on all runs’ scale"], ["own", "w, on its own scale"], ...(state.compare ? [["difference", "this run − beside it"]] : [])], state.view);
+    const { siblings } = this, listed = (list) => list.map((r) => [r.name, this.called(r)]);
+    const groups = [["", [["", "nothing"]]], ["Chance alone", NULLS], ["Another seed", listed(siblings)]];
+    const others = listed(this.partners().filter((r) => !siblings.includes(r)));
     c.compare.replaceChildren(...[...groups, ["Another run", others]].filter(([, list]) => list.length).flatMap(([label, list]) => {
       const made = list.map(([value, text]) => h("option", { value }, text));
       return label ? [h("optgroup", { label }, ...made)] : made;
@@ -80,11 +81,11 @@ Object.assign(Explorer.prototype, {
       drawMap(p.map, values, state.order, colours, centre, half);
       if (other) drawMap(p["map-other"], other, state.order, colours, centre, half);
       p.sides[0].textContent = this.isDifference ? "difference" : state.epoch === null ? "as learnt" : `epoch ${state.epoch}`;
-      p.sides[1].textContent = this.other ? (this.other === this.sibling ? `seed ${this.other.seed}` : "beside it") : state.compare;
+      p.sides[1].textContent = this.other ? (this.siblings.includes(this.other) ? `seed ${this.other.seed}` : "beside it") : state.compare;
       this.depth(values, other, centre, half);
       p.axis.replaceChildren(...[-1, -0.5, 0, 0.5, 1].map((s) => h("span", {}, tick(centre + s * half))));
       const blocks = layers.filter((l, i) => !i || layers[i - 1].block !== l.block).map((l) => [l, layers.filter((m) => m.block === l.block).length]);
-      p.blocks.replaceChildren(...blocks.map(([l, n]) => h("span", { style: `flex:${n} 0 0`, title: l.block }, l.block.replace("dense block", "block").replace("transition ", "T"))));
+      p.blocks.replaceChildren(...blocks.map(([l, n]) => h("span", { style: `flex:${n} 0 0`, title: l.block }, l.block.replace("dense block", "block").replace("transition ", "T").replace("features ", ""))));
     }
     for (const mark of this.marked) {
       mark.style.left = `${(100 * layer.index) / layers.length}%`;
@@ -128,7 +129,7 @@ Object.assign(Explorer.prototype, {
     const { parts: p, run, state } = this, [first, second] = run.sources;
     p.lede.textContent = `Every kernel of the merged network mixes the same kernel of two networks: the share w from ${first}, the rest from ${second}. Each w starts at 0.5 and is learnt. A column of the map is a layer, from the input on the left, and in it each kernel has the colour of its w.`;
     const views = TOUR.map(([name, of, says]) => [name, of(this), says]).filter(([, wanted]) => wanted);
-    const now = views.find(([, wanted]) => wanted.compare === state.compare && state.view === "w");
+    const now = views.find(([, wanted]) => wanted.compare === state.compare && !this.isDifference);
     const text = now ? now[2](this) : "";
     if (p.note.textContent !== text) p.note.textContent = text;
     while (p.tour.children.length > views.length) p.tour.lastChild.remove();
@@ -137,7 +138,7 @@ Object.assign(Explorer.prototype, {
       const button = p.tour.children[i], [name, wanted] = view;
       button.textContent = `${i + 1}  ${name}`;
       button.setAttribute("aria-pressed", view === now);
-      button.onclick = () => this.update({ ...wanted, order: "number", view: "w", epoch: null });
+      button.onclick = () => this.update({ ...wanted, order: "number", epoch: null, ...(this.isDifference ? { view: "w" } : {}) });
     });
   },
 

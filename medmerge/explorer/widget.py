@@ -26,7 +26,7 @@ SCRIPT = "\n".join(
 )
 STYLE = (_HERE / "explorer.css").read_text("utf-8")
 NULLS = ("shuffled", "start")
-VIEWS, ORDERS = ("w", "difference"), ("number", "w")
+VIEWS, ORDERS = ("w", "own", "difference"), ("number", "w")
 
 
 def explore(
@@ -77,8 +77,9 @@ class Explorer(anywidget.AnyWidget):
     Attributes:
         selection: what is on the screen, set by the reader's choices and settable in part: ``run`` (its name),
             ``layer`` (first that of the strongest kernel), ``kernel`` (number or None), ``epoch`` (None: as learnt),
-            ``compare`` (``"shuffled"`` within layers, ``"start"``, another run's name, or empty), ``view`` (``"w"`` or
-            ``"difference"``), ``order`` of a layer's kernels on the map (``"number"``, or by ``"w"``).
+            ``compare`` (``"shuffled"`` within layers, ``"start"``, another run's name, or empty), ``view`` (``"w"``,
+            ``"own"`` with a scale of this run's, or ``"difference"``), ``order`` of a layer's kernels on the map
+            (``"number"``, or by ``"w"``).
         runs: everything that can be chosen, by name.
         trials: what answers "what if", by run name.
     """
@@ -129,9 +130,10 @@ class Explorer(anywidget.AnyWidget):
             if what not in given and chosen[what] not in allowed:
                 chosen[what] = neutral
             _check(chosen, what, allowed, neutral)
-        if "view" not in given and not chosen["compare"]:
+        views = VIEWS if chosen["compare"] else VIEWS[:2]
+        if "view" not in given and chosen["view"] not in views:
             chosen["view"] = VIEWS[0]
-        _check(chosen, "view", VIEWS if chosen["compare"] else VIEWS[:1])
+        _check(chosen, "view", views)
         _check(chosen, "order", ORDERS)
         return chosen
 
