@@ -55,7 +55,8 @@ def resize(browser, width: int) -> None:
 
 def test_every_page_is_listed(book):
     built = {str(path.relative_to(book)) for path in book.rglob("*.html") if "_static" not in path.parts}
-    assert built == {*pages(), "index.html"}
+    gone = {f"{old}.html" for old in CONFIG["sphinx"]["config"]["redirects"]}
+    assert built == {*pages(), "index.html", *gone}
 
 
 def test_the_status_page_lists_every_record_and_every_parameter_file(book):
@@ -67,13 +68,29 @@ def test_the_status_page_lists_every_record_and_every_parameter_file(book):
     ]
 
 
-def test_claim_finding_and_certainty_are_on_the_first_screen(browser, site):
+def test_the_landing_page_answers_on_its_first_screen_and_is_light(browser, site):
+    """The question, the answer and its picture; how sure and whether to use it follow at once."""
     resize(browser, 1280)
+    requests(browser)
     browser.get(site + "book/index.html")
-    script = "return [...document.querySelectorAll('main strong')]"
-    script += ".map(s => [s.innerText, s.getBoundingClientRect().bottom])"
-    low = dict(browser.execute_script(script))
-    assert max(low[words] for words in ("The claim.", "What we found so far.", "How sure.")) < 720
+    script = "return [...document.querySelectorAll('main strong, main figure')]"
+    script += ".map(s => [s.tagName == 'FIGURE' ? 'figure' : s.innerText, s.getBoundingClientRect().top])"
+    tops = browser.execute_script(script)
+    names = [name for name, _ in tops]
+    answer = next(name for name in names if name in ("Not in our tests.", "Yes, on our data.", "We cannot tell yet."))
+    order = ["Does it work?", answer, "figure", "How sure?", "Should I use it?", "What this is not."]
+    assert [name for name in names if name in order] == order
+    assert dict(tops)["figure"] < 420
+    weights = "return performance.getEntriesByType('resource').map(r => [r.name, r.encodedBodySize])"
+    loaded = dict(browser.execute_script(weights))
+    assert loaded and sum(loaded.values()) + (HTML / "book" / "index.html").stat().st_size < 600_000, loaded
+
+
+def test_pages_that_are_gone_lead_to_what_took_their_place(browser, site):
+    for old, new in CONFIG["sphinx"]["config"]["redirects"].items():
+        browser.get(f"{site}{old}.html")
+        WebDriverWait(browser, 10).until(lambda b, new=new: b.current_url.endswith(f"/{new}"))
+        assert browser.execute_script("return document.querySelectorAll('main h1').length") == 1
 
 
 # ---------------------------------------------------------------- links
