@@ -257,4 +257,5 @@ def test_the_figure_draws_the_tables(measured):
     (held,) = figures_cost.step_memory(memory).axes
     widths = np.array([bar.get_width() for bar in held.patches]).reshape(len(figures_cost.KINDS), len(memory))
     np.testing.assert_allclose(widths, memory[list(figures_cost.KINDS)].T)
-    assert [label.get_text() for label in held.get_yticklabels()] == list(memory.index) == list(steps["title"])
+    labels = [label.get_text().replace("\n", " ") for label in held.get_yticklabels()]
+    assert labels == list(memory.index) == list(steps["title"])

@@ -11,6 +11,7 @@ from torch import nn
 from medmerge import KernelMerge, backbone
 from medmerge.pages import features as told
 from medmerge.pages.figures import features as figures_features
+from medmerge.pages.typeset import number
 from medmerge.study import definitions, features, records, revisits
 from medmerge.study import run as study
 from medmerge.study.params import ParameterError
@@ -194,13 +195,15 @@ def test_figures_show_what_is_kept(merged):
     assert "Median cosine" in figure.alt
     figure = figures_features.deeper_kernels(found)
     row = found.kernels("deeper").loc[found.about.deeper.shown[0]]
-    assert any(f"w {row['w']:.2f}" in word and f"{row['cosine objects lesions']:.2f}" in word for word in words(figure))
+    assert any(
+        f"w {row['w']:.2f}" in word and number(row["cosine objects lesions"], ".2f") in word for word in words(figure)
+    )
 
 
 def test_the_summary_states_the_numbers_of_the_table(merged):
     found = merged[3]
     text, table = told.summary(found), told.agreement(found)
     for row in table[(table["one"] == "merged") | (table["other"] == "merged")].itertuples():
-        assert f"{row.correlation:.2f} with {row.one if row.other == 'merged' else row.other}" in text
+        assert f"{number(row.correlation, '.2f')} with {row.one if row.other == 'merged' else row.other}" in text
     medians = table[(table["one"] == "merged") | (table["other"] == "merged")].groupby("level")["median"].mean()
     assert ("as the paper says" in text) == (medians["low"] > medians["high"])
