@@ -195,9 +195,8 @@ def test_figures_show_what_is_kept(merged):
     assert "Median cosine" in figure.alt
     figure = figures_features.deeper_kernels(found)
     row = found.kernels("deeper").loc[found.about.deeper.shown[0]]
-    assert any(
-        f"w {row['w']:.2f}" in word and number(row["cosine objects lesions"], ".2f") in word for word in words(figure)
-    )
+    cosine = number(row["cosine objects lesions"], ".2f")
+    assert any(f"w {row['w']:.2f}" in word and cosine in word for word in words(figure))
 
 
 def test_the_summary_states_the_numbers_of_the_table(merged):
