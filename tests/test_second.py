@@ -78,6 +78,7 @@ def test_the_answer_is_of_the_planned_pool_where_there_is_one(tmp_path, monkeypa
     assert pooled.sum() == 4 and len(table) == 4 + 12 + 4 * planned and table["planned"].all() == planned
     assert evidence.answer(table).startswith(begins)
     assert evidence.answer(table.assign(low=-0.05, high=0.05)).startswith("**We cannot tell yet.**")
+    assert evidence.use(table).startswith("If you can pay" if begins.startswith("**Yes") else "Fine-tune each")
     said = evidence.sure(table, 0.8)
     assert ("as [planned before the runs]" if planned else "0 of 6 seeds") in said
     assert answer(table, 0.03, 0.01).alt.count("pooled: ") == 4

@@ -2,7 +2,7 @@
 
 from medmerge.data.catalogue import CATALOGUE, PAPER_NUMBERS
 from medmerge.data.dataset import Dataset, load
-from medmerge.data.images import glance, load_images
+from medmerge.data.images import Images, glance, load_images
 from medmerge.data.loaders import DATASETS, known_names, listed_ids, load_table
 from medmerge.data.reading import read_ids
 from medmerge.data.splits import split
@@ -14,6 +14,7 @@ __all__ = [
     "DATASETS",
     "DataError",
     "Dataset",
+    "Images",
     "PAPER_NUMBERS",
     "Samples",
     "Table",

@@ -76,6 +76,15 @@ def answer(table: pd.DataFrame) -> str:
     return fill("answer", pooled=pooled, apart=apart, pairs=pairs, gain=GAIN)
 
 
+def use(table: pd.DataFrame) -> str:
+    """What follows for a reader with networks of their own, in Markdown.
+
+    Args:
+        table: :func:`compared`.
+    """
+    return fill("use", pooled=table[table["pair"] == POOLED])
+
+
 def sure(table: pd.DataFrame, strength: float) -> str:
     """How sure that answer is, in Markdown.
 

@@ -172,7 +172,7 @@ class BookFigure(Figure):
 
 
 def inline(svg: str, alt: str) -> str:
-    """What :meth:`BookFigure._repr_svg_` gives as HTML, whose colours ``--figure-<hex>`` may change.
+    """What a :class:`BookFigure` gives a notebook, as HTML, whose colours ``--figure-<hex>`` may change.
 
     The wide figure and the narrow one are siblings, of which a style sheet shows one.
     """
