@@ -35,6 +35,14 @@ FONTCONFIG = """<?xml version="1.0"?>
 """
 
 
+SMALL = """
+const size = (text) => parseFloat(getComputedStyle(text).fontSize) * text.ownerSVGElement.getScreenCTM().a;
+const shown = [...document.querySelectorAll("svg.figure text")].filter((text) => text.checkVisibility());
+return shown.filter((text) => size(text) < 11).map((text) => `${text.textContent}: ${size(text)} px`);
+"""
+"""Text of figures that is too small to read."""
+
+
 def skip_or_fail(reason: str) -> None:
     """Skip on a reader's machine; fail where everything is supposed to be there."""
     pytest.fail(reason) if os.environ.get("MEDMERGE_CI") == "1" else pytest.skip(reason)

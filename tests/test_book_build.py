@@ -57,7 +57,7 @@ NOTEBOOK = {
     "cells": [
         {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# A run"},
         {
-            "cell_type": "code", "id": "b", "metadata": {"tags": ["parameters"]},
+            "cell_type": "code", "id": "b", "metadata": {"tags": ["parameters", "remove-cell"]},
             "execution_count": 1, "source": "seeds = [0]", "outputs": [],
         },
         {
@@ -71,6 +71,11 @@ NOTEBOOK = {
                         "text/html": "<p class='kernel-free'>still</p>",
                         "text/plain": "explorer",
                     },
+                },
+                {
+                    "output_type": "display_data",
+                    "metadata": {},
+                    "data": {"image/svg+xml": "<svg><path fill='#1f2328'/><defs><svg><g/></svg></defs></svg>"},
                 },
                 {
                     "output_type": "display_data",
@@ -116,8 +121,9 @@ def test_book_builds_without_a_warning(book):
     assert 'http-equiv="Refresh"' in (book / "index.html").read_text()
     assert not list(book.rglob("*stray*"))
     run = (book / "results" / "run.html").read_text()
-    assert "tag_parameters" in run  # what custom.css labels
-    assert "kernel-free" in run and "widget-view" not in run
+    assert "seeds = [0]" not in run and "kernel-free" in run and "widget-view" not in run
+    wide, narrow = re.findall(r'<svg class="figure (?:wide|narrow)" role="img".*?</svg>', run)
+    assert "var(--figure-1f2328, #1f2328)" in wide and "<g/>" in narrow and 'src="../_images' not in run
     assert "https://colab.research.google.com/github/" in run and "mybinder.org/v2/gh/" in run
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urljoin, urlparse
 
 import pytest
 from book_fixtures import CONFIG, HTML, ROOT, pages, stale
-from browser import FONTS, fontconfig, requests, serving, skip_or_fail, start
+from browser import FONTS, SMALL, fontconfig, requests, serving, skip_or_fail, start
 from selenium.webdriver.support.ui import WebDriverWait
 
 AXE = (ROOT / "tests" / "vendor" / "axe.min.js").read_text(encoding="utf-8")
@@ -188,6 +188,7 @@ def test_page_in_a_browser(lettered, site, path):
     resize(browser, PHONE)
     assert not browser.execute_script(SCROLLS + "return stickingOut()")
     assert not browser.execute_script(SCROLLS + "return outOfReach()")
+    assert not browser.execute_script(SMALL)
     asked = requests(browser)
     assert asked[site + path] == "200"
     assert not {url: what for url, what in asked.items() if not url.startswith(site) or what not in {"200", "304"}}
