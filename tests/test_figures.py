@@ -144,6 +144,7 @@ def test_a_notebook_gets_vectors_and_a_small_picture_for_what_shows_none():
     assert svg.startswith("<svg") and svg.endswith("</svg>") and "20" + "26" not in svg and figure.narrow.svg() in svg
     ids = [one for drawn in (svg, other._repr_svg_()) for one in re.findall(r' id="([^"]*)"', drawn)]
     assert ids and len(ids) == len(set(ids)), "two figures stand on one page"
+    assert svg.count(f"<desc>{figure.alt}</desc>") == 2
     assert set(re.findall(r'(?:url\(|href=")#([^")]*)', svg)) == set(re.findall(r' id="([^"]*)"', svg))
 
 
@@ -165,7 +166,7 @@ def test_text_of_every_kind_of_figure_can_be_read_on_a_phone(tmp_path):
     css = (ROOT / "book/_static/custom.css").as_uri()
     page = "<!doctype html><style>body {margin: 24px}</style>"  # as a page leaves
     page += f"<meta name=viewport content='width=device-width'><link rel=stylesheet href='{css}'>"
-    page += "".join(figure.html("", "") for figure in drawn)
+    page += "".join(f"<figure>{plotstyle.inline(figure._repr_svg_(), '')}</figure>" for figure in drawn)
     page += plotstyle.inline((ROOT / "book/_static/method.svg").read_text(encoding="utf-8"), "")
     (tmp_path / "page.html").write_text(f"{page.replace('<figure', '<main class=bd-article><figure', 1)}</main>")
     browser = start()
@@ -385,10 +386,3 @@ def test_class_counts_draw_every_number():
 def test_refuses(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
-
-
-def test_a_figure_in_html_is_one_element_with_its_picture_and_words():
-    html = forest(table(), "label", xlabel="F1").html('a "b"', "1 < 2")
-    assert (
-        html.startswith("<figure><svg") and 'aria-label="a &quot;b&quot;"' in html and "1 &lt; 2</figcaption>" in html
-    )

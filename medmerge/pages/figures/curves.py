@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from medmerge.pages.figures.style import (
+    DARK,
     GROUND,
     LOOKS,
     PALE,
@@ -53,7 +54,8 @@ def learning_curves(history: pd.DataFrame) -> BookFigure:
         _name(line[0], run)
         for axes, (phase, column) in zip(line, kinds, strict=True):
             part = rows[rows.phase == phase].sort_values("epoch", kind="stable")
-            axes.set_axis_on() if len(part) else axes.set_axis_off()
+            if part.empty:
+                axes.set_axis_off()
             dotted = column == score and phase == max(rows.phase, key=list(_PHASES).index)
             for seed, curve in part.groupby("seed"):
                 _curve(axes, curve, column, f"{phase}/{run}/{seed}", dotted)
@@ -187,7 +189,7 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -
     for (i, j), n in np.ndenumerate(counts):
         share = number(100 * shares[i, j], ".0f")
         text = "" if not n else share if on_phone() else f"{share}\u00a0%\n{n:,}"
-        axes.text(j, i, text, ha="center", va="center", color=PALE if shares[i, j] > 0.5 else "#262626")
+        axes.text(j, i, text, ha="center", va="center", color=PALE if shares[i, j] > 0.5 else DARK)
     axes.set(xlabel="predicted", ylabel="true", title="per cent of the true class" + ", images" * (not on_phone()))
     names = [f"{textwrap.fill(name, 16)} ({n:,})" for name, n in zip(classes, images, strict=True)]
     axes.set_yticks(range(k), names)

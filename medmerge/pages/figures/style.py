@@ -34,8 +34,11 @@ APPROACH_COLOURS = {
 LOOKS = [("#0173B2", "o"), ("#DE8F05", "s"), ("#029E73", "D"), ("#CC78BC", "^"), ("#7A7A7A", "v"), ("#882255", "P")]
 """Colour and marker of levels that are no approaches, in their order."""
 
-INK, MUTED, GRID, BAND, GROUND, PALE = "#1f2328", "#57606a", "#dfe3e8", "#edeff2", "#ffffff", "#fdfdfd"
-"""Colours that say nothing. In the dark `custom.css` changes all but the last, which is for text on dark cells."""
+INK, MUTED, GRID, BAND, GROUND = "#1f2328", "#57606a", "#dfe3e8", "#edeff2", "#ffffff"
+"""Colours that say nothing, which `custom.css` changes in the dark."""
+
+PALE, DARK = "#fdfdfd", "#262626"
+"""Of text on cells that have their colour in the dark too."""
 
 WIDE, NARROW = 7.0, 3.5
 """Inches: as wide as the text of a page, and as a phone. Text of 8.5 points is 11 pixels on either."""
@@ -154,7 +157,7 @@ class BookFigure(Figure):
         return small.getvalue(), {"width": width, "height": height} | ({"alt": self.alt} if self.alt else {})
 
     def svg(self) -> str:
-        """The figure alone as an SVG element, the same each time, whose ids are no other figure's."""
+        """The figure alone as an SVG element that says ``alt``, the same each time, with ids that no other figure has."""
         buffer = io.StringIO()
         with matplotlib.style.context(["default", _STYLE, {"svg.fonttype": "none", "svg.hashsalt": "medmerge"}]):
             self.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -164,11 +167,8 @@ class BookFigure(Figure):
             text = re.sub(pattern, replacement, text, flags=re.DOTALL)
         salt, used = hashlib.sha256(text.encode()).hexdigest()[:6], set(re.findall(_REFERENCE, text))
         text = re.sub(_REFERENCE, rf"\g<0>-{salt}", text)
-        return re.sub(r' id="([^"]*)"', lambda one: f' id="{one[1]}-{salt}"' if one[1] in used else "", text)
-
-    def html(self, alt: str, caption: str) -> str:
-        """The figure as one HTML element, picture included, for where no script runs."""
-        return f"<figure>{inline(self._repr_svg_(), alt)}<figcaption>{escape(caption)}</figcaption></figure>"
+        text = re.sub(r' id="([^"]*)"', lambda one: f' id="{one[1]}-{salt}"' if one[1] in used else "", text)
+        return text.replace(">", f"><desc>{escape(self.alt)}</desc>", 1) if self.alt else text
 
 
 def inline(svg: str, alt: str) -> str:
