@@ -157,7 +157,7 @@ class BookFigure(Figure):
         return small.getvalue(), {"width": width, "height": height} | ({"alt": self.alt} if self.alt else {})
 
     def svg(self) -> str:
-        """The figure alone as an SVG element that says ``alt``, the same each time, with ids that no other figure has."""
+        """The figure alone as an SVG element that says ``alt``, the same each time, with ids of its own."""
         buffer = io.StringIO()
         with matplotlib.style.context(["default", _STYLE, {"svg.fonttype": "none", "svg.hashsalt": "medmerge"}]):
             self.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
