@@ -110,10 +110,7 @@ def _timed() -> tuple[float, float | None]:
 
 
 def machine(device: torch.device) -> dict:
-    """The machine in words and numbers; ``load``: processes that wanted to run, on average over the last minute."""
+    """The machine in words and numbers."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        **{"device": devices.describe(device), "kind": device.type, "threads": torch.get_num_threads()},
-        **{"cores": os.cpu_count(), "memory_gib": round(memory), "load": round(os.getloadavg()[0], 2)},
-        **{"precision": devices.choose_precision("auto", device), "torch": torch.__version__, "clock": clock(device)},
-    }
+    size = {"cores": os.cpu_count(), "memory_gib": round(memory)}
+    return {"device": devices.describe(device), **size, "torch": torch.__version__, "clock": clock(device)}
