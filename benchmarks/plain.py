@@ -3,14 +3,16 @@
 What `benchmarks/row.py` holds this package against. It does not import it, and is written as one would for a single
 experiment: the linear probe runs through the frozen backbone, a merge goes through `torch.func.functional_call`.
 
-    python benchmarks/plain.py FOLDER FIRST.pth SECOND.pth --arch densenet121
+    python benchmarks/plain.py SETTINGS
 
-FOLDER has the photographs in PART/CLASS/*.jpg. Prints a line an approach, with its macro F1.
+SETTINGS are JSON: what `row.scripted` gives. The folder has the photographs in PART/CLASS/*.jpg. Prints a line an
+approach, with its macro F1.
 """
 
-import argparse
 import copy
-from pathlib import Path
+import json
+import sys
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -111,22 +113,10 @@ def medmerge(first, second, loaders, o):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("first", type=Path)
-    parser.add_argument("second", type=Path)
-    parser.add_argument("--arch", default="densenet121")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=50, help="of the linear probe, and of fine-tuning")
-    parser.add_argument("--lp-lr", type=float, default=1e-4)
-    parser.add_argument("--ft-lr", type=float, default=1e-5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=0)
-    o = parser.parse_args()
+    o = SimpleNamespace(**json.loads(sys.argv[1]))
     normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     prepare = transforms.Compose([transforms.Resize((o.size, o.size)), transforms.ToTensor(), normalize])
-    data = {part: ImageFolder(o.folder / part, prepare) for part in ("train", "val", "test")}
+    data = {part: ImageFolder(f"{o.folder}/{part}", prepare) for part in ("train", "val", "test")}
     workers = {"num_workers": o.workers, "persistent_workers": o.workers > 0}
     loaders = {part: DataLoader(one, o.batch, shuffle=part == "train", **workers) for part, one in data.items()}
     classes = len(data["train"].classes)

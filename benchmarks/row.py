@@ -59,10 +59,12 @@ def prepare(folder: Path, size: dict) -> Path:
 
 def scripted(folder: Path, size: dict, seed: int, cores: list[int], device: str) -> tuple[float, float]:
     """Macro F1, the mean over approaches, and seconds of `plain.py`."""
-    words = [sys.executable, str(HERE / "plain.py"), *map(str, (folder / "images", *sorted(folder.glob("*.pth"))))]
-    options = {"arch": size["backbone"], "size": size["image_size"], "epochs": size["epochs"], "seed": seed, **RATES}
-    options["workers"] = len(cores) if len(cores) > 1 else 0
-    words += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    settings = {
+        **{"folder": str(folder / "images"), "first": str(folder / "first.pth"), "second": str(folder / "second.pth")},
+        **{"arch": size["backbone"], "size": size["image_size"], "epochs": size["epochs"], "batch": 32, "seed": seed},
+        **{**RATES, "workers": len(cores) if len(cores) > 1 else 0},
+    }
+    words = [sys.executable, str(HERE / "plain.py"), json.dumps(settings)]
     printed, seconds = _call(words, cores, folder, {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
     return _mean([float(line.split()[1]) for line in printed.splitlines()]), seconds
 
