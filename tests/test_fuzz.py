@@ -26,8 +26,6 @@ from medmerge.study.params import load_yaml
 from medmerge.weightfiles import read_state
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "results/open/skin/densenet121/medmerge-tinyimagenet-ham10k/seed0"
-FILES = ("run.json", "history.csv", "predictions.csv", "kernel_weights.safetensors")
 NAMES = list(Parameters.model_fields)
 VALID = [load_yaml(path) for path in sorted((ROOT / "params").glob("*/*.yaml"))]
 
