@@ -124,7 +124,7 @@ def test_claims_follow_the_numbers(table):
     changed.loc[isic, "macro_f1"] = 0.9
     again = papertables.claims(changed)
     assert again["holds"].iloc[3] == "yes"
-    assert "LP-FT ImageNet" in again["numbers"].iloc[1] and "-0.186 on ISIC-2019" in again["numbers"].iloc[0]
+    assert "LP-FT ImageNet" in again["numbers"].iloc[1] and "−0.186 on ISIC-2019" in again["numbers"].iloc[0]
     small = table[table["table"] == "1"].assign(macro_f1=0.5)
     assert papertables._gains(small, "1") == dict.fromkeys(TARGETS, 0.0)
 
