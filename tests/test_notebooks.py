@@ -203,7 +203,7 @@ def test_the_page_on_the_premise_is_drawn_again_from_its_records(project, capsys
     text = shown(first)
     assert first.cells[0].source.startswith("# My premise") and "Random sources." in text
     assert "have nothing in common" in text and "Alignment of lesions to objects changes" in text
-    assert text.count("image/png") == 3 and "align weights" in text
+    assert text.count("image/png") == 3 and "aligned by weights" in text
     folder = Path("results/own/mine/premise")
     kept = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert sorted(kept) == ["distances.csv", "line.csv", "premise.json"]
