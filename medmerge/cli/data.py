@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from medmerge import data
-from medmerge.data import DataError, Table, catalogue, near, split_files, splits
+from medmerge.data import DataError, Table, catalogue, split_files, splits
 from medmerge.data.audit import audit, hidden, shared
-from medmerge.data.reading import read_rows
 
 _SIZE = 64
 _DESCRIPTION = """Show what is in a dataset's folder and what is missing, compare it with the paper's numbers, split it
@@ -36,13 +35,10 @@ def add(parser: argparse.ArgumentParser, name: str) -> None:
     add_one("--fractions", nargs=3, type=float, default=(0.6, 0.2, 0.2), metavar=("TRAIN", "VAL", "TEST"))
     add_one("--seed", type=int, default=0, help="seed of the split (0)")
     add_one("--group-identical", action="store_true", help="keep byte-identical files together")
-    add_one("--split-file", metavar="FILE.csv", help="read the split instead of drawing it")
     add_one("--write-split", metavar="FILE.csv", help="write the split down")
     add_one = parser.add_argument_group("the audit").add_argument
     add_one("--against", nargs="+", metavar=("NAME", "ROOT"), help="a source: does it share images?")
     add_one("--no-images", action="store_true", help="only labels and groups; no image is decoded")
-    add_one("--distance", type=int, default=near.MAX_DISTANCE, help="bits in which near-duplicates may differ (32)")
-    add_one("--digests", metavar="FILE.csv", help="id,sha256 of files that are not here")
     add_one("--out", metavar="DIR", help="write the tables of the audit as CSV files")
     add_one("--strict", action="store_true", help="exit with 1 where there is a leak")
     parser.set_defaults(command=run)
@@ -66,10 +62,12 @@ def run(options: argparse.Namespace) -> int:
     table, digests, pixels = _read(options, root)
     if options.group_identical:
         if digests is None:
-            raise DataError("--group-identical needs the images, or --digests FILE.csv with the columns id,sha256")
+            raise DataError(
+                "--group-identical needs the images: leave out --no-images, or name the folder that has them"
+            )
         table = splits.join_identical(table, digests)
     parts = _split(options, table)
-    found = audit(table, parts, digests=digests, pixels=pixels, distance=options.distance)
+    found = audit(table, parts, digests=digests, pixels=pixels)
     counts = found.counts.assign(all=found.counts.sum(axis=1))
     counts.loc["images"] = [*splits.sizes(parts), len(parts)]
     print(f"{counts.to_string(formatters=['{:,}'.format] * 4)}\n\nWhat the split hides")
@@ -106,11 +104,6 @@ def _read(options: argparse.Namespace, root: Path | None) -> tuple[Table, list[s
     if options.missing == "drop" and here.any() and not here.all():
         table = load(missing="drop")
     digests, pixels, notes = (None, None, ()) if options.no_images else _decode(table)
-    if options.digests:
-        rows, _ = read_rows(Path(options.digests).expanduser(), ("id", "sha256"))
-        known = dict(zip(rows["id"], rows["sha256"], strict=True))
-        own = digests or [""] * len(table.frame)
-        digests = [digest or known.get(image, "") for image, digest in zip(table.frame["id"], own, strict=True)]
     known, here, total = catalogue.entry(options.name), int(table.frame["path"].notna().sum()), len(table.frame)
     print(f"{options.name}\n  {known.title}\n  folder       {root or '-'}\n  licence      {known.licence}")
     groups = f"{total:,} in {len(table.classes)} classes, {table.frame['group'].nunique():,} groups"
@@ -136,13 +129,9 @@ def _decode(table: Table) -> tuple[list[str] | None, np.ndarray | None, tuple[st
 def _split(options: argparse.Namespace, table: Table) -> np.ndarray:
     """The part of each image; prints how it was chosen."""
     chosen = {"method": options.split, "fractions": tuple(options.fractions), "seed": options.seed}
-    if options.split_file:
-        given, how = split_files.read(options.split_file), f"from {options.split_file}"
-        parts, chosen = split_files.apply(table, options.split_file), {name: getattr(given, name) for name in chosen}
-    else:
-        parts, shares = splits.split(table, **chosen), "/".join(f"{100 * share:g}" for share in options.fractions)
-        how = f"{options.split}, {shares}, seed {options.seed}"
-    print(f"\nSplit: {how} (sha256 {split_files.fingerprint(table.frame['id'], parts)[:12]})")
+    parts, shares = splits.split(table, **chosen), "/".join(f"{100 * share:g}" for share in options.fractions)
+    fingerprint = split_files.fingerprint(table.frame["id"], parts)[:12]
+    print(f"\nSplit: {options.split}, {shares}, seed {options.seed} (sha256 {fingerprint})")
     if options.write_split:
         split_files.write(options.write_split, table, parts, **chosen)
     return parts
