@@ -23,7 +23,7 @@ BASELINES = {
 """By approach and place of the source."""
 
 
-POOLED = "All pairs, DenseNet-121"
+POOLED = "All pairs pooled"
 
 
 def compared() -> pd.DataFrame:

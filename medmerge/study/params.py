@@ -334,9 +334,16 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """What to say of a name that is none: the nearest that is, or all."""
-    near = difflib.get_close_matches(name, known, 1)
+    """What to say of a name that is none: the nearest that is, also where the given one is spelt out in full; or all."""
+    short = sorted((one for one in known if _shortens(one, name)), key=len, reverse=True)
+    near = difflib.get_close_matches(name, known, 1) or short or difflib.get_close_matches(name, known, 1, 0.5)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def _shortens(short: str, name: str) -> bool:
+    """Whether ``short`` begins as ``name`` and its letters come in it in order: ``lp_lr`` in ``lp_learning_rate``."""
+    letters = iter(name)
+    return len(short) > 3 and short[0] == name[:1] and all(letter in letters for letter in short)
 
 
 def _explain(item: Mapping) -> list[str]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.transforms import blended_transform_factory
 
 from medmerge.pages.figures.style import APPROACH_COLOURS, BAND, MUTED, BookFigure, book_style, canvas, on_phone
 from medmerge.pages.typeset import estimate
@@ -40,13 +41,12 @@ def answer(table: pd.DataFrame, gain: float, margin: float) -> BookFigure:
             text = estimate(row.difference, row.low, row.high)
             axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center", color=_POOLED)
     axes.set_yticks(range(len(lines)), [row for _, row in lines])
+    left = blended_transform_factory(figure.transFigure, axes.transData)
     for name in blocks:
-        side = {"x": -REACH, "ha": "left"} if on_phone() else {"x": -1.03 * REACH, "ha": "right"}
-        axes.text(y=at[name, ""], s=f"Minus {name}", va="center", weight="bold", **side)
-    axes.set(
-        ylim=(len(lines) - 0.4, -1.5), xlim=(-REACH, REACH), xlabel="difference in macro F1, with its 95 % interval"
-    )
-    axes.set_xticks(np.linspace(-REACH, REACH, 5))
+        side = {"x": 0.02, "transform": left} if on_phone() else {"x": -1.03 * REACH, "ha": "right"}
+        axes.text(y=at[name, ""], s=f"Minus {name}", va="center", weight="bold", in_layout=not on_phone(), **side)
+    axes.set(ylim=(len(lines) - 0.4, -1.5), xlim=(-REACH, REACH), xlabel="difference in macro F1, 95 % interval")
+    axes.set_xticks(np.linspace(-REACH, REACH, 3 if on_phone() else 5))
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.alt = "; ".join(
