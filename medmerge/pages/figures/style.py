@@ -80,8 +80,9 @@ def book_style(draw: Callable[..., "BookFigure"]) -> Callable[..., "BookFigure"]
         for width in (WIDE, NARROW):
             with matplotlib.style.context(["default", _STYLE, {"figure.figsize": (width, 1)}]):
                 figures.append(draw(*args, **kwargs))
-                figures[-1].draw_without_rendering()
-                figures[-1].set_layout_engine("none")  # once is enough
+                for _ in range(2):  # other ticks fit what the first layout leaves
+                    figures[-1].draw_without_rendering()
+                figures[-1].set_layout_engine("none")
         figures[0].narrow = figures[1]
         return figures[0]
 
