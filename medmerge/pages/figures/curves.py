@@ -66,7 +66,7 @@ def learning_curves(history: pd.DataFrame) -> BookFigure:
                 next(axes for axes in line[k % 2 :: 2] if axes.axison).set_ylabel(what)
         else:
             grid[0, k].set_title(f"{_PHASES[phase]}:\n{what}")
-        grid[-1, k].set_xlabel("epoch" if not on_phone() else f"epoch of {_PHASES[phase]}" * (k % 2))
+        grid[-1, k].set_xlabel("epoch" if not on_phone() else f"epoch of\n{_PHASES[phase]}" * (k % 2))
     best = history.groupby("run", sort=False)[score].max()
     figure.alt = "Best validation score: " + ", ".join(f"{run} {number(one)}" for run, one in best.items()) + "."
     return figure
