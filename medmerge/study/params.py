@@ -334,7 +334,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """What to say of a name that is none: the nearest that is, also where the given one is spelt out in full; or all."""
+    """What to say of a name that is none: the nearest that is, also to one that is spelt out in full; or all."""
     short = sorted((one for one in known if _shortens(one, name)), key=len, reverse=True)
     near = difflib.get_close_matches(name, known, 1) or short or difflib.get_close_matches(name, known, 1, 0.5)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
