@@ -15,6 +15,7 @@ from medmerge import Parameters
 from medmerge.data import CATALOGUE
 from medmerge.data.loaders import chexpert
 from medmerge.study import run as study
+from medmerge.study.names import title
 from medmerge.study.params import load_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -143,7 +144,8 @@ def test_pairs_run_from_their_parameter_files(project, sources, name, caplog):
     records = study.run(parameters(name))
     source = PAIRS[name]
     assert [record.label for record in records] == [
-        *("FT imagenet", f"FT {source}", "LP-FT imagenet", f"LP-FT {source}", f"MedMerge imagenet + {source}")
+        *("FT ImageNet", f"FT {title(source)}", "LP-FT ImageNet", f"LP-FT {title(source)}"),
+        f"MedMerge ImageNet + {title(source)}",
     ]
     run = records[-1].run
     found = run["data"]["overlap"][source]
@@ -162,7 +164,7 @@ def test_pairs_run_from_their_parameter_files(project, sources, name, caplog):
 def test_pairs_run_with_the_other_backbone_too(project, resnet_sources, name):
     records = study.run(parameters(f"{name}-resnet50"))
     source = PAIRS[name]
-    assert [record.label for record in records][-1] == f"MedMerge imagenet + {source}" and len(records) == 5
+    assert [record.label for record in records][-1] == f"MedMerge ImageNet + {title(source)}" and len(records) == 5
     assert {record.run["parameters"]["backbone"] for record in records} == {"resnet18"}
     assert len(records[-1].kernel_weights) == 20, "ResNet-18 has 20 convolutions"
     assert (project / f"weights/paper/resnet50-{source}.safetensors").is_file()

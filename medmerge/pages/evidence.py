@@ -160,5 +160,5 @@ def copies(found: Mapping[str, Sequence[Record]]) -> dict[str, str]:
 def _alone(choices: Mapping[str, object]) -> str:
     soup, coefficient = choices.get("soup", ()), choices.get("coefficient")
     if len(soup) == 1:
-        return " ".join(map(names.title, str(soup[0]).split()))
+        return names.phrase(soup[0])
     return f"coefficient {coefficient:g}" if coefficient in (0.0, 1.0) else ""

@@ -9,6 +9,7 @@ from medmerge.pages.contrast import ALPHA, against, by_row, interval, margin, pr
 from medmerge.pages.template import fill
 from medmerge.pages.typeset import number, span
 from medmerge.stats import evaluation, significance
+from medmerge.study.names import phrase
 from medmerge.study.records import Record, score_column
 
 BASELINES = ("ft", "lp_ft")
@@ -268,7 +269,7 @@ def choice_table(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         for name, value in record.run.get("choices", {}).items():
             if name != "validation":
-                text = " + ".join(value) if isinstance(value, list) else value
+                text = " + ".join(map(phrase, value)) if isinstance(value, list) else value
                 table.append({"run": record.label, "seed": record.run["seed"], "chosen": f"{name}: {text}"})
     return pd.DataFrame(table, columns=["run", "seed", "chosen"])
 

@@ -59,6 +59,11 @@ def title(name: object) -> str:
     return NAMES.get(str(name), str(name))
 
 
+def phrase(text: object) -> str:
+    """A row that a record names, such as ``"FT ham10k"``, in readers' words."""
+    return " ".join(map(title, str(text).split()))
+
+
 def study(folder: str) -> str:
     """A study in words, such as ``"Skin lesions, DenseNet-121"``, by the folder of its records, pair and backbone."""
     return ", ".join(map(title, folder.split("/")))
