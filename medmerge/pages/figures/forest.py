@@ -58,16 +58,20 @@ def forest(
     looks |= {level: (colours[level], looks[level][1]) for level in levels if colours and level in colours}
     shared = not columns and not on_phone()
     across = 1 if on_phone() else columns or len(panels)
+    above = on_phone() and max(map(len, table["_row"])) > 12
+    if above:
+        table["_row"] = table["_row"].map(lambda label: textwrap.fill(label, 40))
+        panels = list(table.groupby("_panel", sort=False))
     labels = list(dict.fromkeys(table["_row"]))
-    above = on_phone() and max(map(len, labels)) > 12
+    written = above * (1 + max(label.count("\n") for label in labels))
     spread = 1 if _one_a_row(table) else len(levels)
-    figure, grid = _grid(panels, across, 0.15 + 0.17 * spread + 0.18 * above, spread > 1)
+    figure, grid = _grid(panels, across, 0.15 + 0.17 * spread + 0.18 * written, spread > 1)
     for axes, (title, part) in zip(grid.flat, panels, strict=False):
         own = labels if shared else list(dict.fromkeys(part["_row"]))
         for level, lot in part.groupby("_hue", sort=False):
             shift = 0 if spread == 1 else 0.7 * ((levels.index(level) + 0.5) / len(levels) - 0.5)
             at = lot["_row"].map(own.index).to_numpy() + shift
-            _dots(axes, lot, value, at + 0.2 * above, looks[level], level, form, limits)
+            _dots(axes, lot, value, at + (0.1 + 0.1 * written) * above, looks[level], level, form, limits)
         _frame(axes, own, title, lines, (bands or {}).get(title), above)
     for axes in grid[-1]:
         axes.set_xlabel(textwrap.fill(xlabel, 50) if on_phone() else xlabel)
@@ -113,7 +117,8 @@ def _dots(
         for beyond, edge, arrow in ((lot["low"] < least, least, "<"), (lot["high"] > most, most, ">")):
             for y in at[beyond]:
                 axes.plot(edge, y, arrow, color=colour, markersize=5, clip_on=False)
-    axes.plot(lot[value], at, marker, color=colour, markersize=4.5, label=level, clip_on=False)
+    seen = lot[value].where(lot[value].between(least, most))
+    axes.plot(seen, at, marker, color=colour, markersize=4.5, label=level, clip_on=False)
     for one, y in zip(lot[value] if form else (), at, strict=False):
         where = {"xycoords": axes.get_yaxis_transform(), "xytext": (4, 0), "textcoords": "offset points"}
         axes.annotate(number(one, form), (1, y), va="center", **where)
