@@ -211,18 +211,20 @@ def class_counts(counts: pd.DataFrame) -> BookFigure:
     values = counts.to_numpy(float)
     smallest = np.where(values > 0, values, np.inf).min(axis=0)
     long_tailed = bool((values.max(axis=0) >= 20 * smallest).any())
+    start = 0.7 if long_tailed else 0.0  # no bar on a log scale begins at 0
     classes, splits = values.shape
     figure = canvas(1.0 + classes * (0.12 + 0.17 * splits))
     axes = figure.subplots()
     for j, split in enumerate(counts):
         at = np.arange(classes) + 0.85 * (j - (splits - 1) / 2) / splits
-        axes.barh(at, values[:, j], 0.85 / splits, color=LOOKS[j % len(LOOKS)][0], label=str(split), log=long_tailed)
+        look = {"color": LOOKS[j % len(LOOKS)][0], "label": str(split), "log": long_tailed}
+        axes.barh(at, np.maximum(values[:, j] - start, 0), 0.85 / splits, left=start, **look)
         for y, n in zip(at, values[:, j], strict=True):
             offset = {"xytext": (2, 0), "textcoords": "offset points"}
-            axes.annotate(f"{n:,.0f}", (max(n, 0.7 if long_tailed else 0), y), va="center", **offset)
+            axes.annotate(f"{n:,.0f}", (max(n, start), y), va="center", **offset)
     axes.set(xlabel="images (log scale)" if long_tailed else "images", ylim=(classes - 0.4, -0.6))
     room = 1.25 if on_phone() else 1.08
-    axes.set_xlim((0.7, 3 * values.max()) if long_tailed else (0, room * max(values.max(), 1)))
+    axes.set_xlim((start, 3 * values.max()) if long_tailed else (0, room * max(values.max(), 1)))
     axes.set_yticks(range(classes), [textwrap.fill(str(name), 16) for name in counts.index])
     axes.grid(axis="x")
     figure.legend(loc="outside upper left", ncols=splits)
