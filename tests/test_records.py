@@ -151,10 +151,13 @@ def test_committed_predictions_are_written_again_byte_by_byte():
     assert committed
     for record in committed:
         ids, classes = record.predictions["id"], record.run["data"]["classes"]
-        frame = records.prediction_frame(ids, record.labels, record.probabilities.astype(np.float32), classes)
+        short = np.array_equal(record.probabilities, record.probabilities.round(4))  # of many test images
+        kept_as = np.float64 if short else np.float32
+        frame = records.prediction_frame(ids, record.labels, record.probabilities.astype(kept_as), classes)
         found = frame.to_csv(index=False, float_format="%.9g").encode()
         kept = files.stored(record.folder / "predictions.csv")
-        assert found == (gzip.decompress(kept.read_bytes()) if kept.suffix == ".gz" else kept.read_bytes())
+        same = found == (gzip.decompress(kept.read_bytes()) if kept.suffix == ".gz" else kept.read_bytes())
+        assert same, record.folder
         assert kept.stat().st_size < 1_000_000
 
 
