@@ -9,7 +9,6 @@ from medmerge.pages import ablation, report, weights
 from medmerge.pages.contrast import against
 from medmerge.pages.figures import curves
 from medmerge.pages.figures.forest import forest
-from medmerge.pages.typeset import number, span
 from medmerge.stats import evaluation
 from medmerge.study import records
 from medmerge.study.records import RecordError
@@ -127,13 +126,3 @@ def test_the_sentence_on_controls_follows_the_scores(learnt, said):
     table = CONTROLS.assign(score=CONTROLS["score"].where(CONTROLS["control"] != "learnt", learnt))
     sentence = weights.control_sentence(weights.control_summary(table))
     assert f"**{learnt:.3f}**: {said} what the same weights reach" in sentence and "0.450 to 0.480 over 2" in sentence
-
-
-def test_prose_takes_its_numbers_by_setting_and_stage(pair):
-    table = ablation.differences(pair).set_index("stage")
-    found = ablation.numbers(pair)
-    assert found["none-probe"] == number(macro_f1(40) - macro_f1(10), "+.3f")
-    assert found["none-end"] == number(macro_f1(25) - macro_f1(5), "+.3f") != found["none-probe"]
-    low, high = table.loc[ablation.END, ["low", "high"]]
-    assert found["none-end-interval"] == span(low, high)
-    assert found["none-end-p"] == number(table.loc[ablation.END, "p_holm"], ".2g") and len(found) == 6

@@ -91,10 +91,10 @@ def test_check_lists_the_runs_of_each_file_and_goes_on_after_one_that_is_refused
     assert cli.main(["check", "typo.yaml", "absent.yaml", "nowhere.yaml", "tiny.yaml", "two.yaml"]) == 2
     out, error = capsys.readouterr()
     assert out.splitlines() == [
-        *("tiny.yaml: 5 runs, 0 finished", "  to run: FT drawn objects, seed 0", "  to run: FT drawn lesions, seed 0"),
-        *("  to run: LP-FT drawn objects, seed 0", "  to run: LP-FT drawn lesions, seed 0"),
-        *("  to run: MedMerge drawn objects + drawn lesions, seed 0", "two.yaml: 2 runs, 0 finished"),
-        *(f"  to run: MedMerge drawn objects + drawn lesions, seed {seed}" for seed in (0, 1)),
+        *("tiny.yaml: 5 runs, 0 finished", "  to run: FT objects, seed 0", "  to run: FT lesions, seed 0"),
+        *("  to run: LP-FT objects, seed 0", "  to run: LP-FT lesions, seed 0"),
+        *("  to run: MedMerge objects + lesions, seed 0", "two.yaml: 2 runs, 0 finished"),
+        *(f"  to run: MedMerge objects + lesions, seed {seed}" for seed in (0, 1)),
     ]
     for words in ("typo.yaml: 1 problem", "absent.yaml: base_weights: no file", "no parameter file at nowhere.yaml"):
         assert f"medmerge: {words}" in error
@@ -148,7 +148,7 @@ def test_run_executes_the_pair_notebook(project, capsys):
     commands = re.findall(r"^medmerge .*", notebook.cells[-1].source, re.M)
     row = "--row medmerge-objects-lesions --seed 0"
     assert commands == ["medmerge run pair.ipynb tiny.yaml", f"medmerge rerun tiny.yaml {row}"]
-    assert "of the 4 baselines" in content and "MedMerge drawn objects + drawn lesions" in content
+    assert "of the 4 baselines" in content and "MedMerge objects + lesions" in content
     assert len(list((project / "results/demo/tiny/densenet_small").glob("*/seed0/run.json"))) == 5
     assert [p.name for p in output.parent.iterdir() if p.suffix == ".ipynb"] == ["tiny.ipynb"]
     assert cli.main(["check", path]) == 0

@@ -84,13 +84,10 @@ def test_a_source_trained_on_the_target_is_warned_of_and_recorded(project, caplo
     assert f"{len(learnt & tested)} test images that the source has seen" in messages[0]
     assert "mine: the target shares images with this source's training data" in messages[0]
     overlaps = {record.label: record.run["data"]["overlap"] for record in found}
-    assert (
-        set(overlaps) == {"FT drawn objects", "FT mine", "MedMerge drawn objects + mine"}
-        and overlaps["FT drawn objects"] == {}
-    )
+    assert set(overlaps) == {"FT objects", "FT mine", "MedMerge objects + mine"} and overlaps["FT objects"] == {}
     counts = overlaps["FT mine"]["mine"]
     assert counts["images"]["test"] == len(learnt & tested) and counts["allowed"] is False
-    assert sum(counts["images"].values()) == len(learnt) and overlaps["MedMerge drawn objects + mine"]["mine"] == counts
+    assert sum(counts["images"].values()) == len(learnt) and overlaps["MedMerge objects + mine"]["mine"] == counts
 
 
 def test_what_is_meant_is_recorded_without_a_warning(project, caplog):

@@ -208,7 +208,7 @@ def test_train_runs_what_it_is_asked_for_alone(project, capsys, caplog, monkeypa
     assert cli.main(["train", str(path), "--row", "ft-lesions", "--seed", "5"]) == 0
     assert capsys.readouterr().out.endswith("results/own/p/densenet_small/ft-lesions/seed5\n")
     assert "1 run to do, " in caplog.text and "training images x 1 epochs in all, about 0:" in caplog.text
-    assert "run 1 of 1: FT drawn lesions, seed 5" in caplog.text and "fine_tune 1/1" in caplog.text
+    assert "run 1 of 1: FT lesions, seed 5" in caplog.text and "fine_tune 1/1" in caplog.text
     assert seen.index("history.csv") < seen.index("predictions.csv"), "can be read before the run is finished"
     assert [str(p.parent.relative_to(project)) for p in project.rglob("run.json")] == [
         "results/own/p/densenet_small/ft-lesions/seed5"

@@ -34,7 +34,7 @@ def rerun(capsys, status: int = 0) -> str:
 def test_the_same_machine_gives_every_file_again_and_touches_none(project, capsys):
     folder = project / FOLDER / "ft-objects/seed0"
     before = {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()}
-    assert rerun(capsys) == "FT drawn objects, seed 0: all 3 files of the record the same, byte for byte"
+    assert rerun(capsys) == "FT objects, seed 0: all 3 files of the record the same, byte for byte"
     after = {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()}
     (kept,) = after.keys() - before.keys()
     assert kept == project / "results/demo/demo/reruns/densenet_small-ft-objects-seed0.json"
@@ -51,9 +51,7 @@ def test_what_differs_is_named_with_both_scores(project, capsys):
     here, run["metrics"]["macro_f1"], run["device"] = run["metrics"]["macro_f1"], 0.123456, "another machine"
     path.write_text(json.dumps(run))
     line = rerun(capsys)
-    assert line.startswith(
-        "FT drawn objects, seed 0: 2 files of the record the same, 1 different (run.json). macro_f1: "
-    )
+    assert line.startswith("FT objects, seed 0: 2 files of the record the same, 1 different (run.json). macro_f1: ")
     assert f"macro_f1: {here:.4f} on " in line and line.endswith(", 0.1235 on another machine")
     (found,) = reruns.of([records.read(path.parent)])
     assert not found.identical and found.rerun.different == ("run.json",)
@@ -87,7 +85,7 @@ def test_other_weights_or_images_are_refused_before_any_training(project, capsys
 
 def test_what_is_not_finished_is_not_run_again(project, capsys):
     shutil.rmtree(project / FOLDER / "ft-objects")
-    assert "FT drawn objects, seed 0 is not finished: there is nothing to hold a rerun against" in rerun(capsys, 2)
+    assert "FT objects, seed 0 is not finished: there is nothing to hold a rerun against" in rerun(capsys, 2)
     assert not (project / FOLDER / "ft-objects").exists()
 
 

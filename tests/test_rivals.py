@@ -488,11 +488,11 @@ def test_the_page_says_what_was_chosen(project):
     table = report.choice_table([*others, record])
     assert table.to_dict("records") == [
         {
-            "run": "Ensemble of FT drawn objects + drawn lesions",
+            "run": "Ensemble of FT objects + lesions",
             "seed": 0,
-            "chosen": "networks at every inference: FT drawn objects + FT drawn lesions",
+            "chosen": "networks at every inference: FT objects + FT lesions",
         }
     ]
     assert report.choice_table(others).empty
-    assert set(report.histories([*others, record])["run"]) == {"FT drawn objects", "FT drawn lesions"}
+    assert set(report.histories([*others, record])["run"]) == {"FT objects", "FT lesions"}
     assert report.histories([record]).empty and origin.costs([record])["ingredients, s"].item() > 0

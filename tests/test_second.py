@@ -60,28 +60,33 @@ def test_two_seeds_decide_nothing(tmp_path):
     assert verdicts(skin_2=few) == [OPEN] * 4 and second.decided({"skin-2": few})[0].found == second.NOT_RUN
 
 
+ONE, THREE = "On 1 medical target together", "On 3 medical targets together"
+
+
 @pytest.mark.parametrize(
-    ("errors", "planned", "begins"),
+    ("first", "later", "begins"),
     [
-        (WORST, False, "**Not in our tests.** On 3 medical targets together"),
-        (BEST, False, "**Yes, on our data.** On 3 medical targets together"),
-        (BEST, True, "**Not in our tests.** On 1 medical target together"),
+        (WORST, None, f"**Not in our tests.** {THREE}"),
+        (BEST, None, f"**Yes, on our data.** {THREE}"),
+        (WORST, (45, 40, 45, 40, 45, 2, 45), f"**Yes, on our data.** {ONE}"),  # one row of MedMerge is enough
+        (BEST, (5, 40, 5, 40, 45, 45, 40), f"**Not in our tests.** {ONE}"),
     ],
 )
-def test_the_answer_is_of_the_planned_pool_where_there_is_one(tmp_path, monkeypatch, errors, planned, begins):
-    first = [pair(tmp_path, errors, name) for name in claims.CLEAN]
-    later, none = rows(tmp_path / "later", 5, 40, 5, 40, 45, 45, 40), {SLOW: []}
-    monkeypatch.setattr(claims, "pairs", lambda network: first if network == "densenet121" else [])
-    monkeypatch.setattr(second, "pair", lambda name: later if planned and name == "skin-2" else none)
+def test_the_answer_is_the_plans_where_a_pair_of_it_counts(tmp_path, monkeypatch, first, later, begins):
+    pairs = [pair(tmp_path, first, name) for name in claims.CLEAN]
+    found = rows(tmp_path / "later", *later) if later else {SLOW: []}
+    monkeypatch.setattr(claims, "pairs", lambda network: pairs if network == "densenet121" else [])
+    monkeypatch.setattr(second, "pair", lambda name: found if name == "skin-2" else {SLOW: []})
     table = evidence.compared()
-    pooled = table["pair"] == evidence.POOLED
-    assert pooled.sum() == 4 and len(table) == 4 + 12 + 4 * planned and table["planned"].all() == planned
-    assert evidence.answer(table).startswith(begins)
-    assert evidence.answer(table.assign(low=-0.05, high=0.05)).startswith("**We cannot tell yet.**")
-    assert evidence.use(table).startswith("If you can pay" if begins.startswith("**Yes") else "Fine-tune each")
-    said = evidence.sure(table, 0.8)
-    assert ("as [planned before the runs]" if planned else "0 of 6 seeds") in said
-    assert answer(table, 0.03, 0.01).alt.count("pooled: ") == 4
+    assert len(table) == 4 + 12 + 12 * bool(later) and table["whole"].sum() == 4 + 4 * bool(later)
+    told = evidence.told(table, 0.8)
+    assert told["answer"].startswith(begins)
+    assert told["use"].startswith("If you can pay" if "Yes" in begins else "Fine-tune each")
+    assert ("as [planned before the runs]" if later else "0 of 6 seeds") in told["sure"]
+    assert answer(table, 0.03, 0.01).alt.count("pooled: ") == table["whole"].sum()
+    if not later:
+        unsure = evidence.told(table.assign(low=-0.05, high=0.05, random_low=-0.05, random_high=0.05), 0.8)
+        assert unsure["answer"].startswith("**We cannot tell yet.**") and "no longer left out" in unsure["sure"]
 
 
 def test_what_too_few_seeds_say_is_described(tmp_path):

@@ -101,13 +101,13 @@ def test_a_second_process_waits_and_does_nothing_twice(project, start):
     wait_for(checkpoint_there, first)
     first.send_signal(signal.SIGSTOP)
     second = start("train", "p.yaml")
-    assert any("FT drawn objects, seed 0: waiting for another process" in second.stdout.readline() for _ in range(3))
+    assert any("FT objects, seed 0: waiting for another process" in second.stdout.readline() for _ in range(3))
     first.send_signal(signal.SIGCONT)
     printed = [process.communicate(timeout=120)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), printed
-    assert "FT drawn objects, seed 0: finished by another process" in printed[1]
+    assert "FT objects, seed 0: finished by another process" in printed[1]
     both = "".join(printed)
-    assert both.count("fine_tune 40/40") == 2 and "fine_tune 1/40" not in printed[1].partition("FT drawn lesions")[0]
+    assert both.count("fine_tune 40/40") == 2 and "fine_tune 1/40" not in printed[1].partition("FT lesions")[0]
     assert printed[0].splitlines()[-2:] == printed[1].splitlines()[-2:]
     assert not list(project.rglob(".lock*"))
 
@@ -163,7 +163,7 @@ def test_what_the_disk_refuses_is_said_with_what_to_do(tmp_path, monkeypatch, co
     [
         (
             MemoryError(),
-            "FT drawn objects, seed 0: out of memory on .*, with batch_size 32, image_size 32 and precision fp32",
+            "FT objects, seed 0: out of memory on .*, with batch_size 32, image_size 32 and precision fp32",
         ),
         (RuntimeError("shapes do not match"), "^shapes do not match$"),
     ],
@@ -192,4 +192,4 @@ def test_where_there_are_no_locks_a_run_goes_on(project, monkeypatch, caplog):
     monkeypatch.setattr("fcntl.flock", refuse)
     with caplog.at_level("INFO"):
         records = study.run(parameters(approaches=["ft"], ft_epochs=1))
-    assert len(records) == 2 and "FT drawn objects, seed 0 cannot be locked" in caplog.text
+    assert len(records) == 2 and "FT objects, seed 0 cannot be locked" in caplog.text

@@ -165,11 +165,11 @@ def test_a_run_leaves_a_whole_record(finished):
     classes = ["common", "atypical", "globular", "melanoma"]
     assert [record.label for record in records] == [
         *(
-            "FT drawn objects",
-            "FT drawn lesions",
-            "LP-FT drawn objects",
-            "LP-FT drawn lesions",
-            "MedMerge drawn objects + drawn lesions",
+            "FT objects",
+            "FT lesions",
+            "LP-FT objects",
+            "LP-FT lesions",
+            "MedMerge objects + lesions",
         )
     ]
     for record in records:
@@ -410,7 +410,7 @@ def test_an_ablation_adds_to_its_study_and_keeps_what_its_probe_predicted(projec
     found = study.run(parameters(**changes))
     assert files(one[0].folder) == before and len(found) == 6
     frozen = found[1]
-    assert frozen.label == "MedMerge drawn objects + drawn lesions (free in batch norm: none)"
+    assert frozen.label == "MedMerge objects + lesions (free in batch norm: none)"
     assert frozen.run["definition"]["batchnorm_free"] == frozen.run["parameters"]["batchnorm_free"] == "none"
     assert frozen.run["parameters"]["vary"] == {} and frozen.settings == {"batchnorm_free": "none"}
     for record in found:

@@ -142,7 +142,7 @@ def _recorded(record: Record) -> Run:
         weights=record.kernel_weights,
         sources=tuple(names.title(name) for name in record.ends),
         origin=" ".join(print[:12] for print in content["sources"].values()),
-        study=names.title(study),
+        study=names.pair(study),
         backbone=backbone,
         label=record.label,
         seed=seed.removeprefix("seed"),

@@ -12,7 +12,7 @@ from medmerge.pages import report
 from medmerge.pages.contrast import ALPHA, by_row, contrast
 from medmerge.pages.template import fill
 from medmerge.pages.typeset import number, span
-from medmerge.study.names import title
+from medmerge.study.names import setting
 from medmerge.study.params import Parameters
 from medmerge.study.records import Record, score_column
 
@@ -128,7 +128,7 @@ def score_table(records: Sequence[Record]) -> pd.DataFrame:
     lines = table.drop_duplicates("label").set_index("label")[keep]
     for stage, part in table.assign(told=told).groupby("stage", sort=False):
         lines[f"test, {stage}"] = part.set_index("label")["told"]
-    named = {name: title(name).rstrip(":") for name in factors(records)}
+    named = {name: setting(name).rstrip(":") for name in factors(records)}
     return lines.rename(columns={"validation": "validation, best of the probe"} | named).reset_index(drop=True)
 
 
@@ -144,19 +144,3 @@ def verdict(records: Sequence[Record]) -> str:
         far = part.loc[part["difference"].abs().idxmax()]
         stages.append({"stage": stage, "count": len(part), "worse": worse, "better": better, "far": far})
     return fill("ablation", stages=stages)
-
-
-def numbers(records: Sequence[Record]) -> dict[str, str]:
-    """Every row minus its reference by name, formatted, for prose elsewhere in the book.
-
-    A name is the row's settings and the stage: ``"none-probe"`` (with ``-interval`` and ``-p``, adjusted) is the row
-    ``batchnorm_free`` none after the probe, ``"none-end"`` the same after fine-tuning.
-    """
-    settings = {record.label: "-".join(map(str, record.settings.values())) for record in records}
-    found = {}
-    for row in differences(records).itertuples():
-        name = f"{settings[row.label]}-{'probe' if row.stage == PROBE else 'end'}"
-        found[name] = number(row.difference, "+.3f")
-        found[f"{name}-interval"] = span(row.low, row.high)
-        found[f"{name}-p"] = number(row.p_holm, ".2g")
-    return found

@@ -81,12 +81,12 @@ class Pair:
     @property
     def title(self) -> str:
         """The pair and its network, in words."""
-        return f"{names.title(self.name)}, {names.title(self.p.backbone)}"
+        return names.study(f"{self.name}/{self.p.backbone}")
 
     @property
     def short(self) -> str:
         """The pair in words."""
-        return names.title(self.name)
+        return names.pair(self.name)
 
     @property
     def seeds(self) -> tuple[int, ...]:

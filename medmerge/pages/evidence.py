@@ -7,8 +7,8 @@ import pandas as pd
 from scipy import stats
 
 from medmerge.pages import claims, second
-from medmerge.pages.claims import Pair
-from medmerge.pages.contrast import GAIN, Rows, contrast
+from medmerge.pages.claims import FAILURE, SUPPORT, Pair
+from medmerge.pages.contrast import GAIN, contrast
 from medmerge.pages.template import fill
 from medmerge.stats import pooling
 from medmerge.study import names
@@ -32,71 +32,58 @@ def compared() -> pd.DataFrame:
     Pooled is the second round, by its plan, where a pair of it counts; else the first, which was pooled afterwards.
 
     Returns:
-        A line a difference: ``baseline``, ``pair``, ``network``, ``tested`` (images), ``difference``, ``low``,
-        ``high``, ``power``, whether it is ``pooled``, and whether pooling was ``planned``. Pooled lines come last: of
-        these ``pair`` is :data:`POOLED`, and ``random_low`` and ``random_high`` are the interval of random effects.
+        A line a difference: ``baseline``, ``row`` (of MedMerge), ``pair``, ``network``, ``tested`` (images),
+        ``difference``, ``low``, ``high``, ``power``; whether it is of ``whole``, the pairs pooled, which come last,
+        with the ends of random effects, ``random_low`` and ``random_high``; and whether pooling was ``planned``.
     """
-    later = {name: rows for name in second.PAIRS if second.counts(rows := second.pair(name))}
-    lines = [_of_second(name, rows) for name, rows in later.items()]
-    for network in claims.BACKBONES:
-        lines += [_of_first(one, bool(later)) for one in claims.pairs(network) if one.counts]
-    table = pd.concat(lines, ignore_index=True).assign(random_low=np.nan, random_high=np.nan)
-    for baseline, each in table[table["pooled"]].groupby("baseline", sort=False):
-        one = pooling.pool(each["difference"], each["error"])
-        line = {"baseline": baseline, "pair": POOLED, "network": POOLED, "pooled": False, **vars(one)}
-        table.loc[len(table)] = {name: line.get(name) for name in table}
-    shown = ["baseline", "pair", "network", "tested", "difference", "low", "high", "power", "pooled"]
-    return table[[*shown, "random_low", "random_high"]].assign(planned=bool(later))
+    later = second.counted()
+    families = {name: second.family(rows) for name, rows in later.items()}
+    lines = []
+    for name, family in families.items():
+        network = names.title("densenet121") + family["row"].str.removeprefix(second.SLOW)
+        tested = len(later[name][second.SLOW][0].predictions)
+        lines.append(family.assign(pair=names.pair(name), network=network, tested=tested))
+    first = {network: [one for one in claims.pairs(network) if one.counts] for network in claims.BACKBONES}
+    for one in (one for found in first.values() for one in found):
+        known = {one.row(a, one.sources[at])[0].label: name for (a, at), name in BASELINES.items()}
+        family = one.comparisons.replace({"against": known}).assign(row=second.SLOW, pair=one.short)
+        lines.append(family.assign(network=names.title(one.p.backbone), tested=len(one.records[0].predictions)))
+    whole = second.pooled(families) if later else pooled(first["densenet121"]).query("stage == 'at the end'")
+    whole = whole.assign(whole=True, pair=POOLED, network=POOLED)
+    if later:
+        whole["pair"] = POOLED + whole["row"].str.removeprefix(second.SLOW)
+    table = pd.concat([*(line.assign(whole=False) for line in lines), whole], ignore_index=True)
+    table = table.fillna({"row": second.SLOW}).rename(columns={"against": "baseline"})
+    shown = ["baseline", "row", "pair", "network", "tested", "difference", "low", "high", "power", "whole", "pairs"]
+    table = table[table["baseline"].isin(second.PAPERS)][[*shown, "random_low", "random_high"]]
+    return table.assign(planned=bool(later))
 
 
-def _of_first(one: Pair, later: bool) -> pd.DataFrame:
-    """A pair's lines of :func:`compared`; its differences are pooled if there is no ``later`` pair."""
-    known = {one.row(a, one.sources[at])[0].label: name for (a, at), name in BASELINES.items()}
-    lines = one.comparisons.assign(baseline=one.comparisons["against"].map(known), pair=one.short)
-    pooled = not later and one.p.backbone == "densenet121"
-    return lines.assign(network=names.title(one.p.backbone), tested=len(one.records[0].predictions), pooled=pooled)
-
-
-def _of_second(name: str, rows: Rows) -> pd.DataFrame:
-    lines = second.family(rows).query("row == @second.SLOW and against in @second.PAPERS")
-    tested = len(rows[second.SLOW][0].predictions)
-    lines = lines.assign(baseline=lines["against"], pair=names.title(name), tested=tested, pooled=True)
-    return lines.assign(network=names.title("densenet121"))
-
-
-def answer(table: pd.DataFrame) -> str:
-    """Whether MedMerge beats ordinary transfer, in Markdown.
+def outcome(table: pd.DataFrame) -> str:
+    """Whether MedMerge beats ordinary transfer: as the second plan decides, where its pooling is what there is; else
+    support if every pooled interval is above 0, and failure if each ends below the paper's gain.
 
     Args:
         table: :func:`compared`.
     """
-    pooled = table[table["pair"] == POOLED]
-    pairs = table[table["pooled"]]["pair"].unique()
-    apart = pooled[(pooled["low"] > 0) | (pooled["high"] < 0)]
-    return fill("answer", pooled=pooled, apart=apart, pairs=pairs, gain=GAIN)
+    if table["planned"].all():
+        return second.decided(second.counted())[0].verdict
+    whole = table[table["whole"]]
+    return SUPPORT if (whole["low"] > 0).all() else FAILURE if (whole["high"] < GAIN).all() else second.OPEN
 
 
-def use(table: pd.DataFrame) -> str:
-    """What follows for a reader with networks of their own, in Markdown.
-
-    Args:
-        table: :func:`compared`.
-    """
-    return fill("use", pooled=table[table["pair"] == POOLED])
-
-
-def sure(table: pd.DataFrame, strength: float) -> str:
-    """How sure that answer is, in Markdown.
+def told(table: pd.DataFrame, strength: float) -> dict[str, str]:
+    """For the book's first page, in Markdown: the ``answer``, how ``sure`` it is, and whether to ``use`` MedMerge.
 
     Args:
         table: :func:`compared`.
         strength: power that the second round was planned with.
     """
-    each, p = table[table["pair"] != POOLED], claims.parameters(second.PAIRS[0])
-    done = len(next(iter(second.pair(second.PAIRS[0]).values())))
-    facts = {"tested": each["tested"].astype(int), "power": each["power"], "strength": strength}
-    facts |= {"random": table[table["pair"] == POOLED], "planned": table["planned"].all()}
-    return fill("sure", gain=GAIN, done=done, asked=len(p.seeds), **facts)
+    p, rows = claims.parameters(second.PAIRS[0]), second.pair(second.PAIRS[0])
+    facts = {"gain": GAIN, "outcome": outcome(table), "planned": table["planned"].all(), "strength": strength}
+    facts |= {"whole": table[table["whole"]], "each": table[~table["whole"]], "asked": len(p.seeds)}
+    facts["done"] = len(next(iter(rows.values())))
+    return {name: fill(name, **facts) for name in ("answer", "sure", "use")}
 
 
 def pooled(found: Sequence[Pair]) -> pd.DataFrame:
@@ -136,7 +123,7 @@ def replaced(runs: Sequence[Record]) -> pd.DataFrame:
     lines = []
     for run in (one for one in runs if not one.controls.empty):
         scores = run.controls.groupby("control")["score"].mean()
-        name = f"{names.title(run.folder.parts[-4])}, seed {run.run['seed']}"
+        name = f"{names.pair(run.folder.parts[-4])}, seed {run.run['seed']}"
         line = {"run": name, "network": names.title(run.folder.parts[-3])}
         lines.append(line | {"difference": scores["learnt"] - scores["start"]})
     return pd.DataFrame(lines)

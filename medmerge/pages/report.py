@@ -275,20 +275,11 @@ def choice_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def numbers(records: Sequence[Record]) -> dict[str, str]:
-    """The page's numbers by name, formatted, for prose elsewhere in the book."""
-    merged, best, line, pairs = _headline(records)
+    """What the book's prose takes from a page, by name: the best baseline, the training images, w's budget."""
+    _, best, *_ = _headline(records)
     moved = displacement(next(record for record in records if record.kernel_weights))
-    return {
-        "finding": _finding(line["difference"], line["p_holm"]),
-        **{"f1": number(merged["mean"]), "f1-interval": span(merged["low"], merged["high"], ".3f")},
-        **{"best-baseline": best["label"], "best-f1": number(best["mean"])},
-        **{"difference": number(line["difference"], "+.3f"), "difference-interval": span(line["low"], line["high"])},
-        **{"p-holm": number(line["p_holm"], ".2g"), "baselines": str(len(pairs)), "seeds": _seeds(merged)},
-        **{f"{name}-images": number(records[0].images[name], ",") for name in ("test", "train")},
-        "image-size": str(records[0].run["parameters"]["image_size"]),
-        **{"kernels": number(moved["kernels"], ","), "displacement": number(moved["mean"])},
-        **{"displacement-largest": number(moved["largest"]), "budget": number(moved["budget"], ".2f")},
-    }
+    found = {"best-baseline": best["label"], "train-images": number(records[0].images["train"], ",")}
+    return found | {"budget": number(moved["budget"], ".2f")}
 
 
 def _headline(records: Sequence[Record]) -> tuple[pd.Series, pd.Series, pd.Series, pd.DataFrame]:
@@ -301,10 +292,3 @@ def _headline(records: Sequence[Record]) -> tuple[pd.Series, pd.Series, pd.Serie
 
 def _seeds(row: pd.Series) -> str:
     return f"{row['seeds']} seed" + "s" * int(row["seeds"] > 1)
-
-
-def _finding(difference: float, p_holm: float) -> str:
-    """The difference from the best baseline in one sentence, no stronger than its test."""
-    if p_holm >= ALPHA:
-        return "No difference between MedMerge and the best baseline is shown, in either direction."
-    return f"MedMerge is significantly {'better' if difference > 0 else 'worse'} than the best baseline."

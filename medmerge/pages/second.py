@@ -60,6 +60,11 @@ def _kind(row: Row, p: Parameters) -> str:
     )
 
 
+def counted() -> dict[str, Rows]:
+    """The pairs with DenseNet-121 that have the seeds to decide anything, by name."""
+    return {name: rows for name in PAIRS if counts(rows := pair(name))}
+
+
 def counts(rows: Rows) -> bool:
     """Whether a pair has the seeds to decide anything."""
     return len(next(iter(rows.values()))) >= LEAST
@@ -91,16 +96,9 @@ def described(pairs: Mapping[str, Rows]) -> pd.DataFrame:
         if not seeds or counts(rows):
             continue
         asked = [({"MedMerge": m, "minus": k}, rows[m], rows[k]) for m in merged for k in rows if k not in merged]
-        for r in contrast(asked).to_dict("records"):
-            shown = estimate(r["difference"], r["low"], r["high"])
-            lines.append(
-                {
-                    "pair": names.title(name),
-                    "seeds": seeds,
-                    **{k: r[k] for k in ("MedMerge", "minus")},
-                    "difference": shown,
-                }
-            )
+        for r in contrast(asked).itertuples():
+            named = {"pair": names.pair(name), "seeds": seeds, "MedMerge": r.MedMerge, "minus": r.minus}
+            lines.append({**named, "difference": estimate(r.difference, r.low, r.high)})
     return pd.DataFrame(lines)
 
 
@@ -156,7 +154,7 @@ def _gain(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
     for name, rows in counted.items():
         best = max(PAPERS, key=lambda kind: np.mean([run.run["metrics"]["macro_f1"] for run in rows[kind]]))
         for r in family(rows).query("against == @best").itertuples():
-            said.append(f"{names.title(name)}, {r.row} minus {best}: {estimate(r.difference, r.low, r.high)}")
+            said.append(f"{names.pair(name)}, {r.row} minus {best}: {estimate(r.difference, r.low, r.high)}")
             supported.append(r.low > 0 and r.high >= GAIN)
             below.append(r.high < GAIN)
     whole = {"skin-2", "chest-2"} <= set(counted)
@@ -185,7 +183,7 @@ def _better_source(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
         for kind in (SLOW, FAST):
             shifts = np.sign(gap.difference) * np.array([_mean_weight(run) - 0.5 for run in rows[kind]])
             values = ", ".join(number(shift, "+.4f") for shift in shifts)
-            said.append(f"{names.title(name)}, {kind}: {values} to the better source")
+            said.append(f"{names.pair(name)}, {kind}: {values} to the better source")
             outcomes.add(SUPPORT if min(shifts) >= MARGIN else FAILURE if max(shifts) <= -MARGIN else OPEN)
     if not said:
         return ["no pair whose sources differ by more than the margin"], claims.UNASSESSED

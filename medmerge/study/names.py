@@ -1,7 +1,6 @@
 """What readers see in place of the names that parameters and records use: one map for all pages."""
 
-NAMES = {
-    # datasets, as targets and as what a source was trained on
+DATASETS = {
     "tinyimagenet": "Tiny-ImageNet",
     "imagenet": "ImageNet",
     "imagenet1k": "ImageNet-1k",
@@ -20,11 +19,10 @@ NAMES = {
     "synthetic:moles": "drawn moles",
     "synthetic:lesions": "drawn lesions",
     "synthetic:objects": "drawn objects",
-    "objects": "drawn objects",
-    "lesions": "drawn lesions",
-    "lesions-scratch": "drawn lesions from scratch",
-    "scratch": "no weights",
-    # networks
+}
+"""By their names as targets, and by what sources are called that were trained on them."""
+
+NETWORKS = {
     "densenet121": "DenseNet-121",
     "resnet18": "ResNet-18",
     "resnet50": "ResNet-50",
@@ -32,7 +30,9 @@ NAMES = {
     "densenet_small": "a small DenseNet",
     "vit_mini": "a small ViT",
     "swin_mini": "a small Swin",
-    # pairs of the open study
+}
+
+PAIRS = {
     "skin": "Skin lesions, exploratory",
     "skin-seeds": "Skin lesions",
     "skin-ablation": "Skin lesions, ablations",
@@ -42,7 +42,10 @@ NAMES = {
     "chest-2": "Chest X-rays, second round",
     "retina": "Fundus photographs",
     "retina-2": "Fundus photographs, second round",
-    # settings in which rows differ
+}
+"""Of the open study, by ``pair`` of their parameter files."""
+
+SETTINGS = {
     "w_lr": "rate of w",
     "w_decay": "decay of w",
     "ft_epochs": "epochs of FT",
@@ -52,18 +55,30 @@ NAMES = {
     "normalisation": "weights by",
     "align": "aligned by",
 }
+"""In which rows of a study differ."""
 
 
-def title(name: object) -> str:
-    """The words for a name; the name itself where there are none, as of a user's own data."""
-    return NAMES.get(str(name), str(name))
+def title(name: str) -> str:
+    """The words for a dataset, a source or a network; the name itself where there are none, as of a user's own."""
+    return DATASETS.get(name) or NETWORKS.get(name, name)
 
 
-def phrase(text: object) -> str:
+def pair(name: str) -> str:
+    """The words for a pair; its name where there are none."""
+    return PAIRS.get(name, name)
+
+
+def setting(name: str) -> str:
+    """The words for a parameter that rows differ in; its name where there are none."""
+    return SETTINGS.get(name, name)
+
+
+def phrase(text: str) -> str:
     """A row that a record names, such as ``"FT ham10k"``, in readers' words."""
-    return " ".join(map(title, str(text).split()))
+    return " ".join(map(title, text.split()))
 
 
 def study(folder: str) -> str:
     """A study in words, such as ``"Skin lesions, DenseNet-121"``, by the folder of its records, pair and backbone."""
-    return ", ".join(map(title, folder.split("/")))
+    name, backbone = folder.split("/")
+    return f"{pair(name)}, {title(backbone)}"

@@ -205,7 +205,7 @@ def kept(probabilities: np.ndarray) -> np.ndarray:
 
 def label(title: str, sources: Sequence[str], settings: Mapping[str, object]) -> str:
     """A row in words: its approach's title, its sources and, in brackets, the settings that set it apart."""
-    named = ", ".join(f"{names.title(name)} {value}" for name, value in settings.items())
+    named = ", ".join(f"{names.setting(name)} {value}" for name, value in settings.items())
     return f"{title} {' + '.join(map(names.title, sources))}" + (named and f" ({named})")
 
 

@@ -16,7 +16,7 @@ _POOLED, _PAIR = APPROACH_COLOURS["medmerge"], APPROACH_COLOURS["ft"]
 
 @book_style
 def answer(table: pd.DataFrame, gain: float, margin: float) -> BookFigure:
-    """Differences in blocks of a baseline: a line a pair, its networks by marker, and a diamond for all pairs together.
+    """Differences in blocks of a baseline: a line a pair, its networks by marker, and a diamond for pairs pooled.
 
     Args:
         table: :func:`medmerge.pages.evidence.compared`.
@@ -26,7 +26,7 @@ def answer(table: pd.DataFrame, gain: float, margin: float) -> BookFigure:
     blocks = {name: list(part["pair"].unique()) for name, part in table.groupby("baseline", sort=False)}
     lines = [(name, row) for name, pairs in blocks.items() for row in ("", *pairs)]
     at = {line: y for y, line in enumerate(lines)}
-    networks = [name for name in table["network"].unique() if name not in table["pair"].to_numpy()]
+    networks = list(table[~table["whole"]]["network"].unique())
     figure = canvas(0.175 * len(lines) + 0.75)
     axes = figure.subplots()
     axes.axvspan(-margin, margin, color=BAND, linewidth=0)
@@ -34,10 +34,10 @@ def answer(table: pd.DataFrame, gain: float, margin: float) -> BookFigure:
     axes.axvline(gain, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.text(gain, -0.9, " the paper's gain", va="center")
     for row in table.itertuples():
-        y, whole = at[row.baseline, row.pair], row.network not in networks
-        shift = 0 if whole or len(networks) == 1 else 0.4 * (networks.index(row.network) / (len(networks) - 1) - 0.5)
-        _line(axes, row, y + shift, whole, whole or not networks.index(row.network))
-        if whole and not on_phone():
+        y, order = at[row.baseline, row.pair], 0 if row.whole else networks.index(row.network)
+        shift = 0 if row.whole or len(networks) == 1 else 0.5 * (order / (len(networks) - 1) - 0.5)
+        _line(axes, row, y + shift, order)
+        if row.whole and not on_phone():
             text = estimate(row.difference, row.low, row.high)
             axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center", color=_POOLED)
     axes.set_yticks(range(len(lines)), [row for _, row in lines])
@@ -50,31 +50,26 @@ def answer(table: pd.DataFrame, gain: float, margin: float) -> BookFigure:
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.alt = "; ".join(
-        f"MedMerge minus {row.baseline}, pooled: {estimate(row.difference, row.low, row.high)}"
-        for row in table[~table["network"].isin(networks)].itertuples()
+        f"{row.row} minus {row.baseline}, pooled: {estimate(row.difference, row.low, row.high)}"
+        for row in table[table["whole"]].itertuples()
     )
     if len(networks) > 1:
-        handles = [
-            axes.plot([], [], marker, color=_PAIR, alpha=a, markersize=4)[0] for marker, a in (("o", 1), ("s", 0.5))
-        ]
-        figure.legend(handles, networks, loc="outside upper right", ncols=len(networks))
+        handles = [axes.plot([], [], markersize=4, **_look(order))[0] for order in range(len(networks))]
+        figure.legend(handles, networks, loc="outside upper right", ncols=1 if on_phone() else len(networks))
     return figure
 
 
-def _line(axes: Axes, row: object, y: float, whole: bool, first: bool) -> None:
-    """An interval with its dot: the pooled one a diamond, a further network paler than the first."""
-    colour, alpha = (_POOLED if whole else _PAIR), (1 if first else 0.5)
-    axes.hlines(
-        y, max(row.low, -REACH), min(row.high, REACH), color=colour, alpha=alpha, linewidth=2.4 if whole else 1.4
-    )
-    axes.plot(
-        row.difference,
-        y,
-        "D" if whole else "o" if first else "s",
-        color=colour,
-        alpha=alpha,
-        markersize=6 if whole else 4,
-    )
+def _look(order: int) -> dict[str, object]:
+    """How the lines of a network look: those after the first are paler."""
+    return {"color": _PAIR, "alpha": 1 if order == 0 else 0.5, "marker": "os^v"[order], "linestyle": "none"}
+
+
+def _line(axes: Axes, row: object, y: float, order: int) -> None:
+    """An interval with its dot: the pooled one a diamond."""
+    look = _look(order) | ({"color": _POOLED, "marker": "D"} if row.whole else {})
+    line = {"color": look["color"], "alpha": look["alpha"], "linewidth": 2.4 if row.whole else 1.4}
+    axes.hlines(y, max(row.low, -REACH), min(row.high, REACH), **line)
+    axes.plot(row.difference, y, markersize=6 if row.whole else 4, **look)
     for beyond, end, arrow in ((row.low < -REACH, -REACH, "<"), (row.high > REACH, REACH, ">")):
         if beyond:
-            axes.plot(end, y, arrow, color=colour, alpha=alpha, markersize=4, clip_on=False)
+            axes.plot(end, y, markersize=4, clip_on=False, **{**look, "marker": arrow})

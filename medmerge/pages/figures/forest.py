@@ -51,28 +51,20 @@ def forest(
     """
     if table.empty or not np.isfinite(table[value].to_numpy(float)).all():
         raise ValueError(f"the table has {len(table)} lines: give at least one, and finite values of {value}")
-    table = table.assign(_row=table[rows].astype(str), _hue=table[hue].astype(str) if hue else "")
-    table["_panel"] = table[panel].astype(str) if panel else ""
+    table, written = _labelled(table, rows, hue, panel)
     levels, panels = list(dict.fromkeys(table["_hue"])), list(table.groupby("_panel", sort=False))
     looks = {level: LOOKS[i % len(LOOKS)] for i, level in enumerate(levels)}
     looks |= {level: (colours[level], looks[level][1]) for level in levels if colours and level in colours}
-    shared = not columns and not on_phone()
     across = 1 if on_phone() else columns or len(panels)
-    above = on_phone() and max(map(len, table["_row"])) > 12
-    if above:
-        table["_row"] = table["_row"].map(lambda label: textwrap.fill(label, 40))
-        panels = list(table.groupby("_panel", sort=False))
-    labels = list(dict.fromkeys(table["_row"]))
-    written = above * (1 + max(label.count("\n") for label in labels))
     spread = 1 if _one_a_row(table) else len(levels)
     figure, grid = _grid(panels, across, 0.15 + 0.17 * spread + 0.18 * written, spread > 1)
     for axes, (title, part) in zip(grid.flat, panels, strict=False):
-        own = labels if shared else list(dict.fromkeys(part["_row"]))
+        own = list(dict.fromkeys((part if columns or on_phone() else table)["_row"]))
         for level, lot in part.groupby("_hue", sort=False):
             shift = 0 if spread == 1 else 0.7 * ((levels.index(level) + 0.5) / len(levels) - 0.5)
-            at = lot["_row"].map(own.index).to_numpy() + shift
-            _dots(axes, lot, value, at + (0.1 + 0.1 * written) * above, looks[level], level, form, limits)
-        _frame(axes, own, title, lines, (bands or {}).get(title), above)
+            shift += (0.1 + 0.1 * written) * bool(written)
+            _dots(axes, lot, value, lot["_row"].map(own.index).to_numpy() + shift, looks[level], level, form, limits)
+        _frame(axes, own, title, lines, (bands or {}).get(title), bool(written))
     for axes in grid[-1]:
         axes.set_xlabel(textwrap.fill(xlabel, 50) if on_phone() else xlabel)
     for axes in grid.flat[len(panels) :]:
@@ -83,6 +75,16 @@ def forest(
         figure.legend(handles, names, loc="outside upper left", ncols=min(each, len(names)), columnspacing=1)
     figure.alt = _told(table, value, xlabel)
     return figure
+
+
+def _labelled(table: pd.DataFrame, rows: str, hue: str, panel: str) -> tuple[pd.DataFrame, int]:
+    """The table with its labels as text, and how many lines these take above their dots: none beside short ones."""
+    table = table.assign(_row=table[rows].astype(str), _hue=table[hue].astype(str) if hue else "")
+    table["_panel"] = table[panel].astype(str) if panel else ""
+    if not on_phone() or max(map(len, table["_row"])) <= 12:
+        return table, 0
+    table["_row"] = table["_row"].map(lambda label: textwrap.fill(label, 40))
+    return table, 1 + max(label.count("\n") for label in table["_row"])
 
 
 def _grid(panels: list, across: int, tall: float, legend: bool) -> tuple[BookFigure, np.ndarray]:

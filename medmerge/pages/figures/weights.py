@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from medmerge.pages.figures.depth import depth_heatmap
 from medmerge.pages.figures.style import BookFigure
 from medmerge.pages.weights import layer_kinds, mean_weights, merged_rows
-from medmerge.study.names import title
+from medmerge.study.names import pair, title
 from medmerge.study.records import Record
 
 
@@ -23,7 +23,7 @@ def target_heatmap(records: Sequence[Record]) -> BookFigure:
         ValueError: several backbones.
     """
     rows = list(merged_rows(records).items())
-    titles = [title(folder.parts[-3]) for folder, _ in rows]
+    titles = [pair(folder.parts[-3]) for folder, _ in rows]
     if len(set(titles)) < len(titles):
         titles = [f"{name}: {runs[0].label}" for name, (_, runs) in zip(titles, rows, strict=True)]
     counts = [f"{len(runs)} seed{'s' * (len(runs) > 1)}" for _, runs in rows]
