@@ -222,4 +222,4 @@ def test_the_page_on_the_premise_is_drawn_again_from_its_records(project, capsys
     digest = json.loads(content)["sources"]["lesions"]
     (folder / "premise.json").write_text(content.replace(digest, "0" * 64))
     assert cli.main(["check", "premise.yaml"]) == 2
-    assert "measured on other weights or images (lesions) than" in capsys.readouterr().err
+    assert "measured on other weights or images than" in capsys.readouterr().err
