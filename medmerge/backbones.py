@@ -4,10 +4,10 @@ A backbone is a torchvision network without its classification head (the paper's
 images ``[N, 3, H, W]`` to features ``[N, num_features]``. Its state dict keeps torchvision's names.
 """
 
+import contextlib
 import difflib
 import functools
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from medmerge.weightfiles import state_sha256 as state_sha256
 
 log = logging.getLogger(__name__)
 
+_SWIN = dict(window_size=[4, 4], mlp_ratio=2.0, stochastic_depth_prob=0.0)
 SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
     "densenet_small": (DenseNet, dict(growth_rate=12, block_config=(3, 3, 3), num_init_features=24, bn_size=2)),
     "vit_mini": (VisionTransformer, dict(patch_size=8, num_layers=3, num_heads=4, hidden_dim=48, mlp_dim=96)),
-    "swin_mini": (SwinTransformer, dict(patch_size=[4, 4], embed_dim=24, depths=[2, 2], num_heads=[2, 4])),
+    "swin_mini": (SwinTransformer, dict(patch_size=[4, 4], embed_dim=24, depths=[2, 2], num_heads=[2, 4]) | _SWIN),
 }
-SMALL["swin_mini"][1].update(window_size=[4, 4], mlp_ratio=2.0, stochastic_depth_prob=0.0)
 """Networks of our own for tests and the demo: torchvision's DenseNet, ViT and Swin, smaller."""
 
 IMAGE_SIZE = 224
@@ -63,7 +63,7 @@ class Classifier(nn.Module):
 
 
 def names() -> list[str]:
-    """Every architecture that :func:`backbone` knows."""
+    """Every architecture that :func:`backbone` knows: torchvision's but MaxViT, which is built for one image size."""
     known = torchvision.models.list_models(module=torchvision.models)
     return sorted([*SMALL, *(name for name in known if not name.startswith("maxvit"))])
 
@@ -115,9 +115,7 @@ def backbone(
 
 
 def check_name(name: str) -> None:
-    """Raise a ValueError unless ``name`` is an architecture of :func:`names`; the nearest are given, or the reason."""
-    if name.startswith("maxvit"):
-        raise ValueError(f"backbone {name!r} is not supported: it is built for one image size; see backbones.names()")
+    """Raise a ValueError unless ``name`` is an architecture of :func:`names`; the nearest are given."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), 3) or names()[:3]
         raise ValueError(f"unknown backbone {name!r}; did you mean {', '.join(near)}? (medmerge.backbones.names())")
@@ -213,8 +211,11 @@ def _fill(model: Any, state: Mapping[str, Tensor], origin: str, transform_input:
     """Fill a backbone from tensors in which it is, or raise a CheckpointError that names ``origin``."""
     wanted = model.state_dict()
     state = weightfiles.plain(state)
-    prefix, found = weightfiles.under(state, wanted, origin)
-    body = _at_size(model, found)
+    prefix, body = weightfiles.under(state, wanted, origin)
+    positions = body.get("encoder.pos_embedding", torch.empty(0))
+    if patch_size(model.architecture) and positions.shape[::2] == model.encoder.pos_embedding.shape[::2]:
+        with contextlib.suppress(ValueError, RuntimeError):  # of no square grid: it does not fit
+            body = interpolate_embeddings(model.image_size, model.patch_size, {**body})
     beside = [key for key in state if key.removeprefix(prefix) not in wanted]
     if problems := weightfiles.problems(body, wanted, model.head_name):
         more = f", and {len(problems) - 1} more like it" if len(problems) > 1 else ""
@@ -230,18 +231,6 @@ def _fill(model: Any, state: Mapping[str, Tensor], origin: str, transform_input:
         model.transform_input = transform_input
     if beside:
         log.info("%s: left aside, beside the network: %s", origin, weightfiles.few(beside))
-
-
-def _at_size(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """``state`` with a ViT's position embeddings interpolated to the image size that ``model`` is built for."""
-    positions = state.get("encoder.pos_embedding")
-    if not isinstance(model, VisionTransformer) or positions is None:
-        return state
-    there, here = positions.shape, model.encoder.pos_embedding.shape
-    square = len(there) == 3 and there[1] > 1 and math.isqrt(there[1] - 1) ** 2 == there[1] - 1
-    if there == here or not square or there[::2] != here[::2]:
-        return state
-    return interpolate_embeddings(model.image_size, model.patch_size, state)
 
 
 def has_plain_head(name: str) -> bool:

@@ -98,10 +98,8 @@ def check(sources: Sequence[nn.Module]) -> None:
     for i, other in enumerate(others, start=1):
         for (a, here), (b, there) in itertools.zip_longest(first, other, fillvalue=(None, "missing")):
             if a != b:
-                both = f"{here} in source 0 and {there} in source {i}"
-                raise ValueError(
-                    f"source {i} does not fit source 0: the first layer that differs is {both}; all must be alike"
-                )
+                differ = f"the first layer that differs is {here} in source 0 and {there} in source {i}"
+                raise ValueError(f"source {i} does not fit source 0: {differ}; all must be alike")
     _check_kernels(sources[0])
     for (i, one), (j, other) in itertools.combinations(enumerate(sources), 2):
         pairs = [(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True) if not a.is_meta]
@@ -172,20 +170,17 @@ def _check_kernels(source: nn.Module) -> None:
         roles[layer.module, layer.bias] = id(weight), id(bias)
         roles[layer.module, layer.weight] = bool(layer.groups), id(weight)
     seen: dict[tuple, tuple] = {}
-    for name, module in source.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            path, role = f"{name}.{key}".lstrip("."), roles.get((module, key))
-            known, other = seen.setdefault((parameter.data_ptr() or path, parameter.shape), (path, role))
-            if role != other:
-                raise TypeError(f"{path} and {known} share their memory, but are not one kernel; untie or tie them")
-            several = sum(size > 1 for size in parameter.shape) > 1
-            if several and not role and not isinstance(module, _NORM_LAYERS) and not is_embedding(module, key):
-                known = (
-                    "a kernel of a convolution or linear layer, a per-channel parameter or a known position embedding"
-                )
-                raise TypeError(f"{path} {list(parameter.shape)} of a {type(module).__name__} is not {known}")
+    for path, parameter in source.named_parameters(remove_duplicate=False):
+        owner, _, key = path.rpartition(".")
+        module = source.get_submodule(owner)
+        role = roles.get((module, key))
+        known, other = seen.setdefault((parameter.data_ptr() or path, parameter.shape), (path, role))
+        if role != other:
+            raise TypeError(f"{path} and {known} share their memory, but are not one kernel; untie or tie them")
+        several = sum(size > 1 for size in parameter.shape) > 1
+        if several and not role and not isinstance(module, _NORM_LAYERS) and not is_embedding(module, key):
+            where = f"{path} {list(parameter.shape)} of a {type(module).__name__}"
+            raise TypeError(f"{where} is neither a kernel, nor a parameter a channel, nor a known position embedding")
 
 
 def _facts(source: nn.Module) -> Iterator[tuple[object, str]]:

@@ -14,7 +14,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,19 +48,13 @@ _KINDS = (
     (rb"PK\0(?!.*/data\.pkl)", "an archive of other files, not a state dict", _UNPACK),
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull` where it came from"),
     (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", "a web page or XML, not weights", _AGAIN),
-    (rb"\x89HDF\r\n", "an HDF5 file, such as Keras writes", _EXPORT),
-    (rb"\x93NUMPY", "a NumPy array", _EXPORT),
-    (rb"GGUF|.{4}TFL3", "a model of another library", _EXPORT),
-    (rb"\x08[\x01-\x20][\x12\x1a\x32\x3a\x42]", "a protocol buffer, such as ONNX and TensorFlow write", _EXPORT),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "compressed", _UNPACK),
-    (rb".{257}ustar", "a tar archive", _UNPACK),
-    (rb"\x89PNG|\xff\xd8\xff|GIF8|.{128}DICM", "an image", "give the weights"),
-    (rb"\s*[\[{][\s\x21-\x7e]+$", "JSON, not weights", "give the file that it describes"),
+    (rb"\x89HDF\r\n|\x93NUMPY|GGUF|.{4}TFL3|\x08[\x01-\x20][\x12\x1a\x32\x3a\x42]", "of another library", _EXPORT),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar", "compressed", _UNPACK),
     (rb"[\s\x20-\x7e]+$", "text, not weights", _AGAIN),
     (rb"$", "empty", _AGAIN),
 )
 """What else comes under the name of a checkpoint: how it begins (of an archive the names of its members),
-what it is, the way out."""
+what it is (of another library: as Keras, NumPy, ONNX and TensorFlow write), the way out."""
 
 
 class CheckpointError(ValueError):
@@ -156,8 +150,6 @@ def _check_kind(path: Path, head: bytes) -> None:
     for start, what, way in _KINDS:
         if re.match(start, head, re.DOTALL):
             raise CheckpointError(f"{path} is {what}; {way}")
-    if re.search(r"\.data-\d+-of-\d+$|\.ckpt\.(index|meta)$", path.name):
-        raise CheckpointError(f"{path} is a part of a TensorFlow checkpoint; {_EXPORT}")
 
 
 def _unpickled(path: Path, head: bytes) -> object:
@@ -193,36 +185,14 @@ def few(names: Sequence[str]) -> str:
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` under today's names, without the parts that wrappers add, pruned and weight-normed weights computed."""
+    """``state`` under today's names, without the parts that wrappers add."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         short = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
         for old, new in _OLD_NAMES:
             short = old.sub(new, short)
         renamed[key if short in renamed else short] = value
-    for first, second, function in _COMPUTED:
-        for key in [key for key in renamed if key.endswith(first)]:
-            base = key.removesuffix(first)
-            pair = [renamed[key], renamed.get(base + second)]
-            if all(one is not None and one.dtype in _FLOATS and one.layout == torch.strided for one in pair):
-                with contextlib.suppress(RuntimeError):  # of other shapes: they are something else
-                    renamed[base.replace("parametrizations.", "")] = function(*pair)
-                    del renamed[key], renamed[base + second]
     return renamed
-
-
-def _weight_norm(direction: Tensor, length: Tensor) -> Tensor:
-    """What ``torch.nn.utils.weight_norm`` computes; it keeps the length along one axis, or of the whole weight."""
-    axes = [axis for axis, size in enumerate(length.shape) if size > 1]
-    return torch._weight_norm(direction, length, (axes or [0])[0] if length.dim() else -1)
-
-
-_COMPUTED: tuple[tuple[str, str, Callable], ...] = (
-    ("_orig", "_mask", torch.mul),
-    ("_v", "_g", _weight_norm),
-    (".original1", ".original0", _weight_norm),
-)
-"""Ends of the names of two tensors that a weight is computed from, by pruning and by both weight norms, and how."""
 
 
 def under(state: Mapping[str, Tensor], wanted: Iterable[str], origin: str) -> tuple[str, dict[str, Tensor]]:
@@ -267,12 +237,12 @@ def problems(body: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: str
 
 
 def _stored_as(key: str, body: Mapping[str, Tensor]) -> str:
-    """What a file has in place of a weight that is parametrised, and the way out."""
+    """What a file has in place of a weight that is pruned, normed or parametrised otherwise, and the way out."""
     layer, _, own = key.rpartition(".")
-    if body.keys().isdisjoint([f"{layer}.parametrizations.{own}.original", f"{key}_orig"]):
-        return ""
-    undo = "torch.nn.utils.parametrize.remove_parametrizations() or remove_spectral_norm()"
-    return f", stored parametrised: {undo} before saving undoes that"
+    if any(other.startswith((f"{layer}.parametrizations.{own}.", f"{key}_")) for other in body):
+        undo = "prune.remove(), remove_weight_norm(), remove_spectral_norm() or parametrize.remove_parametrizations()"
+        return f", stored pruned or parametrised: torch.nn.utils.{undo} before saving undoes that"
+    return ""
 
 
 def _fault(key: str, value: Tensor, wanted: Tensor) -> str:

@@ -1,7 +1,6 @@
 """Backbones: torchvision's networks without their heads, and every way in which a checkpoint can be good or bad."""
 
 import argparse
-import bz2
 import gzip
 import io
 import os
@@ -17,7 +16,7 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, prune
 
 from medmerge import Classifier, backbone, backbones, load, save, save_backbone, weightfiles
 from medmerge.backbones import CheckpointError, check_weights, has_plain_head, names, read_state, state_sha256
@@ -103,22 +102,6 @@ def test_names_are_sorted_and_all_but_maxvit():
 def test_random_depends_on_the_global_state_alone():
     assert same(network(3), network(3))
     assert not torch.equal(network(3).features.conv0.weight, network(4).features.conv0.weight)
-
-
-@torch.no_grad()
-def test_zeros_has_no_kernel_left():
-    model = backbone(SMALL, "zeros")
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            assert not module.weight.any()
-        if isinstance(module, nn.BatchNorm2d):
-            assert (module.weight == 1).all()
-
-
-def test_classifier_is_a_backbone_and_one_linear_layer():
-    model = Classifier(network(), 3).eval()
-    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(model(x), model.head(model.backbone(x))) and model(x).shape == (2, 3)
 
 
 def test_a_file_has_the_same_bytes_whichever_process_writes_it(tmp_path):
@@ -235,37 +218,13 @@ def test_two_networks_in_one_file_are_not_chosen_between(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
-@pytest.mark.parametrize("name", ["pruned", "channels pruned", "weight norm", "old weight norm", "weight norm of all"])
-def test_pruned_and_weight_normed_files_are_what_they_compute(tmp_path, name):
+@pytest.mark.parametrize("change", [prune.random_structured, parametrizations.spectral_norm, nn.utils.weight_norm])
+def test_what_is_stored_pruned_or_parametrised_is_named_with_the_way_out(change):
     model = network()
-    conv, change, undo = model.features.conv0, lambda c: c, None
-    if "pruned" in name:
-        change = (lambda c: prune.l1_unstructured(c, "weight", 0.3)) if name == "pruned" else None
-        change = change or (lambda c: prune.ln_structured(c, "weight", 0.3, n=2, dim=0))
-        undo = lambda c: prune.remove(c, "weight")  # noqa: E731
-    elif name == "weight norm":
-        change, undo = parametrizations.weight_norm, lambda c: parametrize.remove_parametrizations(c, "weight")
-    else:
-        axis = None if "all" in name else 0
-        change, undo = lambda c: nn.utils.weight_norm(c, dim=axis), nn.utils.remove_weight_norm
-    change(conv)
-    torch.save(model.state_dict(), tmp_path / "w.pt")
-    assert "features.conv0.weight" not in read_state(tmp_path / "w.pt")
-    loaded = backbone(SMALL, tmp_path / "w.pt")
-    undo(conv)
-    assert torch.equal(loaded.features.conv0.weight, conv.weight)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm`:FutureWarning")
-def test_other_parametrisations_are_named_with_the_way_out(tmp_path):
-    for change, way in (
-        (parametrizations.spectral_norm, r"stored parametrised: .*remove_parametrizations\(\)"),
-        (nn.utils.spectral_norm, r"stored parametrised: .*remove_spectral_norm\(\)"),
-    ):
-        model = network()
-        change(model.features.conv0)
-        with pytest.raises(CheckpointError, match=rf"features\.conv0\.weight is missing, {way}"):
-            backbone(SMALL, model.state_dict())
+    change(model.features.conv0, "weight", **({"amount": 0.3, "dim": 0} if change is prune.random_structured else {}))
+    way = r"stored pruned or parametrised: .*prune\.remove\(\).*remove_parametrizations\(\) before saving"
+    with pytest.raises(CheckpointError, match=rf"features\.conv0\.weight is missing, {way}"):
+        backbone(SMALL, model.state_dict())
 
 
 def test_networks_that_ask_for_a_version_of_their_file_take_any(tmp_path):
@@ -329,12 +288,10 @@ def broken(change):
             r"conv0\.weight is \[24, 3, 3, 3\] in the file and \[24, 3, 7, 7\] in the network",
         ),
         (lambda s: s["features.norm0.bias"].fill_(float("nan")), r"features\.norm0\.bias is not finite"),
-        (lambda s: s["features.norm0.bias"].fill_(float("inf")), r"features\.norm0\.bias is not finite"),
         (lambda s: [s.pop(k) for k in list(s) if "norm0" in k], r"norm0\.weight is missing, and 3 more like it"),
         (lambda s: s["features.norm0.running_var"][3].fill_(-0.1), r"norm0\.running_var holds negative variances"),
         (lambda s: s.update({CONV: s[CONV].to(torch.int8)}), rf"{CONV} holds int8: save the network before"),
         (lambda s: s.update({CONV: s[CONV].double() * 1e300}), rf"{CONV} is not finite"),
-        (lambda s: s.update({CONV: s[CONV].to(torch.float8_e5m2)}), rf"{CONV} holds float8_e5m2"),
         (lambda s: s.update({CONV: s[CONV] + 0j}), rf"{CONV} holds complex64"),
         (lambda s: s.clear(), r"(is missing, and \d+ more like it|holds no state dict)"),
     ],
@@ -352,21 +309,14 @@ def test_state_that_does_not_fit_is_named(tmp_path, change, message, suffix):
     [
         (lambda w: w.to("meta"), "is a meta tensor, which has no values"),
         (lambda w: w.to_sparse(), r"is sparse: save its to_dense\(\)"),
-        (lambda w: w.flatten(1).to_sparse_csr(), "is sparse"),
         (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "holds qint8"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:.*quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
 def test_tensors_that_are_no_plain_numbers_are_refused_by_name(value, message):
     state = network().state_dict()
     with pytest.raises(CheckpointError, match=f"the state dict does not fit {SMALL}: {CONV} {message}"):
         backbone(SMALL, state | {CONV: value(state[CONV])})
-
-
-def test_only_a_head_is_no_backbone(tmp_path):
-    state = {"head.weight": torch.ones(2, 3), "classifier.bias": torch.ones(2)}
-    with pytest.raises(CheckpointError, match="features.conv0.weight is missing"):
-        backbone(SMALL, write(state, tmp_path / "head.pt"))
 
 
 def test_another_architecture_is_refused_and_named(tmp_path):
@@ -396,13 +346,8 @@ def test_another_architecture_is_refused_and_named(tmp_path):
         (("resnet18", torchvision.models.ResNet50_Weights.DEFAULT), "unknown weights 'ResNet50_Weights.IMAGENET1K_V2'"),
         (("resnet18", torchvision.models.resnet18), "unknown weights '<function resnet18"),
         (("resnet18", {"epoch": 3}), r"weights holds no state dict of tensors; save model\.state_dict\(\)"),
-        (("resnet18", []), r"unknown weights '\[\]' for resnet18; allowed: imagenet"),
         (("densnet121", "random"), "unknown backbone 'densnet121'; did you mean densenet121"),
-        (("vit_b_61", "random"), "unknown backbone 'vit_b_61'; did you mean vit_b_16"),
-        (("maxvit_t", "random"), "'maxvit_t' is not supported: .* one image size"),
         (("densenet121", "imagnet"), "unknown weights .* for densenet121; allowed: imagenet, IMAGENET1K_V1"),
-        (("densenet121", "IMAGENET1K_V7"), "unknown weights .* for densenet121; allowed: imagenet"),
-        (("densenet121", ""), "unknown weights '' for densenet121; allowed: imagenet"),
         (("densenet121", "DenseNet169_Weights.IMAGENET1K_V1"), "unknown weights .* for densenet121; allowed: imagenet"),
         ((SMALL,), "unknown weights 'imagenet' for densenet_small; allowed: random, zeros, a file"),
     ],
@@ -454,15 +399,9 @@ def archive(**members: bytes) -> bytes:
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1", "a Git LFS pointer.*`git lfs pull`"),
         (b"hello world", "is text, not weights; fetch or write it again"),
-        (b'{"weight_map": {"conv1.weight": "model-00001-of-00002.safetensors"}}', "is JSON, not weights; give"),
-        (b"\x93NUMPY\x01\x00", "is a NumPy array; load it with what wrote it"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file, such as Keras writes"),
-        (b"\x08\x08\x12\x07pytorch\x1a\x052.0.1", "is a protocol buffer, such as ONNX"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "is of another library; load it with what wrote it"),
         (gzip.compress(b"x" * 100, mtime=0), "is compressed; unpack it"),
-        (bz2.compress(b"x" * 100), "is compressed; unpack it"),
-        (bytes(257) + b"ustar\x0000", "is a tar archive; unpack it"),
         (archive(w_pth=b"x"), "is an archive of other files, not a state dict; unpack it"),
-        (archive(a_npy=b"x"), "is an archive of another library, not a state dict; load it"),
         (archive(config_json=b"x", model_weights_h5=b"y"), "not a state dict; load it with what wrote it"),
         (archive(m__data_pkl=b"", m__constants_pkl=b"", m__code__a_py=b""), r"TorchScript archive.*torch\.jit\.load"),
         (bytes(range(256)), "is damaged or not a PyTorch checkpoint"),
@@ -512,11 +451,6 @@ def test_a_whole_module_is_refused_with_the_way_out(tmp_path):
         torch.save(content, tmp_path / "other.pt")
         with pytest.raises(CheckpointError, match="holds no state dict of tensors"):
             read_state(tmp_path / "other.pt")
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
-        backbone(SMALL, tmp_path / "nowhere.pt")
 
 
 def test_weights_of_torchvisions_enum():

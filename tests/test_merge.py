@@ -1,7 +1,6 @@
 """The method's invariants: to the bit where arithmetic allows it, on real architectures and on small ones."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -109,15 +108,6 @@ def test_fold_is_an_ordinary_network_with_the_same_output_to_the_bit(pair, x):
 
 
 @torch.no_grad()
-def test_fold_is_a_copy(small, x):
-    merge = KernelMerge(small).eval()
-    before = merge(x)
-    for parameter in merge.fold().parameters():
-        parameter.fill_(9)
-    assert torch.equal(merge(x), before)
-
-
-@torch.no_grad()
 def test_kernels_are_the_papers_weighted_mean(small):
     merge = KernelMerge(small)
     weights = random_weights(merge)
@@ -214,18 +204,6 @@ def test_norms_start_at_the_mean_or_at_one_source(pair):
         for key in keys:
             b, c = tensors[0][key], tensors[1][key]
             assert torch.equal(got[key], (b + c) / 2 if batchnorm == "mean" else (b, c)[batchnorm]), key
-
-
-@torch.no_grad()
-def test_state_dict_saves_and_loads(pair, x):
-    merge = KernelMerge(pair).eval()
-    merge.set_kernel_weights(random_weights(merge))
-    file = io.BytesIO()
-    torch.save(merge.state_dict(), file)
-    file.seek(0)
-    other = KernelMerge(pair[::-1]).eval()
-    other.load_state_dict(torch.load(file, weights_only=True), strict=True)
-    assert torch.equal(other(x), merge(x))
 
 
 @pytest.mark.parametrize("normalisation", ["affine", "softmax"])
@@ -359,9 +337,6 @@ def test_same_shapes_with_other_options_are_refused(small):
     deeper.last.append(nn.ReLU())
     with pytest.raises(ValueError, match="last.3"):
         KernelMerge([small[0], deeper])
-
-
-def test_other_dtype_is_refused(small):
     with pytest.raises(ValueError, match=r"float32.*float64"):
         KernelMerge([small[0], copy.deepcopy(small[1]).double()])
 
@@ -381,9 +356,8 @@ def test_unmergeable_parameters_are_named():
     [
         ({"granularity": "kernels"}, "granularity='kernels' is not one of 'kernel'"),
         ({"normalisation": "sigmoid"}, "normalisation"),
-        ({"batchnorm": 2}, "0 to 1"),
+        ({"batchnorm": 2}, "batchnorm=2 is not one of 'mean', 0, 1"),
         ({"batchnorm": True}, "batchnorm=True"),
-        ({"batchnorm": "first"}, "batchnorm='first'"),
     ],
 )
 def test_unknown_options_are_refused(small, options, message):
@@ -410,7 +384,7 @@ def test_wrong_weights_change_nothing(small):
     assert all((w == 0.5).all() for w in merge.kernel_weights().values())
     with pytest.raises(ValueError, match="within 0 and 1"):
         KernelMerge(small, normalisation="softmax").set_kernel_weights(1.5)
-    with pytest.raises(ValueError, match="one weight"):
+    with pytest.raises(ValueError, match="shares one weight"):
         KernelMerge(small, granularity="layer").set_kernel_weights({"stem": torch.arange(8.0)})
-    with pytest.raises(ValueError, match="share one weight"):
+    with pytest.raises(ValueError, match="shares one weight"):
         KernelMerge(small, granularity="model").set_kernel_weights({"stem": 0.1, "grouped": 0.2})

@@ -1,19 +1,18 @@
 """Bugs that other merging and transfer-learning code has had, each as a test that ours has not (see the docstrings)."""
 
-import copy
 import dataclasses
 
 import pytest
 import torch
 from test_merge import source
 from test_study import parameters, write_weights
-from test_training import samples, task
+from test_training import samples
 from torch import nn
 
-from medmerge import Classifier, KernelMerge, backbone, batchnorm, data
+from medmerge import KernelMerge, backbone, data
 from medmerge.study import run as study
 from medmerge.study.definitions import Row
-from medmerge.training import linear_probe, prepare
+from medmerge.training import prepare
 
 
 def trained(seed: int, name: str = "densenet_small") -> nn.Module:
@@ -28,15 +27,6 @@ def pair():
 
 def images(count: int = 24) -> torch.Tensor:
     return prepare(samples(count, 3).inputs)
-
-
-@pytest.mark.parametrize("policy", ["mean", 0, 1])
-def test_integer_buffers_stay_integers_of_one_source(pair, policy):
-    """FusionBench `state_dict_avg`: in-place division of the int64 `num_batches_tracked` raises for any BN network."""
-    pair[0].features.norm0.num_batches_tracked.fill_(7)
-    pair[1].features.norm0.num_batches_tracked.fill_(8)
-    count = KernelMerge(pair, batchnorm=policy).fold().state_dict()["features.norm0.num_batches_tracked"]
-    assert count.dtype == torch.int64 and count.item() == (8 if policy == 1 else 7)
 
 
 def test_nothing_in_a_merge_of_fresh_networks_is_nan():
@@ -68,15 +58,6 @@ def test_layers_in_another_order_are_refused_not_mispaired():
 
     with pytest.raises(ValueError, match="first layer that differs is 0.a.weight"):
         KernelMerge([network("ab"), network("ba")])
-
-
-@pytest.mark.parametrize("merges", [True, False])
-def test_one_epoch_takes_exactly_n_steps(pair, monkeypatch, merges):
-    """AdaMerging: `if i > 0: break` after the step takes two batches, not one."""
-    steps, step = [], torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (steps.append(1), step(self, *a, **k))[1])
-    linear_probe(Classifier(KernelMerge(pair) if merges else pair[0], 3), task(lp_epochs=2))
-    assert len(steps) == 2 * 3  # 49 images in batches of 16, 16 and 17
 
 
 def test_test_images_cannot_reach_learning(tmp_path, monkeypatch):
@@ -115,53 +96,3 @@ def test_softmax_weights_are_of_the_logits_and_of_nothing_else(pair):
     assert all(torch.allclose(w, shares[0].expand_as(w)) for w in merge.kernel_weights().values())
     merge(images(4)).square().sum().backward()
     assert all(layer.w.grad.abs().max() > 0 for _, layer in merge.layers())
-
-
-@torch.no_grad()
-def test_merged_batch_norms_can_be_measured_again(pair):
-    """model-soups #13: batch-norm networks of over 90 % average to 2 %, their statistics never measured again."""
-    merge = KernelMerge(pair)
-    before = batchnorm.report(merge, lambda: images().split(8))
-    batchnorm.reestimate(merge, lambda: [images()])
-    after = batchnorm.report(merge, lambda: [images()])
-    assert (before["variance_ratio"] - 1).abs().max() > 0.2
-    assert (after["variance_ratio"] - 1).abs().max() < 0.1 and after["mean_shift"].max() < 0.05
-
-
-def test_reestimation_restores_momentum_and_mode(pair):
-    """REPAIR and ZipIt `reset_bn_stats`: `momentum=None` and train mode are left set."""
-    merge = KernelMerge(pair).train()
-    merge.merged.features.denseblock2.eval()
-    norms = batchnorm.layers(merge)
-    for i, norm in enumerate(norms.values()):
-        norm.momentum = 0.1 + 0.01 * i
-    modes = {name: module.training for name, module in merge.named_modules()}
-    kept = {name: (norm.momentum, norm.num_batches_tracked.item()) for name, norm in norms.items()}
-    means = {name: norm.running_mean.clone() for name, norm in norms.items()}
-    batchnorm.reestimate(merge, lambda: images().split(8))
-    assert {name: module.training for name, module in merge.named_modules()} == modes and len(set(modes.values())) == 2
-    assert {name: (norm.momentum, norm.num_batches_tracked.item()) for name, norm in norms.items()} == kept
-    assert not any(torch.equal(norm.running_mean, means[name]) for name, norm in norms.items())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("normalisation", ["affine", "softmax"])
-@pytest.mark.parametrize("granularity", ["kernel", "parameter", "layer", "model"])
-def test_w_one_gives_first_source_bit_for_bit(pair, granularity, normalisation):
-    """PEFT `add_weighted_adapter`: a single adapter with weight 1 was not reproduced (cross terms, double scaling)."""
-    merge = KernelMerge(pair, batchnorm=0, granularity=granularity, normalisation=normalisation)
-    merge.set_kernel_weights(1.0)
-    expected = pair[0](images(4))
-    assert torch.equal(merge.eval()(images(4)), expected)
-    folded = merge.fold()
-    assert torch.equal(folded(images(4)), expected)
-    assert all(torch.equal(tensor, pair[0].state_dict()[name]) for name, tensor in folded.state_dict().items())
-
-
-@torch.no_grad()
-def test_merge_is_of_kernels_whole_not_of_their_parts(pair):
-    """The same: merged parts that are right apart can be wrong together, so the whole output is compared."""
-    merge = KernelMerge([pair[0], copy.deepcopy(pair[0])]).eval()
-    for w in (-2.0, 0.3, 1.7):
-        merge.set_kernel_weights(w)
-        assert torch.equal(merge.fold()(images(4)), pair[0](images(4)))

@@ -131,20 +131,6 @@ def test_kernels_of_attention_are_rows_of_its_projections(vits):
     torch.testing.assert_close(merged.out_proj.weight, (b.out_proj.weight + c.out_proj.weight) / 2)
 
 
-def test_positions_tokens_and_norms_follow_the_batchnorm_policy(pair):
-    for batchnorm in ("mean", 0, 1):
-        plain = KernelMerge(pair, batchnorm=batchnorm).fold()
-        norms = {name for name, m in plain.named_modules() if isinstance(m, nn.LayerNorm)}
-        seen = set()
-        for key, got in plain.named_parameters():
-            owner, _, own = key.rpartition(".")
-            if owner in norms or own in ADDED:
-                b, c = (s.get_parameter(key) for s in pair)
-                assert torch.equal(got, (b + c) / 2 if batchnorm == "mean" else (b, c)[batchnorm]), key
-                seen.add(own)
-        assert seen & set(ADDED) and {"weight", "bias"} <= seen
-
-
 def test_probe_step_changes_w_norms_positions_and_head_and_nothing_else(pair, x):
     merge = KernelMerge(pair)
     merge.merged.num_features = 48
@@ -216,38 +202,6 @@ def test_weights_round_trip_through_copies_and_files(pair, x, granularity):
     for again in (other, loaded, copy.deepcopy(merge)):
         assert list(again.kernel_weights()) == list(merge.kernel_weights())
         assert torch.equal(again(x), merge(x))
-
-
-@torch.no_grad()
-def test_swapping_the_sources_maps_w_to_one_minus_w(pair, x):
-    merge, swapped = KernelMerge(pair).eval(), KernelMerge(pair[::-1]).eval()
-    weights = random_weights(merge)
-    merge.set_kernel_weights(weights)
-    swapped.set_kernel_weights({name: 1 - w for name, w in weights.items()})
-    torch.testing.assert_close(merge(x), swapped(x), rtol=1e-4, atol=1e-5)
-
-
-def test_sources_are_neither_changed_nor_shared(pair, x):
-    before = [copy.deepcopy(s.state_dict()) for s in pair]
-    types = [[type(m) for m in s.modules()] for s in pair]
-    merge = KernelMerge(pair)
-    with torch.no_grad():
-        for tensor in (*merge.parameters(), *merge.buffers(), *merge.fold().parameters()):
-            tensor.fill_(7)
-    for s, state, kinds in zip(pair, before, types, strict=True):
-        assert list(s.state_dict()) == list(state) and [type(m) for m in s.modules()] == kinds
-        assert all(torch.equal(value, state[key]) for key, value in s.state_dict().items())
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_attention_with_other_options_merges_too(bias):
-    torch.manual_seed(0)
-    x = torch.randn(5, 2, 16)
-    layers = [nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, bias=bias, batch_first=True) for _ in range(2)]
-    merge = KernelMerge(layers, batchnorm=0)
-    merge.set_kernel_weights(1.0)
-    for merged, folded, original in modes(merge, merge.fold(), layers[0]):
-        assert torch.equal(merged(x), original(x)) and torch.equal(folded(x), original(x))
 
 
 def test_sources_with_other_heads_or_windows_are_refused(vits):
