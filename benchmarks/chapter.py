@@ -123,7 +123,7 @@ def passes(path: Path) -> tuple[str, int] | None:
     for the clean splits, which have no more images than the paper's.
     """
     from medmerge.data import PAPER_NUMBERS
-    from medmerge.data.loaders.chexpert import FRONTAL
+    from medmerge.data.loaders.xray import FRONTAL
     from medmerge.study import definitions
     from medmerge.study import notebooks as pages
 

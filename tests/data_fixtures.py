@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medmerge.data import Table, catalogue
+from medmerge.data import Table, entry
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def official(name: str) -> dict[str, int]:
     """The rows of a dataset's official files; what a test changes holds in that test alone."""
-    return catalogue.entry(name).rows
+    return entry(name).rows
 
 
 def real(*parts: str) -> Path:

@@ -126,7 +126,7 @@ def test_a_failed_notebook_is_told_from_a_good_one():
 
 
 def test_the_chapter_on_datasets_lists_the_catalogue():
-    from medmerge.data.catalogue import CATALOGUE
+    from medmerge.data import CATALOGUE
 
     page = (ROOT / "book" / "datasets.md").read_text(encoding="utf-8")
     for known in (known for known in CATALOGUE if known.url):

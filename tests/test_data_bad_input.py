@@ -28,7 +28,6 @@ def test_no_folder_and_no_image(tmp_path, name, where):
     [
         ({"missing": "ignore"}, "missing is 'ignore'; it is one of error, drop"),
         ({"exclude": "ISIC_0000001"}, "give a list of ids"),
-        ({"labels": "labels.csv"}, "for the dataset csv"),
         ({"name": "csv"}, "csv needs labels"),
         ({"name": "csv", "labels": "nowhere.csv"}, "no labels file nowhere.csv"),
         ({"exclude": {f"ISIC_{number:07d}" for number in range(14)}}, "none is left. 14 of 14 images are left out by"),
@@ -47,9 +46,7 @@ ALTERED = [
     (HAM10K, lambda lines: lines[:-1], "has 10,014 rows, the official file 10,015: 1 are missing"),
     (HAM10K, lambda lines: [*lines[:-1], lines[1]], "the image ISIC_0027419 is listed more than once"),
     (HAM10K, with_line(0, "lesion,image_id,dx,a,b,c,d"), "no column lesion_id; its columns are lesion,"),
-    (HAM10K, with_line(0, "lesion_id,image_id,dx,dx,a,b,c"), "has two columns called dx"),
     (HAM10K, with_line(3, "HAM_1,IMG_3,nv,,,,"), "row 3 names the image 'IMG_3', and 1 of 10,015"),
-    (HAM10K, with_line(3, "HAM_1,ISIC_0000003,NV,,,,"), "the label 'NV', which is none of akiec"),
     (HAM10K, with_line(3, "HAM_1,ISIC_0000003, NaN ,,,,"), "row 3, image ISIC_0000003, has no label"),
     (HAM10K, with_line(3, 'HAM_1,ISIC_0000003,nv,"a,,,'), "cannot be read as a table"),
     (
@@ -58,16 +55,12 @@ ALTERED = [
         "has no rows; it needs a header with lesion_id, image_id, dx, and a row an image",
     ),
     (TRUTH, lambda lines: [*lines[:-1], lines[1]], r"not about the same images: 1 are only in the first"),
-    (TRUTH, with_line(0, "image,MEL,NV,BCC,AK,BKL,DF,VASC,UNK,Other"), "has no column SCC"),
     (
         TRUTH,
         with_line(2, "ISIC_0000001,1.0,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0"),
         r"one class \(MEL='1.0', NV='1.0'.*1 of 25",
     ),
-    (TRUTH, with_line(2, "ISIC_0000001,1.0,,0.0,0.0,0.0,0.0,0.0,0.0,0.0"), "not in exactly one class .*NV=''"),
-    (METADATA, augmented, "lists the image ISIC_0000000 more than once"),
     (METADATA, with_line(1, "ISIC_9999999,55,,,"), r"1 only in the second, such as ISIC_9999999 and ISIC_"),
-    (METADATA, with_line(9, "ISIC_0000010,55"), "line 10, 'ISIC_0000010,55', has 2 of 5 values"),
     (EYES, augmented, "has 100,000 rows, the official file 35,126: rows were added"),
     (EYES, with_line(2, "10_right,5"), "has the label '5', which is none of 0, 1, 2, 3, 4"),
     (("aptos2019", "aptos2019", "train.csv"), lambda lines: lines, r"no image of 3,662 is in .*\*.png in train_images"),
@@ -100,14 +93,10 @@ def test_columns_and_names_of_plain_meaning_are_read_and_said(tmp_path):
         ("image,diagnosis\na.png,x\n", "no column label; its columns are image, diagnosis.*label:<class>"),
         ("image,label\na.png,x\n./a.png,y\n", "lists the image a.png more than once"),
         ("image,label\n/etc/a.png,x\n", "leads out of the folder"),
-        ("image,label\n,x\n", "row 1: the column image is empty"),
         ("image,label,split\na.png,x,train\nb.png,y,dave\n", "row 2: split 'dave' is none of train, val, test"),
         ("image,label\na.png,x\nc.png,y\n", "1 of 2 images are missing.*first c.png"),
-        ("image,label\na.png,x\nb.png,x\n", "of one class, x"),
         ("image,labels,label:x\na.png,x,1\n", "gives labels in two ways, labels and label:x; keep one"),
-        ("image,labels\na.png,x;y\nb.png,x\n", "the class 'x;y' in labels; put '|' between classes"),
         ('image,labels\na.png,"x, y"\nb.png,y\n', "the class 'x, y' in labels; put '|' between classes, not ','"),
-        ("image,labels\na.png,\nb.png,|\n", "no class in labels: the column is empty in all 2 rows"),
         ("image,label:x\na.png,1\nb.png,0.5\n", "row 2: x is '0.5'; a label is 1"),
         (
             "image,label:x,label: x\na.png,1,0\n",
@@ -127,7 +116,6 @@ def test_own_labels_that_are_wrong(tmp_path, text, message):
         (("a.png",), "no folder of a class in .* has an image.*<root>/<class>"),
         (("train/a/1.png", "Train_old/a/2.png"), "has the folder train of a split beside Train_old"),
         (("set/a/1.png", "set/b/1.png"), "the only folder in .* is set; give .*/set as the root"),
-        (("a/1.png", "a/2.png"), "all 2 images are of one class, a"),
     ],
 )
 def test_own_folders_that_are_not_laid_out_so(tmp_path, files, message):

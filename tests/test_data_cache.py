@@ -1,7 +1,6 @@
 """The cache of decoded images: never half-written, never stale, safe to share."""
 
 import os
-import re
 import threading
 import time
 import warnings
@@ -132,14 +131,6 @@ def other(table, cache, processes):
         process.join(timeout=60)
 
 
-def test_second_process_waits_and_decodes_nothing(table, cache, decoded, other, caplog):
-    process, results = other(seconds=1)
-    images = load_images(table, 32, cache=cache)
-    assert decoded == [] and re.search(r"decoding ham10k-32px-\S+: waiting for another process", caplog.text)
-    assert results.get(timeout=60) == (14, images.fingerprint)
-    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
-
-
 def test_second_process_takes_over_from_one_that_dies(table, cache, decoded, other, caplog):
     process, _ = other(seconds=600)
     answers = []
@@ -152,16 +143,6 @@ def test_second_process_takes_over_from_one_that_dies(table, cache, decoded, oth
     thread.join(timeout=60)
     assert len(decoded) == 14 and answers[0].pixels.any()
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
-
-
-def test_where_the_cache_is(table, tmp_path, monkeypatch):
-    monkeypatch.setenv("MEDMERGE_CACHE", str(tmp_path / "named"))
-    load_images(table, 8)
-    assert len(list((tmp_path / "named").iterdir())) == 2
-    monkeypatch.delenv("MEDMERGE_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    load_images(table, 8)
-    assert len(list((tmp_path / "home" / ".cache" / "medmerge").iterdir())) == 2
 
 
 def test_cache_that_cannot_be(table, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from data_fixtures import real, write_csv, write_ham10k, write_image, write_isic2018, write_isic2019
+from data_fixtures import real, write_csv, write_ham10k, write_image, write_isic2018
 
 from medmerge.data import DATASETS, DataError, load_table, split
 
@@ -60,15 +60,6 @@ def test_isic2019_partial_download_and_what_of_it_is_ham10k():
 # ---------------------------------------------------------------- the shape of a table, and layouts
 
 
-def test_frame_is_sorted_and_typed(tmp_path):
-    labels = write_csv(tmp_path, "image,label\nb.png,x\na.png,y\nC.png,x\n", ("a.png", "b.png", "C.png"))
-    frame = load_table("csv", tmp_path, labels=labels).frame
-    assert list(frame.columns) == ["id", "path", "label", "group", "split"]
-    assert frame["id"].tolist() == frame["group"].tolist() == ["C.png", "a.png", "b.png"]
-    assert frame.index.tolist() == [0, 1, 2] and frame["label"].dtype == "int64"
-    assert frame["split"].tolist() == [None, None, None] and all(type(path) is str for path in frame["path"])
-
-
 @pytest.mark.parametrize(
     "folder", ["HAM10000_images_part_1", "images", "images/images", "ISIC2018_Task3_Training_Input", "."]
 )
@@ -85,11 +76,6 @@ def test_ham10k_metadata_as_dataverse_serves_it(tmp_path, name, tabs):
     (root / name).write_text("\ufeff" + text.replace(",", "\t") if tabs else text, encoding="utf-8")
     table = load_table("ham10k", root)
     assert table.frame.equals(expected.frame) and table.notes == (f"Labels are from {name}.",)
-
-
-def test_isic2019_unknown_is_a_class_only_if_used(tmp_path):
-    table = load_table("isic2019", write_isic2019(tmp_path, {"ISIC_1": "MEL", "ISIC_2": "UNK"}))
-    assert table.classes[-1] == "UNK" and table.frame["label"].tolist() == [0, 8]
 
 
 def test_what_is_missing_or_excluded_takes_its_class_along(tmp_path):
@@ -152,14 +138,6 @@ def test_folder_by_class(tmp_path):
     assert table.frame["path"].tolist() == [str(tmp_path / image) for image in table.frame["id"]]
     assert table.frame["split"].isna().all()
     assert table.notes == ("5 of 5 images carry no group; each is a group of its own.",)
-
-
-def test_folder_with_train_and_test_in_the_layout_of_keras_and_torchvision(tmp_path):
-    for number in range(80):
-        write_image(tmp_path / ("train", "test")[number % 2] / ("NORMAL", "SICK")[number % 4 // 2] / f"{number}.jpg")
-    table = load_table("folder", tmp_path)
-    parts = split(table, method="official")
-    assert set(table.frame["split"]) == {"train", "test"} and (parts == "val").sum() == 10
 
 
 def test_csv_of_several_labels_an_image(tmp_path):

@@ -13,7 +13,7 @@ from xray_fixtures import write_chexpert_part, write_rsna
 from benchmarks import chapter
 from medmerge import Parameters
 from medmerge.data import CATALOGUE
-from medmerge.data.loaders import chexpert
+from medmerge.data.loaders import xray
 from medmerge.study import run as study
 from medmerge.study.names import title
 from medmerge.study.params import load_yaml
@@ -132,7 +132,7 @@ def test_sources_are_trained_on_the_papers_splits(project, sources):
     assert images["eyepacs"] == {"train": 96, "val": 12, "test": 12}
     assert images["chexpert"] == {"train": 60, "val": 20, "test": 20}
     assert [record.multilabel for record in sources.values()] == [False, False, True]
-    assert sources["chexpert"].run["data"]["classes"] == list(chexpert.CLASSES)
+    assert sources["chexpert"].run["data"]["classes"] == list(xray.CHEXPERT_CLASSES)
     notes = " ".join(sources["chexpert"].run["data"]["notes"])
     assert "uncertain labels are taken as ignore" in notes and "blank labels are taken as zeros" in notes
     for name in sources:

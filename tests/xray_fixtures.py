@@ -10,7 +10,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 
-from medmerge.data.loaders import chexpert
+from medmerge.data.loaders import xray
 
 NORMAL, OPACITY, NEITHER = "Normal", "Lung Opacity", "No Lung Opacity / Not Normal"
 
@@ -124,7 +124,7 @@ def write_chexpert_part(folder: Path, part: str, rows: dict[str, str], seed: int
     """A CheXpert file and its images: for each path its labels from No Finding on, blank where they end."""
     prefix, about, more = ("", "", "") if part == "test_labels" else (f"{folder.name}/", ",Sex,Age", ",Male,60")
     lines = [f"{prefix}{path}{more},{labels}{',' * (13 - labels.count(','))}" for path, labels in rows.items()]
-    write_lines(folder / f"{part}.csv", f"Path{about},No Finding,{','.join(chexpert.CLASSES)}", lines)
+    write_lines(folder / f"{part}.csv", f"Path{about},No Finding,{','.join(xray.CHEXPERT_CLASSES)}", lines)
     for number, path in enumerate(rows):
         write_image(folder / path, seed + number)
 

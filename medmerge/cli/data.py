@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from medmerge import data
-from medmerge.data import DataError, Table, catalogue, split_files, splits
+from medmerge.data import DataError, Table, split_files, splits
 from medmerge.data.audit import audit, hidden, shared
 
 _SIZE = 64
@@ -47,7 +47,7 @@ def add(parser: argparse.ArgumentParser, name: str) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     if options.name in (None, "list"):
-        for known in catalogue.CATALOGUE:
+        for known in data.CATALOGUE:
             folder = known.tree.replace("\n", "\n           ")
             print(f"{known.name}{f' ({known.paper} in the paper)' if known.paper else ''}\n  {known.title}")
             print(f"  licence  {known.licence}\n  from     {known.url or '-'}\n  folder   {folder or '-'}\n")
@@ -104,7 +104,7 @@ def _read(options: argparse.Namespace, root: Path | None) -> tuple[Table, list[s
     if options.missing == "drop" and here.any() and not here.all():
         table = load(missing="drop")
     digests, pixels, notes = (None, None, ()) if options.no_images else _decode(table)
-    known, here, total = catalogue.entry(options.name), int(table.frame["path"].notna().sum()), len(table.frame)
+    known, here, total = data.entry(options.name), int(table.frame["path"].notna().sum()), len(table.frame)
     print(f"{options.name}\n  {known.title}\n  folder       {root or '-'}\n  licence      {known.licence}")
     groups = f"{total:,} in {len(table.classes)} classes, {table.frame['group'].nunique():,} groups"
     print(f"  images       {groups}" + (f"; {here:,} of them are here" if here < total else ""))

@@ -96,9 +96,8 @@ def load_images(table: Table, size: int, *, resize: str = "stretch", cache: Path
                     _build(folder, name, shape, table, resize)
                 entry = _read(folder, name, shape)
     except (OSError, files.DiskError) as error:
-        raise DataError(
-            f"The cache {folder} cannot be used: {error}. Name another with the environment variable MEDMERGE_CACHE"
-        ) from error
+        way = "Name another with the environment variable MEDMERGE_CACHE"
+        raise DataError(f"The cache {folder} cannot be used: {error}. {way}") from error
     if entry is None:
         raise DataError(f"The cache entry {name} in {folder} was removed while it was written")
     pixels, sidecar = entry
@@ -163,10 +162,8 @@ def _decode_all(table: Table, pixels: np.ndarray, resize: str, folder: Path) -> 
     failed = [row for row, one in enumerate(found) if isinstance(one, str)]
     if failed:
         listed = "".join(f"\n{ids[row]}: {paths[row]} ({found[row]})" for row in failed)
-        raise DataError(
-            f"{table.name}: {len(failed):,} of {len(paths):,} images cannot be decoded. Get the files again, or "
-            f"leave the images out: --exclude FILE, with these ids, one a line:{listed}"
-        )
+        way = "Get the files again, or leave the images out: --exclude FILE, with these ids, one a line"
+        raise DataError(f"{table.name}: {len(failed):,} of {len(paths):,} images cannot be decoded. {way}:{listed}")
     digests, kinds, peaks = zip(*found, strict=True)
     _check_depth(table.name, [peak for peak in peaks if peak is not None])
     odd = {kind: [row for row, one in enumerate(kinds) if one == kind] for kind in _ODD}
@@ -209,20 +206,18 @@ def _check_depth(name: str, peaks: list[int]) -> None:
     largest = max(peaks, default=0)
     if 0 < largest < 2**15:
         bits = next(bits for bits in (8, 10, 12, 14, 15) if largest < 2**bits)
-        raise DataError(
-            f"{name}: no value of the {len(peaks):,} 16-bit images exceeds {largest:,}, as of {bits} bits; taken as 16 "
-            f"they would be nearly black. Scale them first, each by the same: Image.fromarray((np.asarray(image) * "
-            f"(255 / {2**bits - 1})).round().astype(np.uint8))"
-        )
+        scaled = f"Image.fromarray((np.asarray(image) * (255 / {2**bits - 1})).round().astype(np.uint8))"
+        black = f"exceeds {largest:,}, as of {bits} bits; taken as 16 they would be nearly black"
+        raise DataError(f"{name}: no value of the {len(peaks):,} 16-bit images {black}. Scale all alike: {scaled}")
 
 
 def _oddities(table: Table, sidecar: dict) -> tuple[str, ...]:
-    ids, notes = table.frame["id"].tolist(), []
-    for kind, rows in sidecar["odd"].items():
-        if rows:
-            shown = ", ".join(ids[row] for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
-            notes.append(f"{len(rows):,} of {len(ids):,} images {_ODD[kind]}: {shown}.")
-    return tuple(notes)
+    ids = table.frame["id"].to_numpy()
+    return tuple(
+        f"{len(rows):,} of {len(ids):,} images {_ODD[kind]}: {', '.join([*ids[rows[:3]], *['...'] * (len(rows) > 3)])}."
+        for kind, rows in sidecar["odd"].items()
+        if rows
+    )
 
 
 def _key(table: Table, size: int, resize: str) -> str:

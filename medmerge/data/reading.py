@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from medmerge.data import catalogue
-from medmerge.data.table import DataError, Listing, first_duplicate, is_missing, plain_form
+from medmerge.data.table import DataError, Listing, entry, first_duplicate, is_missing, plain_form
 
 Image.init()
 DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -78,11 +77,9 @@ def read_rows(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) 
     names = [name.strip() for name in rows[0][1]]
     for line, row in rows:
         if len(row) != len(names):
-            raise DataError(
-                f"{path} cannot be read as a table: line {line}, {separator.join(row)!r}, has {len(row)} of "
-                f"{len(names)} values. Was the file cut short? Write {separator!r} for each empty value, and quote "
-                "values that hold one"
-            )
+            has = f"line {line}, {separator.join(row)!r}, has {len(row)} of {len(names)} values"
+            way = f"Was the file cut short? Write {separator!r} for each empty value, and quote values that hold one"
+            raise DataError(f"{path} cannot be read as a table: {has}. {way}")
     twice = first_duplicate(name for name in names if name)
     if twice is not None:
         raise DataError(f"{path} has two columns called {twice}; keep one of them")
@@ -99,22 +96,18 @@ def _read_text(path: Path) -> str:
             if len(names) != 1:
                 raise DataError(f"{path} has {len(names)} files instead of one table; unpack it")
             content = archive.read(names[0])
+    marked = content[:2] in (b"\xff\xfe", b"\xfe\xff")
     kind = next((kind for start, kind in _NO_TABLES.items() if content.startswith(start)), None)
-    if kind:
+    if kind or (b"\0" in content and not marked):
+        kind = kind or "UTF-16 without a mark, or no text"
         raise DataError(f"{path} cannot be read as a table: it is {kind}. Save or export the table as CSV in UTF-8")
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return content.decode("utf-16")
-    if b"\0" in content:
-        raise DataError(f"{path} cannot be read as a table: it is UTF-16 without a mark, or no text. Save it as UTF-8")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n")
         text = content.splitlines()[line].decode("latin-1").strip()
-        raise DataError(
-            f"{path} cannot be read as a table: line {line + 1} is not UTF-8. As Latin-1 (Windows-1252) it reads "
-            f"{text!r}; if that is right, save the file again as UTF-8 (in Excel, 'CSV UTF-8')"
-        ) from error
+        reads = f"line {line + 1} is not UTF-8. As Latin-1 (Windows-1252) it reads {text!r}; if that is right"
+        raise DataError(f"{path} cannot be read as a table: {reads}, save it as UTF-8 (Excel: 'CSV UTF-8')") from error
 
 
 def _match_columns(
@@ -177,10 +170,9 @@ def label_numbers(path: Path, texts: pd.DataFrame) -> pd.DataFrame:
     wrong = np.argwhere(~(blank | values.isin((1, 0, -1))).to_numpy())
     if len(wrong):
         row, column = wrong[0]
-        raise DataError(
-            f"{path}, row {row + 1}: {texts.columns[column]} is {texts.iloc[row, column]!r}; a label is 1 (present), 0 "
-            "(absent), -1 (uncertain) or blank"
-        )
+        given = f"{texts.columns[column]} is {texts.iloc[row, column]!r}"
+        allowed = "1 (present), 0 (absent), -1 (uncertain) or blank"
+        raise DataError(f"{path}, row {row + 1}: {given}; a label is {allowed}")
     return values.astype(np.float32)
 
 
@@ -190,7 +182,7 @@ class Source:
     Args:
         name: The dataset.
         root: Its folder.
-        expected: What the folder must hold, if `catalogue` does not say.
+        expected: What the folder must hold, if the catalogue does not say.
 
     Attributes:
         folder: Its folder.
@@ -202,7 +194,7 @@ class Source:
     """
 
     def __init__(self, name: str, root: str | os.PathLike | None, expected: str = ""):
-        known = catalogue.entry(name)
+        known = entry(name)
         self.name, self.expected, self._official = name, expected or known.expected, known.rows
         self.notes: list[str] = []
         self.rows: dict[str, tuple[int, int]] = {}
@@ -251,24 +243,20 @@ class Source:
         names = values.str.replace(r"\.(jpe?g|png)$", "", case=False, regex=True)
         wrong = ~names.str.fullmatch(pattern)
         if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise DataError(
-                f"{path}: row {row + 1} names the image {values.iloc[row]!r}, and {int(wrong.sum()):,} of "
-                f"{len(values):,} rows are so; an official name is like {example}. Were the images renamed? Get the "
-                "file again"
-            )
+            row, so = int(wrong.argmax()), f"{wrong.sum():,} of {len(values):,} rows are so"
+            named = f"row {row + 1} names the image {values.iloc[row]!r}, and {so}; an official name is like {example}"
+            raise DataError(f"{path}: {named}. Were the images renamed? Get the file again")
         if changed := int((names != values).sum()):
             self.notes.append(f"{path.name}: the suffix is taken off {changed:,} names of images.")
         return names.tolist()
 
     def listing(self, frame: pd.DataFrame, classes: Iterable[str]) -> Listing:
         """Returns the listing of a frame that may lack `group` and `split`; what is missing in them becomes None."""
-        optional = {name: frame[name] if name in frame else [None] * len(frame) for name in ("group", "split")}
-        filled = {
-            name: pd.Series([None if is_missing(value) else value for value in values], frame.index, dtype=object)
-            for name, values in optional.items()
-        }
-        return Listing(frame.assign(**filled), tuple(classes), tuple(self.notes), self.expected, self.rows)
+        frame = frame.copy()
+        for name in ("group", "split"):
+            values = frame.get(name, [None] * len(frame))
+            frame[name] = pd.Series([None if is_missing(v) else v for v in values], frame.index, dtype=object)
+        return Listing(frame, tuple(classes), tuple(self.notes), self.expected, self.rows)
 
 
 def index_images(folders: Iterable[Path]) -> dict[str, str]:

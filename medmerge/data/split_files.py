@@ -113,17 +113,21 @@ def read(path: str | os.PathLike) -> SplitFile:
             rows = pd.read_csv(lines, dtype=str, keep_default_na=False) if first.startswith("#") else None
     except (OSError, ValueError) as error:
         raise DataError(f"The split {file} cannot be read: {error}. {_AGAIN}") from error
-    head = _head(file, first)
+    try:
+        head = json.loads(first.removeprefix("#"))
+        named = head["dataset"], head["method"], tuple(head["fractions"]), head["seed"]
+        count, expected = head["images"], head["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        begin = "does not begin as a split file does, with '# ' and a JSON object"
+        raise DataError(f"{file} {begin}; a program may have changed its first line. {_AGAIN}") from error
     if list(rows) != ["id", "split"]:
         raise DataError(f"{file}, line 2: the columns are id,split, not {','.join(rows)}. {_AGAIN}")
-    parts = dict(sorted(zip(rows["id"], rows["split"].fillna(""), strict=True)))
-    actual = fingerprint(rows["id"], rows["split"].fillna(""))
-    if actual != head["sha256"]:
-        raise DataError(
-            f"{file} was edited after it was written: it holds {len(rows):,} images with the fingerprint "
-            f"{actual[:12]}, and its first line says {head['images']} with {head['sha256'][:12]}. {_AGAIN}"
-        )
-    return SplitFile(head["dataset"], head["method"], tuple(head["fractions"]), head["seed"], actual, parts)
+    ids, parts = rows["id"], rows["split"].fillna("")
+    actual = fingerprint(ids, parts)
+    if actual != expected:
+        holds = f"it holds {len(rows):,} images with the fingerprint {actual[:12]}"
+        raise DataError(f"{file} was edited after it was written: {holds}, not {count} with {expected}. {_AGAIN}")
+    return SplitFile(*named, actual, dict(sorted(zip(ids, parts, strict=True))))
 
 
 def apply(table: Table, path: str | os.PathLike) -> np.ndarray:
@@ -163,18 +167,3 @@ def apply(table: Table, path: str | os.PathLike) -> np.ndarray:
     splits.warn_of_straddling(table.name, table.frame["group"], parts)
     splits.check(table, parts)
     return parts
-
-
-def _head(file: Path, line: str) -> dict:
-    """Reads the first line, and checks that all is there in its type."""
-    types = {"dataset": str, "method": str, "fractions": list, "seed": int, "images": int, "sha256": str}
-    try:
-        head = json.loads(line.removeprefix("#")) if line.startswith("#") else None
-    except ValueError:
-        head = None
-    if not isinstance(head, dict) or not all(isinstance(head.get(name), kind) for name, kind in types.items()):
-        raise DataError(
-            f"{file} does not begin as a split file does, with '# ' and a JSON object that has "
-            f"{', '.join(types)}; a program that saved it again may have changed that line. {_AGAIN}"
-        )
-    return head

@@ -158,16 +158,13 @@ def check(table: Table, parts: np.ndarray) -> None:
         empty = f"{images.idxmin()} is empty with {len(parts):,} images"
         raise DataError(f"{table.name}: {empty}; it takes more images or groups, or other fractions")
     for part in SPLITS:
-        absent = counts.index[counts[part] == 0]
-        if not len(absent):
-            continue
-        needs = f"{'; '.join(_number(table, label) for label in absent)}; to be in each part it takes 3 groups or more"
-        if part == "train":
-            raise DataError(
-                f"{table.name}: no image to train on in class {needs}. Get more images, take another split_seed, leave "
-                "the class's images out with exclude, or merge it with another class"
-            )
-        _logger.warning("%s: %s has no image of %s", table.name, part, needs)
+        absent = "; ".join(_number(table, label) for label in counts.index[counts[part] == 0])
+        needs = f"{absent}; to be in each part it takes 3 groups or more"
+        if absent and part == "train":
+            way = "Get more images, take another split_seed, leave the class out with exclude, or merge it with another"
+            raise DataError(f"{table.name}: no image to train on in class {needs}. {way}")
+        if absent:
+            _logger.warning("%s: %s has no image of %s", table.name, part, needs)
 
 
 def _number(table: Table, label: str) -> str:
@@ -188,8 +185,7 @@ def warn_of_straddling(name: str, groups: Sequence[str], parts: np.ndarray) -> N
 def _check_arguments(method: str, fractions: tuple[float, ...], seed: int) -> None:
     if method not in METHODS:
         raise DataError(f"There is no split {method!r}; it is one of {', '.join(METHODS)}")
-    whole = len(fractions) == 3 and min(fractions) > 0 and math.isclose(sum(fractions), 1.0, abs_tol=1e-6)
-    if not whole:
+    if len(fractions) != 3 or min(fractions) <= 0 or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
         total = f"the sum {sum(fractions):g}"
         raise DataError(f"fractions {fractions} have {total}; give train, val and test, each above 0, that add up to 1")
     if not 0 <= seed < 2**32:
@@ -203,10 +199,8 @@ def _folds(shares: tuple[float, ...]) -> list[int]:
         if all(number and abs(share - number / total) < 1e-6 for share, number in zip(shares, folds, strict=True)):
             return folds
     given = ", ".join(f"{share:g}" for share in shares)
-    raise DataError(
-        f"The shares {given} are not multiples of 1/k for any k up to {MAX_FOLDS}, so groups cannot be dealt into that "
-        "many equal folds; take near ones that are, such as 0.65, 0.15, 0.2, or 0.6, 0.2, 0.2"
-    )
+    are = f"are not multiples of 1/k for any k up to {MAX_FOLDS}, as equal folds of groups are"
+    raise DataError(f"The shares {given} {are}; take near ones, such as 0.65, 0.15, 0.2, or 0.6, 0.2, 0.2")
 
 
 def _grouped(
@@ -214,19 +208,14 @@ def _grouped(
 ) -> np.ndarray:
     """Deals whole groups to `names`, the first of which takes what the others leave."""
     folds = _folds(shares)
-    if frame["group"].nunique() < sum(folds):
-        raise DataError(
-            f"{table.name}: {frame['group'].nunique()} groups cannot be dealt into {sum(folds)} folds; it takes more "
-            "patients or lesions, or simpler fractions"
+    total, labels, groups = sum(folds), frame["stratum"].to_numpy(), frame["group"].to_numpy(dtype=str)
+    if frame["group"].nunique() < total or np.bincount(labels).max() < total:
+        there = (
+            f"there are {frame['group'].nunique()} groups, and {'; '.join(_number(table, n) for n in table.classes)}"
         )
-    labels, groups = frame["stratum"].to_numpy(), frame["group"].to_numpy(dtype=str)
-    if np.bincount(labels).max() < sum(folds):
-        few = "; ".join(_number(table, label) for label in table.classes)
-        raise DataError(
-            f"{table.name}: the shares take {sum(folds)} folds, and so {sum(folds)} images or more of a class; there "
-            f"are {few}. Get more images, or take shares of fewer folds, such as 0.5, 0.25, 0.25"
-        )
-    splitter = StratifiedGroupKFold(sum(folds), shuffle=True, random_state=seed)
+        takes = f"the shares take {total} folds, and so {total} groups and {total} images of a class or more"
+        raise DataError(f"{table.name}: {takes}; {there}. Get more images, or take simpler shares: 0.5, 0.25, 0.25")
+    splitter = StratifiedGroupKFold(total, shuffle=True, random_state=seed)
     owners = np.repeat([*names[1:], names[0]], [*folds[1:], folds[0]])
     parts = np.full(len(frame), names[0], dtype="<U5")
     with warnings.catch_warnings():
@@ -268,7 +257,6 @@ def _official(table: Table, frame: pd.DataFrame, fractions: tuple[float, ...], s
 def _warn_of_sizes(name: str, parts: np.ndarray, fractions: tuple[float, ...]) -> None:
     """Tells of a part that a few large groups keep far from its share."""
     for part, share in zip(SPLITS, fractions, strict=True):
-        actual = float((parts == part).mean())
-        if abs(actual - share) > 0.05:
-            text = "%s: %s has %.0f %% of the images instead of %.0f %%: some groups are too large"
-            _logger.warning(text, name, part, 100 * actual, 100 * share)
+        if abs((actual := (parts == part).mean()) - share) > 0.05:
+            has = f"{100 * actual:.0f} % of the images instead of {100 * share:.0f} %"
+            _logger.warning("%s: %s has %s: some groups are too large", name, part, has)

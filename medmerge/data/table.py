@@ -1,4 +1,4 @@
-"""A dataset as a table of images: what a loader lists, checked, cut to what is here, and encoded."""
+"""A dataset as a table of images: what a loader lists, checked, cut to what is here, and encoded; and the catalogue."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 SPLITS = ("train", "val", "test")
 POLICIES = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
@@ -26,6 +28,53 @@ _MISSING = {
 
 class DataError(ValueError):
     """Bad or missing data. The message names the value, what is allowed, and the next step."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a dataset beforehand: what it is, where it comes from, on which terms, how a folder of it looks.
+
+    Attributes:
+        name: As in `loaders.DATASETS`; one entry may stand for several, such as "medmnist:<name>".
+        title: One line that says what it holds.
+        licence: The terms of use of the images and labels, as their publisher states them.
+        url: Where to get it; "" where there is nothing to get.
+        tree: The folder as unpacked, "" where no folder is needed.
+        paper: Its part in the paper's experiments: "source", "target", or "" if it has none.
+        stated: Number of images in the paper (section 3), 0 for a dataset that it does not have.
+        files: The number that the official files give when they are read as described.
+        why: Sentences that explain the number, and the difference where there is one.
+        expected: Sentences for those whose folder is another: what it must hold, and where to get it.
+        rows: Rows of the official labels files, by their names without suffix, or images of official folders.
+        origins: For datasets that this entry stands for, the archive that they were drawn from.
+    """
+
+    name: str
+    title: str
+    licence: str
+    url: str = ""
+    tree: str = ""
+    paper: str = ""
+    stated: int = 0
+    files: int = 0
+    why: str = ""
+    expected: str = ""
+    rows: dict[str, int] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+
+
+CATALOGUE = tuple(
+    Entry(**values) for values in yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
+)
+"""All datasets, the paper's six first; the texts are in `catalogue.yaml`, beside this module."""
+
+PAPER_NUMBERS = {known.name: known for known in CATALOGUE if known.paper}
+"""The paper's six datasets, whose numbers of images it states."""
+
+
+def entry(name: str) -> Entry | None:
+    """Returns what is known about a dataset, such as "ham10k" or "medmnist:retinamnist_64", or None."""
+    return next((known for known in CATALOGUE if re.fullmatch(known.name.replace("<name>", ".+"), name)), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,17 +229,14 @@ def settle(
 
 def _check_counts(name: str, listing: Listing, missing: str) -> list[str]:
     """Compares labels files with the official ones; returns a note on each that is shorter."""
-    notes = []
     for file, (found, official) in listing.rows.items():
-        counted = f"{name}: {file} has {found:,} rows, the official file {official:,}"
-        if found > official:
-            raise DataError(f"{counted}: rows were added. Get it again, or use the dataset csv for a list of your own")
-        if found < official and missing == "error":
-            cut = f"{official - found:,} are missing. Get it again, or set missing: drop to work with a part"
-            raise DataError(f"{counted}: {cut}")
-        if found < official:
-            notes.append(f"{file} has {found:,} of the official {official:,} rows.")
-    return notes
+        added = "rows were added. Get it again, or use the dataset csv for a list of your own"
+        cut = f"{official - found:,} are missing. Get it again, or set missing: drop to work with a part"
+        if found > official or (found < official and missing == "error"):
+            counted = f"{name}: {file} has {found:,} rows, the official file {official:,}"
+            raise DataError(f"{counted}: {added if found > official else cut}")
+    short = {file: rows for file, rows in listing.rows.items() if rows[0] < rows[1]}
+    return [f"{file} has {found:,} of the official {official:,} rows." for file, (found, official) in short.items()]
 
 
 def _check_labels(name: str, listing: Listing) -> None:
@@ -218,10 +264,8 @@ def _leave_out(
         frame = frame[~excluded]
     absent = frame["path"].isna()
     if absent.any() and missing == "error":
-        raise DataError(
-            f"{name}: {absent.sum():,} of {len(frame):,} images are missing in {where}, first "
-            f"{min(frame['id'][absent])}. {listing.expected} To work with a partial download, set missing: drop."
-        )
+        lost = f"{absent.sum():,} of {len(frame):,} images are missing in {where}, first {min(frame['id'][absent])}"
+        raise DataError(f"{name}: {lost}. {listing.expected} To work with a partial download, set missing: drop.")
     if absent.any() and missing == "drop":
         notes.append(f"{(~absent).sum():,} of {len(frame):,} images are here.")
         frame = frame[~absent]
@@ -251,15 +295,13 @@ def _findings(
         if members.any():
             notes.append(f"{members.sum():,} {what} labels are taken as {policies[what]}.")
         values[members] = POLICIES[policies[what]]
-    kept = (values == 1).any(axis=0) & (values == 0).any(axis=0)
-    classes, out = (
-        [label for label, one in zip(listing.classes, kept, strict=True) if one == is_kept] for is_kept in (True, False)
-    )
-    if not classes:
+    told = (values == 1).any(axis=0) & (values == 0).any(axis=0)
+    if not told.any():
         raise DataError(f"{name}: among {len(frame):,} images no class is both present and absent; nothing to learn")
-    if out:
-        notes.append(f"Classes that all images have or none has, taken out: {', '.join(out)}.")
-    return frame.assign(**dict(zip(columns, values.T, strict=True))), tuple(classes)
+    classes = np.array(listing.classes, dtype=object)
+    if not told.all():
+        notes.append(f"Classes that all images have or none has, taken out: {', '.join(classes[~told])}.")
+    return frame.assign(**dict(zip(columns, values.T, strict=True))), tuple(classes[told])
 
 
 def _encode(frame: pd.DataFrame, classes: tuple[str, ...], multilabel: bool) -> pd.DataFrame:

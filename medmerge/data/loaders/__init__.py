@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from medmerge.data import synthetic
-from medmerge.data.loaders import chexpert, folders, fundus, medmnist, own, skin, xray
+from medmerge.data.loaders import fundus, medmnist, own, skin, xray
 from medmerge.data.table import POLICIES, DataError, Listing, Table, settle
 
 Loader = Callable[..., Listing]
@@ -18,14 +18,14 @@ DATASETS: dict[str, Loader] = {
     "isic2019": skin.isic2019,
     "eyepacs": fundus.eyepacs,
     "aptos2019": fundus.aptos2019,
-    "chexpert": chexpert.chexpert,
+    "chexpert": xray.chexpert,
     "rsna": xray.rsna,
     "kermany": xray.kermany,
     "nih_pneumonia": xray.nih_pneumonia,
     "fundus4": fundus.fundus4,
     **{name: partial(medmnist.listing, name) for name in medmnist.SETS},
     "csv": own.labelled_csv,
-    "folder": folders.labelled_folder,
+    "folder": own.labelled_folder,
     **{name: partial(synthetic.listing, name) for name in synthetic.SETS},
 }
 """The datasets that are known, each with the function that lists it from `root`, of csv also from `labels`."""

@@ -1,29 +1,21 @@
-"""A user's own images, listed in a CSV file.
+"""A user's own images: listed in a CSV file, or in a folder for each class.
 
 What could be meant in two ways is refused with both readings; what is read leniently is noted.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pandas as pd
 
-from medmerge.data.loaders.folders import letters, part_of
-from medmerge.data.reading import IMAGE_SUFFIXES, Source, label_numbers
-from medmerge.data.table import (
-    SPLITS,
-    DataError,
-    Listing,
-    check_forms,
-    first_duplicate,
-    is_missing,
-    plain_form,
-)
+from medmerge.data.reading import IMAGE_SUFFIXES, Source, is_dicom, label_numbers
+from medmerge.data.table import SPLITS, DataError, Listing, check_forms, first_duplicate, is_missing, plain_form
 
 PREFIX = "label:"
 
@@ -33,6 +25,15 @@ _GROUP = re.compile(
     r"|pid|mrn|(?:eye|scan|slide|series|session|nodule|tumou?r|wound|accession)(?:id|uid|no|nr|num(?:ber)?|code))"
 )
 """Names of columns that say which images belong together, without blanks, signs and case."""
+
+_OF = r"(?:(?:ing)?(?:data)?sets?|data|images?|imgs?|splits?|folders?|parts?|samples?|cases|inputs?)?"
+_PARTS = {
+    "train": re.compile(rf"\d*(?:train(?:ing)?|trn){_OF}"),
+    "val": re.compile(rf"\d*(?:val(?:id(?:ation|ate)?)?|dev(?:elopment)?){_OF}"),
+    "test": re.compile(rf"\d*(?:test(?:ing)?|tst|holdout){_OF}"),
+    "val or test": re.compile(rf"\d*eval(?:uation)?{_OF}"),
+}
+"""Names of folders that are parts of a split, without blanks, signs and case."""
 
 
 def labelled_csv(root: Path | None, labels: str | None) -> Listing:
@@ -57,7 +58,11 @@ def labelled_csv(root: Path | None, labels: str | None) -> Listing:
             could be the group, or labels are given in two ways.
     """
     source = Source("csv", root)
-    path = _labels_file(source, labels)
+    if labels is None:
+        raise DataError(f"csv needs labels, the path of the CSV file. {source.expected}")
+    path = next((p for p in (Path(labels).expanduser(), source.folder / labels) if p.is_file()), None)
+    if path is None:
+        raise DataError(f"There is no labels file {labels}, nor {source.folder / labels}. {source.expected}")
     rows = source.table(path, ("image",), ("label", "labels", "group", "split"))
     ids = [_relative(image, path, row) for row, image in enumerate(rows["image"], start=1)]
     twice = first_duplicate(ids)
@@ -80,7 +85,7 @@ def labelled_csv(root: Path | None, labels: str | None) -> Listing:
     if unused:
         source.notes.append(f"Columns not used: {', '.join(unused)}.")
     if "split" in rows:
-        columns["split"] = rows["split"].map(part_of)
+        columns["split"] = rows["split"].map(_part_of)
         wrong = ~columns["split"].isin(SPLITS)
         if wrong.any():
             row = f"row {wrong.argmax() + 1}: split {rows['split'][wrong].iloc[0]!r} is none of {', '.join(SPLITS)}"
@@ -89,14 +94,55 @@ def labelled_csv(root: Path | None, labels: str | None) -> Listing:
     return source.listing(pd.concat([frame, values if single else values.add_prefix(PREFIX)], axis=1), classes)
 
 
-def _labels_file(source: Source, labels: str | None) -> Path:
-    if labels is None:
-        raise DataError(f"csv needs labels, the path of the CSV file. {source.expected}")
-    candidates = (Path(labels).expanduser(), source.folder / labels)
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        raise DataError(f"There is no labels file {labels}, nor {candidates[1]}. {source.expected}")
-    return found
+def labelled_folder(root: Path | None) -> Listing:
+    """Images in a folder for each class, or in such folders within those of train, val and test.
+
+    Classes are the names of the folders in alphabetical order. An image's id is its path below
+    `root`, with forward slashes; images in folders within a class's, and in folders that links lead
+    to, belong to the class. Images are files with a suffix that Pillow knows, and DICOM files.
+    Parts may be called `Training`, `test_set`, `valid` and the like, which a note says.
+
+    Args:
+        root: Folder of the folders.
+
+    Raises:
+        DataError: There is no folder with an image, folders of a split and others lie side by
+            side, folders could be classes or something else, or two classes differ only in form.
+    """
+    source = Source("folder", root)
+    folder, others = source.folder, Counter()
+    places = _class_folders(source)
+    check_forms("folder", f"classes in {folder}", (place.name for place, _ in places))
+    found = {place: _images_below(place, folder, others) for place, _ in places}
+    rows = [
+        (image.relative_to(folder).as_posix(), str(image), place.name, split)
+        for place, split in places
+        for image in found[place]
+    ]
+    if not rows:
+        read = "".join(f" {note}" for note in source.notes)
+        raise DataError(f"folder: no folder of a class in {folder} has an image.{read} {source.expected}")
+    _check_depth(folder, found)
+    if others:
+        listed = ", ".join(f"{count:,} {what}" for what, count in sorted(others.items()))
+        source.notes.append(f"Files in the folders of classes that are not read: {listed}.")
+    if empty := [place.relative_to(folder).as_posix() for place, images in found.items() if not images]:
+        source.notes.append(f"Folders without an image, left out: {', '.join(empty)}.")
+    frame = pd.DataFrame(rows, columns=["id", "path", "label", "split"], dtype=object)
+    return source.listing(frame, sorted(set(frame["label"])))
+
+
+def _letters(name: str) -> str:
+    """Returns a name without blanks, signs and case."""
+    return re.sub(r"[^a-z0-9]", "", plain_form(name))
+
+
+def _part_of(name: str) -> str | None:
+    """Returns the part of a split that a name means, if it means one."""
+    return next((part for part, pattern in _PARTS.items() if pattern.fullmatch(_letters(name))), None)
+
+
+# ---------------------------------------------------------------- the CSV file
 
 
 def _relative(image: str, path: Path, row: int) -> str:
@@ -119,7 +165,7 @@ def _group_column(columns: Iterable[str], used: Iterable[str], path: Path) -> st
     """Returns the column that says which images belong together, None if there is none."""
     if "group" in columns:
         return "group"
-    named = [name for name in columns if name not in used and _GROUP.fullmatch(letters(name))]
+    named = [name for name in columns if name not in used and _GROUP.fullmatch(_letters(name))]
     if len(named) > 1:
         could = f"the columns {' and '.join(named)} could both say which images a split must keep together"
         raise DataError(f"{path}: {could}. Call the one that counts group: that of the patients, if it is among them")
@@ -130,10 +176,10 @@ def _read_labels(rows: pd.DataFrame, path: Path, expected: str) -> tuple[pd.Data
     """Returns the labels, as the column `label` or as numbers in a column for each class; and the columns read."""
     by_class = [name for name in rows.columns if name.startswith(PREFIX)]
     given = [name for name in ("label", "labels") if name in rows.columns] + by_class[:1]
-    if not given:
-        raise DataError(f"{path} has no column label; its columns are {', '.join(rows.columns)}. {expected}")
-    if len(given) > 1:
-        raise DataError(f"{path} gives labels in two ways, {' and '.join(given)}; keep one. {expected}")
+    if len(given) != 1:
+        ways = f"gives labels in two ways, {' and '.join(given)}; keep one"
+        none = f"has no column label; its columns are {', '.join(rows.columns)}"
+        raise DataError(f"{path} {ways if given else none}. {expected}")
     if given == ["label"]:
         return rows[given], given
     if given == ["labels"]:
@@ -176,9 +222,7 @@ def _find_files(source: Source, ids: list[str]) -> list[str | None]:
         files = sorted({file for stem in stems for file in alike[wanted.parent].get(plain_form(stem), ())})
         if len(files) > 1:
             both = " or ".join(file.name for file in files)
-            raise DataError(
-                f"csv: there is no {wanted}, and it could be {both}; write the names as the files have them"
-            )
+            raise DataError(f"csv: there is no {wanted}, and it could be {both}; write the names as files have them")
         if files:
             found[image] = files[0]
     twice = first_duplicate(found.values())
@@ -190,7 +234,11 @@ def _find_files(source: Source, ids: list[str]) -> list[str | None]:
         how = f"have another suffix or spelling on the disk: {other[0]}."
         source.notes.append(f"{len(other):,} of {len(ids):,} images {how}")
     if not found:
-        source.expected = f"{_hint(folder, ids[0])}{source.expected}"
+        name = PurePosixPath(ids[0]).name
+        there = [place / name for place in (folder, *sorted(folder.glob("*/"))) if (place / name).is_file()]
+        below = f"There is {there[0]}: write the path below the folder. " if there else ""
+        wanted = f"The file lists {ids[0]}, which is looked for as {folder / ids[0]}. {below}"
+        source.expected = f"{wanted}{source.expected}"
     return [str(found[image]) if image in found else None for image in ids]
 
 
@@ -202,9 +250,98 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _hint(folder: Path, image: str) -> str:
-    """Says where an image is, if it is not where the labels file says."""
-    name = PurePosixPath(image).name
-    there = next((place / name for place in (folder, *sorted(folder.glob("*/"))) if (place / name).is_file()), None)
-    below = f"There is {there}: write the path below the folder. " if there else ""
-    return f"The file lists {image}, which is looked for as {folder / image}. {below}"
+# ---------------------------------------------------------------- folders
+
+
+def _class_folders(source: Source) -> list[tuple[Path, str | None]]:
+    """Returns the folders of classes, each with its part of the split, and notes."""
+    folder = source.folder
+    inside, loose = _visible(folder)
+    parts = {place: part for place in inside if (part := _part_of(place.name))}
+    named = ", ".join(f"{place.name} as {part}" for place, part in parts.items())
+    if parts and len(parts) < len(inside):
+        other, part = next(place.name for place in inside if place not in parts), next(iter(parts)).name
+        raise DataError(
+            f"folder: {folder} has the folder {part} of a split beside {other}, which is none. If {part} is a class, "
+            f"rename it; else move what is no part of the split out. {source.expected}"
+        )
+    if "val or test" in parts.values() or len(set(parts.values())) < len(parts):
+        unclear = f"it is not clear which part in {folder} is which ({named})"
+        raise DataError(f"folder: {unclear}. Call them train, val, test")
+    if len(inside) == 1 and not parts and len(_visible(inside[0])[0]) > 1:
+        raise DataError(f"folder: the only folder in {folder} is {inside[0].name}; give {inside[0]} as the root")
+    places = [] if parts else [(place, None) for place in inside]
+    for part, meaning in parts.items():
+        below, files = _visible(part)
+        places += [(place, meaning) for place in below]
+        loose += files
+    if any(place.name != part for place, part in parts.items()):
+        source.notes.append(f"The folders are parts of a split, not classes: {named}.")
+    if loose:
+        source.notes.append(f"{loose:,} files beside the folders of classes are left out.")
+    return places
+
+
+def _check_depth(folder: Path, found: dict[Path, list[Path]]) -> None:
+    """Raises where folders that would be classes hold the same folders, which could be the classes."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for place, images in found.items():
+        parts = [image.relative_to(place).parts for image in images]
+        below[place.name] |= {plain_form(names[0]) for names in parts if len(names) > 1}
+    counts = Counter(name for names in below.values() for name in names)
+    shared = sorted(name for name, count in counts.items() if count > 1)
+    if len(shared) > 1:
+        classes = " and ".join(name for name, names in below.items() if shared[0] in names)
+        raise DataError(
+            f"folder: {classes} in {folder} hold the same folders ({', '.join(shared[:4])}). If these are the classes, "
+            f"put them above: <root>/{shared[0]}/...; if {classes} are, put the images right into them. Or list the "
+            "images in a CSV file, for the dataset csv"
+        )
+
+
+def _visible(folder: Path) -> tuple[list[Path], int]:
+    """Returns the folders in a folder, sorted, and the number of its files; what systems leave there is not counted."""
+    entries = [entry for entry in sorted(folder.iterdir()) if not _of_system(entry.name) and entry.name[0] != "."]
+    folders = [entry for entry in entries if entry.is_dir()]
+    return folders, len(entries) - len(folders)
+
+
+def _images_below(place: Path, root: Path, others: Counter) -> list[Path]:
+    """Returns the images in a folder and in those within it, sorted; counts in `others` what else there is.
+
+    Links to folders are followed, but for those that lead back into the dataset.
+    """
+    images, seen = [], {root.resolve(), *root.resolve().parents}
+    for parent, folders, files in os.walk(place, followlinks=True):
+        kept = []
+        for path in (Path(parent, name) for name in sorted(folders) if not _of_system(name)):
+            target = path.resolve()
+            if path.name.startswith("."):
+                others["hidden folder"] += 1
+            elif path.is_symlink() and (target in seen or root.resolve() in target.parents):
+                others["link to a folder that is read elsewhere"] += 1
+            else:
+                seen.add(target)
+                kept.append(path.name)
+        folders[:] = kept
+        for path in (Path(parent, name) for name in sorted(files) if not _of_system(name)):
+            suffix = path.suffix.lower()
+            if path.name.startswith("."):
+                others["hidden"] += 1
+            elif suffix in IMAGE_SUFFIXES or (not suffix and _begins_as_dicom(path)):
+                images.append(path)
+            else:
+                others[suffix or "without suffix"] += 1
+    return images
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return is_dicom(file.read(132))
+
+
+def _of_system(name: str) -> bool:
+    """Whether an operating system leaves a file or folder of this name by itself."""
+    return name.startswith("._") or name in (".DS_Store", "__MACOSX", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints")

@@ -131,11 +131,9 @@ def _lesions(source: Source, path: Path, truth_path: Path, ids: Sequence[str]) -
     strange, without = sorted(set(images) - set(ids)), sorted(set(ids) - set(images))
     if len(strange) > max(0, official - len(ids)) or len(without) > max(0, official - len(table)):
         counts = f"{len(strange):,} are only in the first, {len(without):,} only in the second"
-        named = " and ".join(found[0] for found in (strange, without) if found)
-        raise DataError(
-            f"{path} and {truth_path.name} are not about the same images: {counts}, such as {named}. Get both files "
-            "again: without lesions a split leaks"
-        )
+        such = f"such as {' and '.join(found[0] for found in (strange, without) if found)}"
+        again = "Get both files again: without lesions a split leaks"
+        raise DataError(f"{path} and {truth_path.name} are not about the same images: {counts}, {such}. {again}")
     return dict(zip(images, table["lesion_id"], strict=True))
 
 
