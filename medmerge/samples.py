@@ -79,15 +79,11 @@ class Batches:
     def __init__(self, source: Iterable[Batch], what: str, num_classes: int):
         kind = type(source).__name__
         if isinstance(source, Iterator):
-            raise TypeError(
-                f"{what}: a {kind} can be gone through once, and every epoch goes through it; give a DataLoader, a "
-                "list of batches, or an object whose __iter__ starts anew"
-            )
+            again = "give a DataLoader, a list of batches, or an object whose __iter__ starts anew"
+            raise TypeError(f"{what}: a {kind} can be gone through once, and every epoch goes through it; {again}")
         if not isinstance(source, Iterable) or isinstance(source, (Tensor, str, dict)):
-            raise TypeError(
-                f"{what}: a {kind} does not give batches (images, labels); wrap a dataset in "
-                "torch.utils.data.DataLoader(dataset, batch_size=32), or put pairs of tensors into a list"
-            )
+            wrap = "wrap a dataset in torch.utils.data.DataLoader, or put pairs of tensors into a list"
+            raise TypeError(f"{what}: a {kind} does not give batches (images, labels); {wrap}")
         self.source, self.what, self.num_classes = source, what, num_classes
         self.images = self.image_size = 0
         self.multilabel = False
@@ -143,13 +139,9 @@ def _checked(batch: object, where: str, num_classes: int) -> Batch:
         raise TypeError(f"{where}: {given}; give a pair of tensors, images [B, 3, H, W] and labels [B]")
     images, labels = batch
     described = f"{where}: images are {images.dtype} {list(images.shape)}"
-    if images.dtype == torch.uint8:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"{described}; as uint8 they must be RGB, [B, 3, H, W]")
-    elif not images.is_floating_point() or images.ndim < 2:
-        raise ValueError(f"{described}; they must be uint8 RGB [B, 3, H, W], or floats that are normalised already")
-    elif not images.isfinite().all():
-        raise ValueError(f"{described} with values that are not finite")
+    right = images.is_floating_point() and images.ndim > 1 and bool(images.isfinite().all())
+    if not right and not (images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3):
+        raise ValueError(f"{described}; give uint8 RGB [B, 3, H, W], or finite floats that are normalised already")
     labels = _labels(labels, where, num_classes)
     if not len(images) or len(labels) != len(images):
         raise ValueError(f"{described}, with {len(labels)} labels; give one for each, and one image at least")
@@ -165,10 +157,9 @@ def _labels(labels: Tensor, where: str, num_classes: int) -> Tensor:
         wrong, allowed = labels[(labels != 0) & (labels != 1) & ~labels.isnan()], "1, 0 and NaN (not known)"
         labels = labels.float()
     else:
-        raise ValueError(
-            f"{where}: labels are {labels.dtype} {list(labels.shape)}; give a class each, integers [B], or any number "
-            f"of the {num_classes} classes each, floats [B, {num_classes}] of 1, 0 and NaN (not known)"
-        )
+        given = f"{where}: labels are {labels.dtype} {list(labels.shape)}; give a class each, integers [B]"
+        several = f"floats [B, {num_classes}] of 1, 0 and NaN (not known)"
+        raise ValueError(f"{given}, or any number of the {num_classes} classes each, {several}")
     if len(wrong):
         raise ValueError(f"{where}: a label is {wrong[0].item():g}; with {num_classes} classes they are {allowed}")
     return labels

@@ -1,5 +1,7 @@
-"""What an approach is given: images, how to train on them, and a place for what is learnt."""
+"""What an approach is given: images, how to train on them, a place for what is learnt, and how far it has come."""
 
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,11 +9,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from medmerge import devices
 from medmerge.devices import seeded
-from medmerge.progress import Progress
 from medmerge.samples import Batch, Batches, Samples, checked, prepare, to_device
+
+log = logging.getLogger(__name__)
 
 FREE = ("both", "affine", "statistics", "none")
 """What of batch norms can change in a linear probe. ``"both"``: all, as in fine-tuning (the paper's "unfrozen");
@@ -77,6 +81,58 @@ class Protocol:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not {value} or more")
 
 
+class Progress:
+    """Training that is to come in one run or several, counted in images x epochs.
+
+    Epochs on features that were computed once are not counted: they cost next to nothing.
+
+    Args:
+        images: images x epochs of all runs.
+        bar: whether to draw a bar on standard error instead of logging a line an epoch; None: if it is a terminal.
+        rate: seconds an image, as far as they are known before (:func:`medmerge.training.seconds_per_image`).
+    """
+
+    def __init__(self, images: int, bar: bool | None = None, rate: float | None = None):
+        self.images, self.done = images, 0
+        self._rate, self._timed, self._seconds = rate, 0, 0.0
+        shown = sys.stderr.isatty() if bar is None else bar
+        self._bar = tqdm(total=images, unit=" images", unit_scale=True, disable=not shown)
+
+    def run(self, title: str) -> None:
+        """Say which run begins, such as ``"run 3 of 10: FT lesions, seed 1"``."""
+        self._bar.set_description(title)
+        if self._bar.disable:
+            log.info("%s", title)
+
+    def advance(self, images: int, seconds: float | None = None, line: str = "") -> None:
+        """Count ``images`` more that were trained on, in ``seconds``, or None if that was before; say ``line``."""
+        self.done += images
+        if seconds is not None:
+            self._timed, self._seconds = self._timed + images, self._seconds + seconds
+        self._bar.set_postfix_str(line, refresh=False)
+        self._bar.update(images)
+        if line and self._bar.disable:
+            left = self.left
+            log.info("%s%s", line, "" if left is None else f"  {duration(left)} left")
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that what is left will take, by what was timed so far; None before anything was."""
+        rate = self._seconds / self._timed if self._timed else self._rate
+        return None if rate is None else max(self.images - self.done, 0) * rate
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``"m:ss"`` or ``"h:mm:ss"``."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
 @dataclass
 class Task:
     """What an approach is given: training and validation images, the protocol, and a place for what is learnt.
@@ -105,7 +161,7 @@ class Task:
         cost: by phase seconds, images a second and peak memory in MiB, filled by :func:`~medmerge.training.fit`.
         sources: what the approach's sources were trained on; names them where it chooses between networks.
         recall: gives the finished network of another approach from one source, both by name, and its cost; or None
-            where the study does not have it. See `medmerge.approaches.ingredients`.
+            where the study does not have it. See `medmerge.approaches.rivals`.
         on_epoch: called after every epoch with its row, when ``history`` has it and the checkpoint is written.
         progress: of the runs that this one belongs to; by default every phase is told by itself.
 

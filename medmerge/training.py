@@ -23,31 +23,10 @@ from medmerge import batchnorm, checkpoints, devices
 from medmerge.backbones import Classifier
 from medmerge.devices import memory_kept, seeded
 from medmerge.merge import KernelMerge
-from medmerge.progress import Progress
 from medmerge.samples import Batch, Batches, Samples, prepare, to_device
 from medmerge.sources import kernel_layers
 from medmerge.stats import evaluation
-from medmerge.task import FREE, Protocol, Task, TrainingError
-
-__all__ = [
-    "FREE",
-    "PHASES",
-    "Protocol",
-    "Task",
-    "TrainingError",
-    "features",
-    "fine_tune",
-    "fit",
-    "kernel_shares",
-    "linear_probe",
-    "loss",
-    "parameter_groups",
-    "predict",
-    "prepare",
-    "seconds_per_image",
-    "step",
-    "validate",
-]
+from medmerge.task import Progress, Protocol, Task, TrainingError
 
 PHASES = ("linear_probe", "fine_tune")
 

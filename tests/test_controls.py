@@ -58,33 +58,6 @@ def test_a_control_leaves_the_network_as_it_was(probed):
     assert first.equals(second)
 
 
-def test_an_interrupted_control_leaves_the_network_as_it_was(probed, monkeypatch):
-    model, task = probed
-    before, calls = state(model), []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) > 3:
-            raise KeyboardInterrupt
-        return {"val_macro_f1": 0.0}
-
-    monkeypatch.setattr(controls, "validate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        controls.evaluate(model, task)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_test_images_are_not_at_hand(probed):
-    assert {f.name for f in dataclasses.fields(probed[1])}.isdisjoint({"test", "dataset"})
-
-
-def test_equal_sources_make_every_control_alike():
-    twin = Classifier(KernelMerge([source(0), source(0)]), 3)
-    task = Task(samples(49, 0), samples(30, 1), 3, protocol=FAST)
-    table = controls.evaluate(twin, task)
-    assert table["score"].nunique() == table["reestimated"].nunique() == 1
-
-
 def test_summary_spans_draws_and_runs(probed):
     table = controls.evaluate(*probed)
     summary = control_summary(table).set_index("control")

@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from medmerge.approaches.channels import Watch, named_tensors
+from medmerge.sources import check
 
 _TOLERANCE = 1e-9
 
@@ -165,10 +166,9 @@ def align(reference: nn.Module, other: nn.Module, *, image_size: int = 224) -> n
         image_size: as for :func:`permutation_groups`.
 
     Raises:
-        ValueError: the networks are of different architectures or cannot be run without data, or a parameter is not
-            finite.
+        ValueError: the networks are of different architectures or cannot be run without data.
     """
-    _check(dict(reference.named_parameters()), dict(other.named_parameters()))
+    check([reference, other])
     groups = permutation_groups(reference, image_size=image_size)
     return permute(other, groups, match(reference, other, groups))
 
@@ -242,13 +242,3 @@ class _Ascent:
             slot.permute_(self.theirs[slot.tensor], permutation)
             self.settled -= {other for other, axis in self.holders[slot.tensor] if axis != slot.axis}
         self.permutations[name] = self.permutations[name][permutation]
-
-
-def _check(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    for name in ours | theirs:
-        shapes = [list(p[name].shape) if name in p else "missing" for p in (ours, theirs)]
-        if shapes[0] != shapes[1]:
-            one = "only networks of one architecture can be aligned"
-            raise ValueError(f"{name} is {shapes[0]} in the reference and {shapes[1]} in the other network: {one}")
-        if not all(torch.isfinite(tensors[name]).all() for tensors in (ours, theirs)):
-            raise ValueError(f"{name} is not finite: the training of the reference or of the other has failed")

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from medmerge import backbones, devices, files
-from medmerge.approaches import ingredients, matching
+from medmerge.approaches import matching, rivals
 from medmerge.backbones import Classifier, state_sha256
 from medmerge.batchnorm import layers
 from medmerge.sources import kernel_layers
@@ -146,7 +146,7 @@ def line(b: Classifier, c: Classifier, task: Task, steps: int = STEPS, beyond: i
         a = step / (steps - 1)
         model = between(b, c, a).to(task.device)
         rows.append({"a": a, "statistics": STATISTICS[0], **validate(model, task.val, task)})
-        ingredients.reestimated(model, task)
+        rivals.reestimated(model, task)
         rows.append({"a": a, "statistics": STATISTICS[1], **validate(model, task.val, task)})
     return pd.DataFrame(rows)
 
@@ -231,7 +231,7 @@ def measure(b: nn.Module, c: nn.Module, task: Task, defined: dict, fingerprint: 
 
 
 def _probed(source: nn.Module, name: str, task: Task) -> nn.Module:
-    return ingredients.probed(ingredients.reestimated(copy.deepcopy(source).to(task.device), task), name, task)
+    return rivals.probed(rivals.reestimated(copy.deepcopy(source).to(task.device), task), name, task)
 
 
 def definition(p: Parameters) -> dict:

@@ -14,12 +14,11 @@ from torch import nn
 
 from medmerge import backbones, data, devices, files
 from medmerge.approaches import APPROACHES
-from medmerge.approaches.ingredients import PARTS
 from medmerge.approaches.paper import Outcome, classifier
+from medmerge.approaches.rivals import PARTS
 from medmerge.backbones import state_sha256
 from medmerge.data import split_files
 from medmerge.data.table import SPLITS
-from medmerge.progress import Progress
 from medmerge.saving import load, save, save_learnt
 from medmerge.stats import evaluation
 from medmerge.study import inputs, records
@@ -27,6 +26,7 @@ from medmerge.study.definitions import MERGE, MODEL, Row, definition, definition
 from medmerge.study.measured import provenance
 from medmerge.study.params import Parameters
 from medmerge.study.records import Record, RecordError
+from medmerge.task import Progress
 from medmerge.training import Protocol, Task, TrainingError, predict, seconds_per_image
 
 log = logging.getLogger(__name__)

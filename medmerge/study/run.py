@@ -9,13 +9,13 @@ from pathlib import Path
 from medmerge import backbones, data, devices, files
 from medmerge.approaches import APPROACHES, FINE_TUNED
 from medmerge.data import split_files
-from medmerge.progress import Progress, duration
 from medmerge.study import inputs
 from medmerge.study.definitions import MODEL, Row, epochs, finished, folder, needed, reads, rows, split_path
 from medmerge.study.params import ParameterError, Parameters, meant, of_role, of_seed
 from medmerge.study.places import home
 from medmerge.study.records import Record
 from medmerge.study.row import clear, run_row, seconds_an_image
+from medmerge.task import Progress, duration
 
 log = logging.getLogger(__name__)
 
