@@ -97,8 +97,6 @@ def backbone(
             where it is a ResNet or a DenseNet.
         ConnectionError: torchvision's weights are not on this machine and cannot be downloaded.
     """
-    if not isinstance(name, str) or (name not in names() and (is_path(name) or weights in names())):
-        raise ValueError(f'{str(name)[:80]!r} is no architecture, which comes first: backbone("resnet18", weights=...)')
     check_name(name)
     size = IMAGE_SIZE if image_size is None else image_size
     check_image_size(name, size)
@@ -117,8 +115,9 @@ def backbone(
 def check_name(name: str) -> None:
     """Raise a ValueError unless ``name`` is an architecture of :func:`names`; the nearest are given."""
     if name not in names():
-        near = difflib.get_close_matches(name, names(), 3) or names()[:3]
-        raise ValueError(f"unknown backbone {name!r}; did you mean {', '.join(near)}? (medmerge.backbones.names())")
+        near = ", ".join(difflib.get_close_matches(str(name), names(), 3) or names()[:3])
+        first = "It comes first, as in backbone('resnet18', weights=...); see medmerge.backbones.names()"
+        raise ValueError(f"unknown backbone {str(name)[:80]!r}; did you mean {near}? {first}")
 
 
 def check_image_size(name: str, image_size: int) -> None:
@@ -222,7 +221,7 @@ def _fill(model: Any, state: Mapping[str, Tensor], origin: str, transform_input:
         other = recognise(state)
         hint = f"; it is {other}: backbone({other!r}, weights=...)" if other not in ("", model.architecture) else ""
         if beside and not hint and "missing" in problems[0]:
-            hint = f"; what it holds is called {weightfiles.few(beside)}"
+            hint = f"; it holds {weightfiles.few(beside)} (undo pruning and parametrisations before saving)"
         raise CheckpointError(f"{origin} does not fit {model.architecture}: {problems[0]}{more}{hint}")
     with torch.no_grad():
         for key in body.keys() & wanted:

@@ -41,20 +41,16 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _AGAIN = "fetch or write it again"
 _EXPORT = "load it with what wrote it, and save the network's state_dict() with PyTorch"
-_UNPACK = "unpack it and give the file inside"
 _KINDS = (
     (rb"PK\0.*/constants\.pkl", "a TorchScript archive, which holds code", "save torch.jit.load(path).state_dict()"),
-    (rb"PK\0(?!.*/data\.pkl).*\.(npy|h5|json)", "an archive of another library, not a state dict", _EXPORT),
-    (rb"PK\0(?!.*/data\.pkl)", "an archive of other files, not a state dict", _UNPACK),
+    (rb"PK\0(?!.*/data\.pkl)", "an archive of other files, not a state dict", f"unpack it, or {_EXPORT}"),
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull` where it came from"),
     (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", "a web page or XML, not weights", _AGAIN),
-    (rb"\x89HDF\r\n|\x93NUMPY|GGUF|.{4}TFL3|\x08[\x01-\x20][\x12\x1a\x32\x3a\x42]", "of another library", _EXPORT),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar", "compressed", _UNPACK),
     (rb"[\s\x20-\x7e]+$", "text, not weights", _AGAIN),
     (rb"$", "empty", _AGAIN),
 )
 """What else comes under the name of a checkpoint: how it begins (of an archive the names of its members),
-what it is (of another library: as Keras, NumPy, ONNX and TensorFlow write), the way out."""
+what it is, the way out."""
 
 
 class CheckpointError(ValueError):
@@ -161,7 +157,7 @@ def _unpickled(path: Path, head: bytes) -> object:
         ):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises nearly anything on damaged files
-        reason = f"is damaged or not a PyTorch checkpoint; {_AGAIN}"
+        reason = f"is damaged, or neither a PyTorch checkpoint nor safetensors; {_AGAIN}, or {_EXPORT}"
         if isinstance(error, pickle.UnpicklingError) and head[:1] in (b"\x80", b"P"):
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
             what = f"Python objects{f' ({named[1]})' if named else ''} beside tensors"
@@ -230,30 +226,19 @@ def problems(body: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: str
     others = [key for key in body if key not in wanted and key.partition(".")[0] in modules]
     faults = {key: _fault(key, body[key], wanted[key]) for key in wanted if key in body}
     return [
-        *(f"{key} is missing{_stored_as(key, body)}" for key in missing),
+        *(f"{key} is missing" for key in missing),
         *(f"{key} does not belong to it" for key in others if not key.startswith(heads)),
         *(f"{key} {fault}" for key, fault in faults.items() if fault),
     ]
 
 
-def _stored_as(key: str, body: Mapping[str, Tensor]) -> str:
-    """What a file has in place of a weight that is pruned, normed or parametrised otherwise, and the way out."""
-    layer, _, own = key.rpartition(".")
-    if any(other.startswith((f"{layer}.parametrizations.{own}.", f"{key}_")) for other in body):
-        undo = "prune.remove(), remove_weight_norm(), remove_spectral_norm() or parametrize.remove_parametrizations()"
-        return f", stored pruned or parametrised: torch.nn.utils.{undo} before saving undoes that"
-    return ""
-
-
 def _fault(key: str, value: Tensor, wanted: Tensor) -> str:
     """What is wrong with a tensor, or nothing."""
     dtype = str(value.dtype).removeprefix("torch.")
-    if value.is_meta:
-        return "is a meta tensor, which has no values: save the network after it was filled"
-    if value.layout != torch.strided:
-        return "is sparse: save its to_dense()"
-    if value.is_quantized or value.is_complex() or (wanted.is_floating_point() and value.dtype not in _FLOATS):
-        return f"holds {dtype}: save the network before it is quantised, with floating-point weights"
+    kind = "no values" if value.is_meta else dtype if value.layout == torch.strided else f"sparse {dtype}"
+    whole = not (wanted.is_floating_point() or value.is_quantized or value.is_complex())
+    if kind != dtype or not (whole or value.dtype in _FLOATS):
+        return f"holds {kind}: save dense floating-point weights, before the network is quantised"
     if value.shape != wanted.shape:
         return f"is {list(value.shape)} in the file and {list(wanted.shape)} in the network"
     if not wanted.is_meta and not torch.isfinite(value.to(wanted.dtype)).all():

@@ -206,32 +206,6 @@ def test_norms_start_at_the_mean_or_at_one_source(pair):
             assert torch.equal(got[key], (b + c) / 2 if batchnorm == "mean" else (b, c)[batchnorm]), key
 
 
-@pytest.mark.parametrize("normalisation", ["affine", "softmax"])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_kernel_weights_round_trip(small, granularity, normalisation):
-    merge = KernelMerge(small, granularity=granularity, normalisation=normalisation)
-    assert all((w == 0.5).all() for w in merge.kernel_weights().values())
-    merge.set_kernel_weights(0.25)
-    for name, w in merge.kernel_weights().items():
-        torch.testing.assert_close(w, torch.full_like(w, 0.25))
-        if granularity != "parameter":
-            assert w.shape == (len(small[0].get_submodule(name).weight),)
-    other = KernelMerge(small, granularity=granularity, normalisation=normalisation)
-    other.set_kernel_weights(merge.kernel_weights())
-    for w, again in zip(merge.kernel_weights().values(), other.kernel_weights().values(), strict=True):
-        torch.testing.assert_close(w, again)
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_every_granularity_has_the_same_ends(small, x, granularity):
-    for index, w in ((0, 1.0), (1, 0.0)):
-        for normalisation in ("affine", "softmax"):
-            merge = KernelMerge(small, granularity=granularity, batchnorm=index, normalisation=normalisation).eval()
-            merge.set_kernel_weights(w)
-            assert torch.equal(merge(x), small[index](x))
-            assert torch.equal(merge.fold()(x), small[index](x))
-
-
 def test_number_of_learnt_weights(small):
     def learnt(granularity):
         named = KernelMerge(small, granularity=granularity).named_parameters()
@@ -266,15 +240,6 @@ def test_defaults_follow_the_paper_for_two_and_softmax_for_more(small):
     assert KernelMerge([*small, small[0]]).normalisation == "softmax"
 
 
-@torch.no_grad()
-def test_one_layer_can_be_set_alone(small):
-    merge = KernelMerge(small)
-    merge.set_kernel_weights({"grouped": 1.0})
-    weights = merge.kernel_weights()
-    assert (weights.pop("grouped") == 1).all()
-    assert all((w == 0.5).all() for w in weights.values())
-
-
 def test_layer_used_in_two_places_stays_one_layer(x):
     class Shared(nn.Module):
         def __init__(self):
@@ -293,14 +258,6 @@ def test_layer_used_in_two_places_stays_one_layer(x):
     assert torch.equal(merge(x), sources[0](x))
     plain = merge.fold()
     assert plain.first is plain.again and torch.equal(plain(x), merge(x))
-
-
-def test_a_source_may_be_a_single_layer():
-    torch.manual_seed(0)
-    layers = [nn.Linear(4, 2), nn.Linear(4, 2)]
-    merge = KernelMerge(layers)
-    assert type(merge.fold()) is nn.Linear
-    torch.testing.assert_close(merge.fold().weight, (layers[0].weight + layers[1].weight) / 2)
 
 
 def test_zeros_like_keeps_norms_and_only_weighs_kernels(small, x):
