@@ -125,23 +125,6 @@ def test_fisher_weights():
     torch.testing.assert_close(fisher_mean([b, c, third], [{"w": torch.ones(4)}] * 3)["w"], torch.full((4,), 5 / 3))
 
 
-def test_fisher_with_equal_information_is_average(monkeypatch):
-    b, c = trained(0), trained(1)
-    ones = {name: torch.ones_like(value) for name, value in b.named_parameters()}
-    monkeypatch.setattr(rivals, "diagonal_fisher", lambda *_: ones)
-    starts = []
-    monkeypatch.setattr(rivals, "lp_ft", lambda network, task: starts.append(network))
-    one = task()
-    rivals.fisher([b, c], one), average([b, c], one)
-    for name, value in starts[0].state_dict().items():
-        torch.testing.assert_close(value, starts[1].state_dict()[name], msg=name)
-    nothing = {name: torch.zeros_like(value) for name, value in b.named_parameters()}
-    monkeypatch.setattr(rivals, "diagonal_fisher", lambda model, *_: ones if same(model.backbone, b) else nothing)
-    rivals.fisher([b, c], one, batchnorm=0)
-    for name, value in starts[2].state_dict().items():
-        torch.testing.assert_close(value, b.state_dict()[name], msg=name)
-
-
 @pytest.mark.parametrize("several", [False, True], ids=["one class an image", "several"])
 @pytest.mark.parametrize("name", RIVALS)
 def test_every_rival_learns_and_ends_as_a_classifier_on_either_kind_of_labels(name, several):
