@@ -125,10 +125,7 @@ def write_isic2019(root: Path, labels: dict[str, str], lesions: dict[str, str] |
     """An ISIC-2019 with the class of each image, and its lesion where it has one; counts as the official one."""
     official("isic2019").update(dict.fromkeys(official("isic2019"), len(labels)))
     columns = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK")
-    truth, metadata = (
-        ["image," + ",".join(columns)],
-        ["image,age_approx,anatom_site_general,lesion_id,gender"],
-    )
+    truth, metadata = (["image," + ",".join(columns)], ["image,age_approx,anatom_site_general,lesion_id,gender"])
     for number, (image, label) in enumerate(labels.items()):
         write_image(root / "ISIC_2019_Training_Input" / f"{image}.jpg", number)
         truth.append(image + "," + ",".join("1.0" if column == label else "0.0" for column in columns))

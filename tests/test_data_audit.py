@@ -122,12 +122,7 @@ def test_near_duplicates_are_listed_with_what_they_share():
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    count=st.integers(0, 70),
-    distance=st.integers(0, 140),
-    rows=st.integers(1, 40),
-)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, 70), distance=st.integers(0, 140), rows=st.integers(1, 40))
 def test_pairs_are_all_pairs(seed, count, distance, rows):
     """Whatever the size of the blocks; against the plain sum."""
     rng = np.random.default_rng(seed)

@@ -9,10 +9,7 @@ from data_fixtures import write_csv, write_image
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import (
-    ImplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-)
+from pydicom.uid import ImplicitVRLittleEndian, JPEGBaseline8Bit
 from xray_fixtures import dicom, jpeg, to_bytes
 
 from medmerge.data import DataError, load_images, load_table

@@ -167,11 +167,7 @@ def test_nih_layouts(tmp_path, folders):
     ("old", "new", "message"),
     [
         ("_000.png,00000061", "_000.png,00000099", r"00000061_000\.png' is listed for patient '00000099'; an official"),
-        (
-            "00000062_002.png",
-            "img2.png",
-            r"'img2\.png' is listed for patient '00000062'; an official name",
-        ),
+        ("00000062_002.png", "img2.png", r"'img2\.png' is listed for patient '00000062'; an official name"),
         ("No Finding", "Normal", r"has the label 'Normal', which is none of No Finding, Pneumonia"),
     ],
 )

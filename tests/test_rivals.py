@@ -13,15 +13,7 @@ from torch import nn
 from medmerge import Classifier, batchnorm, checkpoints, training
 from medmerge.approaches import RIVALS, rivals
 from medmerge.approaches.paper import ft, lp_ft
-from medmerge.approaches.rivals import (
-    average,
-    averaged,
-    best_between,
-    diagonal_fisher,
-    fisher_mean,
-    score,
-    soup,
-)
+from medmerge.approaches.rivals import average, averaged, best_between, diagonal_fisher, fisher_mean, score, soup
 from medmerge.study import definitions
 from medmerge.study import run as study
 from medmerge.study.params import ParameterError

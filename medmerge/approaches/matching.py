@@ -193,7 +193,6 @@ class _Ascent:
                 if any(other == name and axis != slot.axis for other, axis in holders):
                     self.quadratic.add(name)
                 holders.add((name, slot.axis))
-        self.settled: set[str] = set()  # groups that nothing has changed for since they were at their best
 
     def product(self) -> float:
         """The inner product of all parameters."""
@@ -207,9 +206,6 @@ class _Ascent:
 
     def improve(self, name: str) -> bool:
         """Set one group to its best permutation, given all others; returns whether the product has grown."""
-        if name in self.settled:
-            return False
-        self.settled.add(name)
         products = self.products(self.slots[name], self.groups[name].size)
         rows, columns = linear_sum_assignment(products, maximize=True)
         least = _TOLERANCE * np.abs(products).max()
@@ -219,7 +215,6 @@ class _Ascent:
         self.apply(name, torch.from_numpy(columns))
         if name in self.quadratic and self.product() - before <= least:
             self.apply(name, torch.from_numpy(columns).argsort())
-            self.settled.add(name)
             return False
         return True
 
@@ -237,8 +232,7 @@ class _Ascent:
             done.add(name)
 
     def apply(self, name: str, permutation: Tensor) -> None:
-        """Permute a group; those on other axes of its tensors (a quadratic one itself) are no longer settled."""
+        """Permute a group."""
         for slot in self.slots[name]:
             slot.permute_(self.theirs[slot.tensor], permutation)
-            self.settled -= {other for other, axis in self.holders[slot.tensor] if axis != slot.axis}
         self.permutations[name] = self.permutations[name][permutation]

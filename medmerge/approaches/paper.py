@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from medmerge import batchnorm
 from medmerge.approaches import matching
-from medmerge.approaches.controls import evaluate as replaced_weights
 from medmerge.backbones import Classifier
 from medmerge.devices import seeded
 from medmerge.merge import KernelMerge, zeros_like
-from medmerge.training import Task, fine_tune, linear_probe
+from medmerge.training import Task, fine_tune, linear_probe, validate
+
+DRAWS = 3
+"""Shuffles, and random draws, by run, of the controls for learnt weights (:func:`replaced_weights`)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Outcome:
             :meth:`~medmerge.merge.KernelMerge.kernel_weights` gives it; empty where nothing was merged.
         probed: the classifier as the linear probe left it, a merge before it was folded; None where there was no probe.
         tables: further tables for the record, by name: ``batchnorm`` (:func:`medmerge.batchnorm.report` before and
-            after the probe) and ``controls`` (:func:`medmerge.approaches.controls.evaluate`).
+            after the probe) and ``controls`` (:func:`replaced_weights`).
         choices: what was chosen on the validation images beyond an epoch, such as a coefficient, in JSON's types.
     """
 
@@ -107,7 +109,7 @@ def medmerge(
 
     Args:
         learn: whether the merging weights learn.
-        score_controls: whether to score replacements of the learnt weights (`medmerge.approaches.controls`).
+        score_controls: whether to score replacements of the learnt weights (:func:`replaced_weights`).
         options: those of :class:`MergeOptions`.
     """
     begins = MergeOptions(**options)
@@ -154,6 +156,69 @@ def _diagnosis(merge: KernelMerge, task: Task, when: str) -> pd.DataFrame:
     """:func:`medmerge.batchnorm.report` with a column that says when."""
     with task.autocast:
         return batchnorm.report(merge.to(task.device), task.measured).assign(when=when)
+
+
+def substitutes(weights: dict[str, Tensor], seed: int = 0) -> list[tuple[str, int, dict[str, Tensor]]]:
+    """Replacements of the learnt weights of two sources.
+
+    Args:
+        weights: w by layer, as :meth:`~medmerge.merge.KernelMerge.kernel_weights` gives it, a weight a kernel.
+        seed: decides shuffles and draws.
+
+    Returns:
+        (control, draw, weights): ``learnt``, ``start`` (0.5), ``layer mean``, ``first source`` (1), ``second source``
+        (0) once each; ``shuffled`` (within layers) and ``random`` (normal, with the mean and standard deviation of
+        all learnt weights) :data:`DRAWS` times.
+    """
+    everything = torch.cat([w.flatten() for w in weights.values()])
+    mean, sd = everything.mean().item(), everything.std(correction=0).item()
+    constant = {
+        name: {layer: torch.full_like(w, value) for layer, w in weights.items()}
+        for name, value in (("start", 0.5), ("first source", 1.0), ("second source", 0.0))
+    }
+    found = [("learnt", 0, weights), *((name, 0, value) for name, value in constant.items())]
+    found.append(("layer mean", 0, {layer: torch.full_like(w, w.mean().item()) for layer, w in weights.items()}))
+    for draw in range(DRAWS):
+        with seeded(torch.device("cpu"), seed, draw):
+            shuffled = {layer: w[torch.randperm(len(w))] for layer, w in weights.items()}
+            random = {layer: (mean + sd * torch.randn(w.shape)).to(w) for layer, w in weights.items()}
+        found += [("shuffled", draw, shuffled), ("random", draw, random)]
+    return found
+
+
+def replaced_weights(merging: Classifier, task: Task) -> pd.DataFrame:
+    """Controls for learnt merging weights: a merge's validation scores with its weights replaced, without training.
+
+    They are replaced by their start, by each layer's mean, by the same values shuffled among a layer's kernels, by
+    random ones of the same spread, and by either source alone. If a shuffle does not lower the score, which kernel has
+    which w does not matter. ``merging`` is left as it was.
+
+    Args:
+        merging: a classifier whose backbone is a :class:`~medmerge.merge.KernelMerge` of two sources with a weight a
+            kernel, as its linear probe left it.
+
+    Returns:
+        A row each: ``control``, ``draw``, ``score`` (validation macro F1, or macro AUROC of several labels an image)
+        with batch norm as learnt, and ``reestimated``, the score after its statistics were measured again on
+        training images (without which a change of w is punished for statistics that no longer fit).
+    """
+    merge, device = merging.backbone, task.device
+    merging.to(device)
+    kept = {name: tensor.clone() for name, tensor in merging.state_dict().items()}
+    learnt = {name: w.cpu() for name, w in merge.kernel_weights().items()}
+    rows = []
+    try:
+        for control, draw, weights in substitutes(learnt, task.seed):
+            merge.set_kernel_weights(weights)
+            score = validate(merging, task.val, task)[task.score]
+            with task.autocast:
+                batchnorm.reestimate(merge, task.measured)
+            again = validate(merging, task.val, task)[task.score]
+            rows.append({"control": control, "draw": draw, "score": score, "reestimated": again})
+            merging.load_state_dict(kept)
+    finally:
+        merging.load_state_dict(kept)
+    return pd.DataFrame(rows)
 
 
 def classifier(backbone: nn.Module, task: Task) -> Classifier:

@@ -155,10 +155,7 @@ def leakage(keys: Sequence[str | None], parts: np.ndarray) -> pd.DataFrame:
 
 
 def shared(
-    a: Table,
-    b: Table,
-    digests_a: Sequence[str | None] | None = None,
-    digests_b: Sequence[str | None] | None = None,
+    a: Table, b: Table, digests_a: Sequence[str | None] | None = None, digests_b: Sequence[str | None] | None = None
 ) -> pd.DataFrame:
     """Lists the images of one dataset that another has too, such as of a target and its source.
 

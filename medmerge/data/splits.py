@@ -23,11 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 def split(
-    table: Table,
-    *,
-    method: str = "grouped",
-    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
-    seed: int = 0,
+    table: Table, *, method: str = "grouped", fractions: tuple[float, float, float] = (0.6, 0.2, 0.2), seed: int = 0
 ) -> np.ndarray:
     """Assigns each image to train, val or test.
 

@@ -216,7 +216,7 @@ def control_summary(table: pd.DataFrame) -> pd.DataFrame:
     """By control mean, least and greatest score over draws and runs, with batch norm as learnt and re-estimated.
 
     Args:
-        table: as :func:`medmerge.approaches.controls.evaluate` or :func:`gather_controls` gives it.
+        table: as :func:`medmerge.approaches.paper.replaced_weights` or :func:`gather_controls` gives it.
     """
     grouped = table.groupby("control", sort=False)[["score", "reestimated"]]
     frame = grouped.agg(["mean", "min", "max"])

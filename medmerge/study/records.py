@@ -148,7 +148,7 @@ class Record:
 
     @functools.cached_property
     def controls(self) -> pd.DataFrame:
-        """:func:`medmerge.approaches.controls.evaluate`; empty if not kept."""
+        """:func:`medmerge.approaches.paper.replaced_weights`; empty if not kept."""
         return self._kept("controls")
 
     def _kept(self, name: str) -> pd.DataFrame:
