@@ -207,7 +207,6 @@ def test_images_are_counted_by_part_not_by_label(tmp_path):
             json.dumps({k: v for k, v in RUN.items() if k != "seed"}).encode(),
             r"lacks layers, seed\); restore",
         ),
-        ("run.json", json.dumps({**RUN, "layers": [], "seed": -1}).encode(), r"seed: .* greater than or equal to 0"),
         ("history.csv", None, r"lacks history\.csv; restore it or run it again"),
         ("predictions.csv", None, r"lacks predictions\.csv;"),
         ("kernel_weights.safetensors", None, r"lacks kernel_weights\.safetensors;"),

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medmerge import files
 from medmerge.study.params import Parameters
-from medmerge.study.recordcheck import RecordError, reading
+from medmerge.study.records import RecordError, reading
 
 log = logging.getLogger(__name__)
 

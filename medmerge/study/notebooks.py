@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medmerge.study import definitions
+from medmerge.study import definitions, records
 from medmerge.study.params import FROM_RECORDS, ParameterError, Parameters, assigned_values, load_yaml
 from medmerge.study.places import home, short
 
@@ -65,8 +65,7 @@ def _sheets(p: Parameters) -> list[Path]:
 def _of_studies(p: Parameters) -> list[Path]:
     """The files of every run of the page's studies."""
     track = home() / p.results / p.track
-    found = [f"{one}/*/seed*" if "/" in one else f"{one}/*/*/seed*" for one in p.studies]
-    return [file for one in found for run in sorted(track.glob(one)) for file in _files(run)]
+    return [file for one in p.studies for run in sorted(track.glob(records.pattern(one))) for file in _files(run)]
 
 
 _ALL = ("notebook", "track", "title", "note", "results")
@@ -75,7 +74,7 @@ KINDS = {
     "data": Kind(
         "datasheet", _sheets, False, (*_ALL, *_NETWORK, "datasets", "digests", "seeds", "base_data", "base_weights")
     ),
-    "weights": Kind("merges", _of_studies, False, (*_ALL, "studies")),
+    "weights": Kind("records", _of_studies, False, (*_ALL, "studies")),
     "features": Kind("features", _of_studies, False, (*_ALL, "studies")),
     **dict.fromkeys(FROM_RECORDS, Kind("", _of_studies, False, (*_ALL, "studies"))),
     "status": Kind(runs=False, takes=_ALL),

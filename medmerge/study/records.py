@@ -5,10 +5,12 @@ merged runs, ``kernel_weights.safetensors`` and, since it is kept, ``kernel_weig
 is written last: where it is, the run is finished.
 """
 
+import contextlib
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +18,13 @@ import numpy as np
 import pandas as pd
 import safetensors.numpy
 from numpy.typing import ArrayLike
+from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from medmerge import files
-from medmerge.study import names, recordcheck
-from medmerge.study.recordcheck import RecordError
+from medmerge.study import names
+from medmerge.study.params import ParameterError, Parameters
+from medmerge.study.places import home
 
 KERNEL_HISTORY = "kernel_weights_history.safetensors"
 HISTORY_BYTES = 800_000
@@ -27,6 +32,28 @@ HISTORY_BYTES = 800_000
 
 MANY = 2_000
 """Test images beyond which a record keeps probabilities to four decimals and a sixteenth of the history."""
+
+_REQUIRED = {
+    *("definition", "hash", "row", "seed", "parameters", "data", "sources", "metrics", "layers"),
+    *("cost", "device", "precision", "provenance"),
+}
+
+
+class RecordError(ValueError):
+    """A record that cannot be read, or that stands where another run would be written."""
+
+
+@contextlib.contextmanager
+def reading(path: Path, todo: str = "restore it, or remove its folder and run again") -> Iterator[None]:
+    """Turn what goes wrong while a file is read into a :class:`RecordError` that names it, and says what to do."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError, EOFError, zlib.error, SafetensorError) as error:
+        reason = str(error).strip()
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise RecordError(f"{path} is damaged ({reason}); {todo}") from error
 
 
 @dataclass(frozen=True)
@@ -171,12 +198,12 @@ class Record:
 
 
 def _table(path: Path, **options: object) -> pd.DataFrame:
-    with recordcheck.reading(path):
+    with reading(path):
         return pd.read_csv(path, **options)
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
-    with recordcheck.reading(path):
+    with reading(path):
         return safetensors.numpy.load_file(path)
 
 
@@ -277,7 +304,10 @@ def read(folder: Path) -> Record:
     path = folder / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"no finished run in {folder}")
-    run = recordcheck.run(path)
+    with reading(path):
+        run = json.loads(path.read_bytes())
+        if lacking := _REQUIRED.difference(run):
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     for name in ("history.csv", "predictions.csv", *["kernel_weights.safetensors"][: len(run["layers"])]):
         if not files.stored(folder / name).is_file():
             raise RecordError(f"the record in {folder} lacks {name}; restore it or run it again")
@@ -306,17 +336,42 @@ def merged(results: Path, studies: Sequence[str]) -> list[Record]:
     """
     found: dict[Path, Record] = {}
     for study in studies:
-        runs = _merged(results, f"{study}/*/seed*" if "/" in study else f"{study}/*/*/seed*")
+        runs = _merged(results, pattern(study))
         if not runs:
             known = sorted({"/".join(folder.parts[-4:-2]) for folder in _merged(results, "*/*/*/seed*")})
             there = ", ".join(known) or "none"
             raise RecordError(f"studies: no merged run of {study} below {results}; there are: {there}")
-        twice = runs.keys() & found.keys()
-        if twice and "*" not in study:
+        if (twice := runs.keys() & found.keys()) and "*" not in study:
             raise RecordError(f"studies: {study} names {min(twice)} for the second time")
-        found |= {folder: record for folder, record in runs.items() if folder not in twice}
+        found |= {folder: record for folder, record in runs.items() if folder not in found}
     return list(found.values())
+
+
+def pattern(study: str) -> str:
+    """The folders of a study's runs below its track; of all its backbones where it names none."""
+    return f"{study}/*/seed*" if "/" in study else f"{study}/*/*/seed*"
 
 
 def _merged(results: Path, pattern: str) -> dict[Path, Record]:
     return {record.folder: record for record in gather(results, pattern) if record.kernel_weights}
+
+
+def check(p: Parameters) -> list[Record]:
+    """The merged runs of the studies that a page shows.
+
+    Raises:
+        ParameterError: it names no study.
+        RecordError: one of its studies has no such run.
+    """
+    if not p.studies:
+        raise ParameterError("studies: name the studies that the page shows, such as [skin, chest/mobilenet_v2]")
+    return merged(home() / p.results / p.track, p.studies)
+
+
+def state(p: Parameters) -> dict[str, Path | None]:
+    """The same by name, each with its folder; a study that has none by its own name."""
+    found: dict[str, Path | None] = {}
+    for study in p.studies:
+        runs = _merged(home() / p.results / p.track, pattern(study))
+        found |= {"/".join(folder.parts[-4:]): folder for folder in runs} or {study: None}
+    return found

@@ -13,8 +13,7 @@ from medmerge.study import run as study
 from medmerge.study.definitions import Row, chosen
 from medmerge.study.measured import Sheet, save_json
 from medmerge.study.params import ParameterError, Parameters
-from medmerge.study.recordcheck import reading
-from medmerge.study.records import Record, RecordError
+from medmerge.study.records import Record, RecordError, reading
 
 CIRCUMSTANCES = ("cost", "device", "provenance", "parameters")
 """What ``run.json`` may differ in: where, by which commit and how fast. Its ``definition`` is compared."""
