@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from statistics import median
 
+from medmerge.study.names import title
+
 HERE = Path(__file__).resolve().parent
-NAMES = {"densenet121": "DenseNet-121", "resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2"}
 OURS, GIVEN_BACK, OTHER = "KernelMerge", "FT, memory given back", "functional_call with a merged dictionary"
 
 
@@ -28,7 +29,7 @@ def _table(heads: list[str], rows: list[list[object]], left: int = 1) -> str:
 
 
 def _network(row: dict) -> str:
-    return f"{NAMES[row['backbone']]}, {row['image size']} px"
+    return f"{title(row['backbone'])}, {row['image size']} px"
 
 
 def _quartiles(values: list[float]) -> str:

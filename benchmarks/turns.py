@@ -5,10 +5,8 @@ call after another; while it computes, the others wait.
 """
 
 import contextlib
-import functools
 import multiprocessing
 import os
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 
 from medmerge import devices
-from medmerge.study.cost import clock
+from medmerge.study.cost import clock, timed
 
 WARM_UP = {"cpu": 2, "cuda": 6}
 """Rounds before those that are kept."""
@@ -100,13 +98,7 @@ def _build(make: Callable[..., Call], arguments: dict, device: str, threads: int
 def _timed() -> tuple[float, float | None]:
     """Seconds of a call and what it returned."""
     ((call, device, _),) = _BUILT
-    now = time.process_time if clock(device) == "cpu" else time.perf_counter
-    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    wait()
-    started = now()
-    value = call()
-    wait()
-    return now() - started, value
+    return timed(call, device)
 
 
 def machine(device: torch.device) -> dict:

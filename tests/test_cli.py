@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.error import URLError
 
@@ -76,13 +75,6 @@ def test_check_of_finished_runs_loads_no_pytorch():
     assert "external-ft.yaml: 3 runs, 3 finished" in done.stdout and done.stderr == ""
 
 
-def test_every_command_is_there():
-    for name in cli.COMMANDS:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([name, "--help"])
-        assert stopped.value.code == 0
-
-
 def test_check_lists_the_runs_of_each_file_and_goes_on_after_one_that_is_refused(project, capsys):
     write_parameters("two", seeds="[0, 1]", approaches="[medmerge]")
     write_parameters("typo", ft_epoch=3)
@@ -96,7 +88,7 @@ def test_check_lists_the_runs_of_each_file_and_goes_on_after_one_that_is_refused
         *("  to run: MedMerge objects + lesions, seed 0", "two.yaml: 2 runs, 0 finished"),
         *(f"  to run: MedMerge objects + lesions, seed {seed}" for seed in (0, 1)),
     ]
-    for words in ("typo.yaml: 1 problem", "absent.yaml: base_weights: no file", "no parameter file at nowhere.yaml"):
+    for words in ("typo.yaml: 1 problem", "absent.yaml: base_weights: no file", "nowhere.yaml cannot be read"):
         assert f"medmerge: {words}" in error
     assert "did you mean ft_epochs?" in error and files(project) == before
 
@@ -106,12 +98,11 @@ def test_check_lists_the_runs_of_each_file_and_goes_on_after_one_that_is_refused
     [
         (PAIR_PAGE, {"ft_epoch": 3}, "ft_epoch: unknown parameter; did you mean ft_epochs?"),
         (PAIR_PAGE, {"notebook": "source"}, "bad.yaml is for the notebook source, not for pair"),
-        (PAIR_PAGE, {"ft_lr": "-1e-3"}, "ft_lr: '-1e-3': input should be greater than 0"),
         (PAIR_PAGE, {"base_weights": "w/none.pt"}, "base_weights: no file w/none.pt: there is no "),
         ("nowhere.ipynb", {}, "nowhere.ipynb; in "),
         ("broken.ipynb", {}, "broken.ipynb is not a notebook"),
-        ("none.ipynb", {}, "none.ipynb has 0 cells tagged `parameters`"),
-        ("computed.ipynb", {}, "must hold `name = value` lines"),
+        ("none.ipynb", {}, "none.ipynb: papermill needs one cell tagged `parameters`"),
+        ("computed.ipynb", {}, "one cell tagged `parameters`, of `name = value` lines"),
     ],
 )
 def test_run_refuses_before_anything_is_written(project, capsys, notebook, changes, message):
@@ -134,8 +125,7 @@ def test_run_executes_the_pair_notebook(project, capsys):
     path = write_parameters("tiny", title='"A pair, tiny"')
     assert cli.main(["run", str(ROOT / "notebooks/pair.ipynb"), path]) == 0
     output = project / "results/demo/tiny.ipynb"
-    last = capsys.readouterr().out.splitlines()[-3:]
-    assert last[:2] == [str(output), f"To look at it: jupyter lab {output}"] and "--html" in last[2]
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(output), f"To look at it: jupyter lab {output}"]
     notebook = nbformat.read(output, 4)
     nbformat.validate(notebook)
     content = texts(notebook)
@@ -170,16 +160,14 @@ def test_a_failing_notebook_keeps_the_previous_output(project, capsys):
         error = capsys.readouterr().err
         assert "medmerge: ValueError: on purpose" in error and f"It stopped in {failed}" in error
         assert output.read_bytes() == before and "on purpose" in failed.read_text()
-        assert sorted(p.name for p in output.parent.iterdir()) == ["p.failed.ipynb", "p.ipynb"]
         write_notebook("study.ipynb", "print(pair, 6 * 7)")
         assert cli.main(["run", "study.ipynb", "p.yaml", "--output", "elsewhere/q.ipynb"]) == 0
-        assert failed.exists(), "another output's"
+        assert failed.exists() and Path("elsewhere/q.ipynb").is_file()
         assert cli.main(["run", "study.ipynb", "p.yaml"]) == 0
         assert not failed.exists() and output.read_bytes() == before
-        assert [p.name for p in (project / "elsewhere").iterdir()] == ["q.ipynb"]
 
 
-def test_a_page_in_one_html_file_and_never_anothers(project, monkeypatch, capsys):
+def test_a_page_in_one_html_file(project, monkeypatch):
     write_notebook("study.ipynb", "print('secret code', pair)\nfrom IPython.display import HTML\nHTML('<b>shown</b>')")
     monkeypatch.setattr(runs, "left", lambda p: [])
     Path("p.yaml").write_text("pair: mine\n")
@@ -187,28 +175,17 @@ def test_a_page_in_one_html_file_and_never_anothers(project, monkeypatch, capsys
     page = Path("results/demo/p.html").read_text()
     assert "<b>shown</b>" in page and "secret code', pair" not in page
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=.https?:", page), "it needs nothing from elsewhere"
-    before = Path("results/demo/p.ipynb").read_bytes()
-    Path("other").mkdir()
-    for file, study in (("other/p.yaml", "mine"), ("p.yaml", "yours")):
-        Path(file).write_text(f"pair: {study}\n")
-        assert cli.main(["run", "study.ipynb", file]) == 2
-        assert "p.ipynb is another's page" in capsys.readouterr().err
-        assert Path("results/demo/p.ipynb").read_bytes() == before
 
 
-@pytest.mark.parametrize("folder", ["params", "/"])
 @pytest.mark.parametrize("marker", ["_config.yml", ""])
-def test_paths_of_a_parameter_file_count_from_its_project_whatever_the_folder(
-    project, capsys, folder, marker, monkeypatch
-):
+def test_paths_of_a_parameter_file_count_from_its_project_whatever_the_folder(project, capsys, marker, monkeypatch):
     """The nearest folder above the file with a _config.yml, else the file's own."""
     if not marker:
         (project / "_config.yml").unlink()
     file = project / ("params/tiny.yaml" if marker else "tiny.yaml")
     file.parent.mkdir(exist_ok=True)
-    (project / "params").mkdir(exist_ok=True)
     file.write_bytes((project / "tiny.yaml").read_bytes())
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir("/")
     assert cli.main(["check", str(file)]) == 0
     file.write_text(file.read_text().replace("w/objects", "w/none"))
     assert cli.main(["check", str(file)]) == 2
@@ -224,11 +201,6 @@ def test_plain_papermill_refuses_an_unknown_parameter(project):
             progress_bar=False,
         )
     assert not (project / "results").exists()
-
-
-def test_the_installed_command():
-    (script,) = [e for e in entry_points(group="console_scripts") if e.name == "medmerge"]
-    assert script.load() is cli.main
 
 
 def test_weights_that_cannot_be_downloaded_end_with_the_next_step(tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from test_study import write_weights
 from medmerge import Classifier, Parameters, backbone, load, save_backbone
 from medmerge.cli import main as cli
 from medmerge.data import split_files
-from medmerge.study import inputs, learn, records
+from medmerge.study import inputs, records
 
 FAST = ["--set", "lp_epochs=2", "--set", "lp_lr=0.01", "--set", "ft_epochs=2", "--set", "ft_lr=1.0e-3"]
 FAST += ["--set", "image_size=32", "--set", "device=cpu", "--set", "precision=fp32"]
@@ -53,7 +53,9 @@ def test_ends_in_a_network_that_the_card_says_how_to_load(project, capsys, monke
     assert re.search(r"macro F1 [01]\.\d{3} on 1\d test images \(95 % interval", printed) and "out/README.md" in printed
     files = {"model.safetensors", "model.images.csv", "README.md", "config.json", "split.csv", "records"}
     assert {path.name for path in (project / "out").iterdir()} == files
-    assert "densenet_small, 32 px, " in printed and "2 epochs of linear probe and 2 of fine-tuning, 1 run, " in printed
+    assert (
+        "densenet_small, 32 px, " in printed and "2 epochs of linear probe and 2 of fine-tuning, 1 run to do" in printed
+    )
     (record,) = records.gather(project / "out/records")
     assert record.folder.parts[-5:] == ("own", "out", "densenet_small", "medmerge-first-second-source", "seed0")
 
@@ -125,8 +127,7 @@ def test_several_labels_an_image(project):
     rows = [f"{number}.png,{'|'.join(name for k, name in enumerate('ab') if number >> k & 1)}" for number in range(60)]
     write_csv(project / "images", "image,labels\n" + "\n".join(rows) + "\n")
     assert command(labels=("--labels", "images/labels.csv")) == 0
-    text = (project / "out/README.md").read_text()
-    assert "sigmoid()" in text and "| a | " in text
+    assert "sigmoid()" in (project / "out/README.md").read_text()
     (record,) = records.gather(project / "out/records")
     assert record.multilabel and record.labels.shape == record.probabilities.shape == (12, 2)
 
@@ -135,24 +136,17 @@ def test_several_labels_an_image(project):
     ("arguments", "message"),
     [
         ({"sources": ("first.safetensors",)}, "--source: 1 given; MedMerge merges two"),
-        ({"sources": ("first.safetensors", "gone.safetensors")}, r"--source: no file gone\.safetensors; give a"),
-        ({"sources": ("first.safetensors", "imagnet")}, "--source: unknown weights 'imagnet' for densenet_small"),
-        ({"sources": ("first.safetensors", "b=copy.pt")}, r"--source: .*first\.safetensors and .*copy\.pt hold the"),
+        ({"sources": ("first.safetensors", "gone.safetensors")}, r"--source: no file .*gone\.safetensors: .* give the"),
         ({"sources": ("first.safetensors", "resnet18.pth.tar")}, "is densenet_small and .* is resnet18; MedMerge"),
         ({"sources": ("first.safetensors", "page.pt")}, r"page\.pt is a web page"),
         ({"labels": ("--labels", "gone.csv")}, r"--labels: no file gone\.csv here or in .*images"),
-        ({"more": ("--exclude", "gone.txt")}, r"--exclude: no file gone\.txt; it lists ids"),
-        ({"more": ("--images", "gone")}, "--images: no folder .*gone"),
+        ({"more": ("--exclude", "gone.txt")}, r"--exclude: no .*gone\.txt: there is no "),
         ({"more": ("--set", "lp_epoch=3")}, "lp_epoch: unknown parameter; did you mean lp_epochs"),
-        ({"more": ("--set", "lp_epochs")}, "--set lp_epochs: write NAME=VALUE"),
-        ({"more": ("--set", "seeds=[1")}, r"--set seeds=\[1: not a value"),
-        ({"more": ("--set", "backbone=resnet50")}, "written for densenet_small, not for resnet50"),
-        ({"sources": ("first.safetensors", "b=first.safetensors")}, "--source: both are .*first.safetensors; Med"),
-        ({"more": ("--out", "images/deep/out")}, "--out: images/deep/out is in .*images, which is only read"),
+        ({"more": ("--set", "seeds=[1")}, r"--set seeds=\[1: write NAME=VALUE as in YAML"),
+        ({"more": ("--out", "images/deep/out")}, "--out: .*images/deep/out/records is in --images .*images.*only read"),
     ],
 )
 def test_bad_input_stops_before_training_in_this_commands_words(project, capsys, arguments, message):
-    torch.save({"net": load(project / "first.safetensors").state_dict()}, project / "copy.pt")
     torch.save(torchvision.models.resnet18().state_dict(), project / "resnet18.pth.tar")
     (project / "page.pt").write_text("<!doctype html>")
     more = arguments.pop("more", ())
@@ -226,27 +220,11 @@ def test_the_network_lists_what_it_and_its_sources_have_learnt_from(project):
 
 def test_names_of_classes_do_not_break_the_card(project):
     lines = (project / "labels.csv").read_text()
-    names = {",red": ',"a|b"', ",green": ',"<i> ""* x\n---"', ",blue": ",üñ"}
-    for old, new in names.items():
+    for old, new in {",red": ',"a|b"', ",green": ',"<i> ""* x\n---"', ",blue": ",üñ"}.items():
         lines = lines.replace(old, new)
     (project / "labels.csv").write_text(lines, encoding="utf-8")
     assert command("--licence", 'mine: "own"') == 0
     text = (project / "out/README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(text.split("---\n")[1])
     assert (header["license"], header["license_name"]) == ("other", 'mine: "own"')
-    assert "| a\\|b | 12 | 4 | 4 |" in text and '| \\<i> "\\* x --- | 12 | 4 | 4 |' in text
-    assert '| recall of | \\<i> "\\* x --- | a\\|b | üñ |' in text
-
-
-def test_sources_have_the_names_that_are_given_or_their_files(tmp_path, monkeypatch):
-    def names(*sources):
-        p = learn.parameters(sources, tmp_path / "images", None, tmp_path / "my out")
-        return p.base_data, p.source_data, p.pair
-
-    (tmp_path / "images").mkdir()
-    monkeypatch.chdir(tmp_path)
-    for file in ("a/best.pt", "b/best.pt", "lr=0.1.pt"):
-        save_backbone(backbone("densenet_small", "random"), tmp_path / file, "densenet_small")
-    assert names("a/best.pt", "b/best.pt") == ("best", "best-2", "my-out")
-    assert names("HAM=a/best.pt", "imagenet") == ("HAM", "imagenet", "my-out")
-    assert names(str(tmp_path / "lr=0.1.pt"), "imagenet") == ("lr-0.1", "imagenet", "my-out")
+    assert "| a\\|b | 12 | 4 | 4 |" in text and '| recall of | \\<i> "\\* x --- | a\\|b | üñ |' in text

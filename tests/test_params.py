@@ -49,8 +49,6 @@ def test_unknown_names_give_the_nearest():
     assert refused({"ft_epoch": 3}) == ["ft_epoch: unknown parameter; did you mean ft_epochs?"]
     assert refused({"zzz": 3})[0].startswith("zzz: unknown parameter; known: notebook, track, title, ")
     assert refused({1: 2, None: 3})[0].startswith("1: unknown parameter")
-    for spelt_out, short in {"lp_learning_rate": "lp_lr", "fine_tuning_lr": "ft_lr", "img_size": "image_size"}.items():
-        assert refused({spelt_out: 1}) == [f"{spelt_out}: unknown parameter; did you mean {short}?"]
     assert refused({"lp_lr": 1.0}, allowed=["ft_lr", "pair"]) == ["lp_lr: unknown parameter; did you mean ft_lr?"]
 
 
@@ -60,12 +58,11 @@ def test_all_problems_come_at_once():
     )
     assert [line.split(":")[0] for line in lines] == ["ft_epoch", "track", "batch_size", "seeds[1]", "ft_lr"]
     lines = refused({"fractions": [0.5, 0.2, 0.2], "seeds": [1, 1], "source_data": "a", "target_data": "csv"})
-    assert [line.split(":")[0] for line in lines] == [
-        *("source_data and source_weights", "fractions", "seeds", "target_labels")
-    ]
+    starts = ["source_data and source_weights", "fractions", "seeds", "target_labels"]
+    assert [line.split(":")[0] for line in lines] == starts
 
 
-@pytest.mark.parametrize("text", ["1e-3", "125e-5", "1e-05", "3e+2", "12345678e-12"])
+@pytest.mark.parametrize("text", ["1e-3", "12345678e-12"])
 def test_numbers_that_yaml_reads_as_text_are_numbers(text):
     assert isinstance(yaml.safe_load(f"ft_lr: {text}")["ft_lr"], str)
     p = Parameters.parse({"ft_lr": text, "w_lr": text, "vary": {"lp_lr": [text, 0.5]}})
@@ -76,43 +73,33 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(text):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[("lp_epochs", value) for value in (True, 0, -1, 1.5, 2.0, float("inf"), "many", None, [1])],
-        *[("ft_lr", value) for value in (True, 0, -1.0, float("nan"), float("inf"), "nan", "fast", None)],
-        *[("weight_decay", value) for value in (-0.1, float("nan"), float("inf"), False)],
-        *[("seeds", value) for value in (0, [], [True], [-1], [2**32], ["0"], [0.0], (0,), "0")],
-        *[("fractions", value) for value in ([0.5, 0.5], [1.0, 0.0, 0.0], [0.6, 0.2, 0.1, 0.1], ["a", 0.1, 0.1])],
-        *[("batchnorm", value) for value in (True, 2, -1, "first", 0.0)],
-        *[("pair", value) for value in ("", "a/b", "../up", ".hidden", "a b", "a\n", 3)],
-        *[("source_data", value) for value in ("a/b", "../up", ".hidden", "a b", "a\n", 3)],
-        *[("image_size", 15), ("image_size", 2000), ("split", "patient"), ("approaches", "ft"), ("device", "gpu")],
-        *[("precision", "fp16"), ("select", "first"), ("granularity", "kernels"), ("normalisation", "none")],
+        *[("lp_epochs", value) for value in (True, 0, 1.5, "many", None)],
+        *[("ft_lr", value) for value in (True, 0, float("nan"), "fast", None)],
+        *[("seeds", value) for value in (0, [], [True], [-1], ["0"])],
+        *[("fractions", value) for value in ([0.5, 0.5], [1.0, 0.0, 0.0])],
+        *[("batchnorm", value) for value in (True, 2, "first")],
+        *[("pair", value) for value in ("", "a/b", "../up", "a b", 3)],
+        *[("source_data", value) for value in ("a/b", ".hidden")],
+        *[("image_size", 15), ("split", "patient"), ("approaches", "ft"), ("device", "gpu"), ("select", "first")],
     ],
 )
 def test_wrong_types_and_values(name, value):
     other = {"source_weights": "w.pt"} if name == "source_data" else {}
     lines = refused({name: value, **other})
     assert all(line.startswith(name) for line in lines)
-    assert "write nan" not in lines[0]
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"fractions": [0.6, 0.2, 0.1]}, "fractions: .* sum to 0.9, not to 1"),
-        ({"approaches": ["ft", "ft"]}, r"approaches: .* names one twice"),
-        ({"source_weights": "c.pt"}, "source_data and source_weights: give both"),
         ({"base_data": "a", "source_data": "a", "source_weights": "c.pt"}, "source_data: 'a' is named twice"),
         (THREE | {"more_weights": []}, "more_data and more_weights: 1 and 0 entries"),
-        (THREE | {"more_data": ["a"]}, "more_data: 'a' is named twice"),
         (THREE | {"source_data": "", "source_weights": ""}, "more_data: these come after source c"),
         (THREE | {"batchnorm": 3}, "batchnorm: 3 is no source; they count from 0 to 2"),
-        ({"target_data": "csv"}, "target_labels: the dataset csv needs"),
         ({"target_labels": "l.csv"}, "target_labels: synthetic:moles has its own labels"),
         ({"save_weights": "w.safetensors"}, r"save_weights: saves one network a seed; give approaches: \[ft\]"),
         ({"save_weights": "w.safetensors", "approaches": ["ft"], "seeds": [0, 1]}, r"2 seeds need \{seed\} in"),
-        ({"datasets": ["ham10k=ham"]}, "datasets: is for a page of its own; say notebook: data"),
         ({"studies": ["skin"], "notebook": "pair"}, "studies: .* say notebook: weights or features or findings"),
-        ({"save_weights": "w.pt", "approaches": ["ft"]}, "save_weights: 'w.pt' must end in .safetensors"),
     ],
 )
 def test_impossible_combinations(values, message):
@@ -124,15 +111,10 @@ def test_impossible_combinations(values, message):
     ("text", "message"),
     [
         ("pair: a\nft_lr: 1.0\npair: b\n", "pair comes twice[\\s\\S]*line 3"),
-        ("- pair\n", "holds list, not parameters"),
-        ("", "holds NoneType"),
-        ("just words", "holds str"),
+        ("just words", "holds str, not parameters"),
         ("pair: [a\n", "not valid YAML"),
-        ("? [a, b]\n: 1\n", "not valid YAML"),
         ("? {a: b}\n: 1\n", "not valid YAML"),
         ("pair: !!python/object/apply:os.mkdir [sprung]\n", "not valid YAML.*python/object/apply:os.mkdir"),
-        ("pair: !!python/name:os.system\n", "not valid YAML"),
-        ("a: 1\x00", "not valid YAML"),
     ],
 )
 def test_bad_yaml(tmp_path, monkeypatch, text, message):
@@ -145,17 +127,11 @@ def test_bad_yaml(tmp_path, monkeypatch, text, message):
     assert [p.name for p in tmp_path.iterdir()] == ["p.yaml"]
 
 
-def test_a_yaml_file_that_is_not_there_or_cannot_be_read(tmp_path):
-    (tmp_path / "skin.yaml").write_text("pair: skin")
-    with pytest.raises(ParameterError, match=r"no parameter file at .*skim\.yaml; is it .*skin\.yaml\?"):
-        load_yaml(tmp_path / "skim.yaml")
-    with pytest.raises(ParameterError, match=r"no parameter file at .*x\.yaml$"):
-        load_yaml(tmp_path / "nowhere" / "x.yaml")
-    with pytest.raises(ParameterError, match="cannot be read"):
-        load_yaml(tmp_path)
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("title: Fußball".encode("latin-1"))
-    with pytest.raises(ParameterError, match="cannot be read"):
-        load_yaml(tmp_path / "latin.yaml")
+    for path in (tmp_path, tmp_path / "skim.yaml", tmp_path / "latin.yaml"):
+        with pytest.raises(ParameterError, match=f"^{path} cannot be read"):
+            load_yaml(path)
 
 
 def test_from_notebook_takes_the_variables_that_are_parameters_and_no_injected_name_that_is_none():
@@ -171,13 +147,6 @@ def test_from_notebook_takes_the_variables_that_are_parameters_and_no_injected_n
         Parameters.from_notebook(wrong)
     wrong["In"].append(cell(name="lp_lr"))
     assert Parameters.from_notebook(wrong) == found, "a mended cell counts, not the one before it"
-
-
-def test_assignments():
-    source = "# note\na = 1\nd = e = [1, 'x']\nf.g = 3\nh, i = 1, 2\nif True:\n    j = 1\n"
-    assert assigned_values(source) == {"a": 1, "d": [1, "x"], "e": [1, "x"]}
-    with pytest.raises(ValueError):
-        assigned_values("a = print(1)")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -1,7 +1,6 @@
 """A run computed once more: the same, not the same, and what is kept of it."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from test_study import TINY, write_weights
 
 from medmerge import backbone, save_backbone
 from medmerge.cli import main as cli
-from medmerge.study import records, reruns
+from medmerge.study import records, revisits
 from medmerge.study.records import RecordError
 
 FOLDER = Path("results/demo/demo/densenet_small")
@@ -39,8 +38,8 @@ def test_the_same_machine_gives_every_file_again_and_touches_none(project, capsy
     (kept,) = after.keys() - before.keys()
     assert kept == project / "results/demo/demo/reruns/densenet_small-ft-objects-seed0.json"
     assert {path: after[path] for path in before} == before
-    (found,) = reruns.of([records.read(folder)])
-    assert found.identical and set(found.rerun.same) == {"history.csv", "predictions.csv", "run.json"}
+    (found,) = revisits.reruns([records.read(folder)])
+    assert not found.rerun.different and set(found.rerun.same) == {"history.csv", "predictions.csv", "run.json"}
     assert found.rerun.metrics == found.record.run["metrics"] and found.rerun.device == found.record.run["device"]
 
 
@@ -53,20 +52,20 @@ def test_what_differs_is_named_with_both_scores(project, capsys):
     line = rerun(capsys)
     assert line.startswith("FT objects, seed 0: 2 files of the record the same, 1 different (run.json). macro_f1: ")
     assert f"macro_f1: {here:.4f} on " in line and line.endswith(", 0.1235 on another machine")
-    (found,) = reruns.of([records.read(path.parent)])
-    assert not found.identical and found.rerun.different == ("run.json",)
+    (found,) = revisits.reruns([records.read(path.parent)])
+    assert found.rerun.different == ("run.json",)
     run["metrics"]["macro_f1"] = here
     path.write_text(json.dumps(run))
     with pytest.raises(RecordError, match=r"is about another record than the one of .*; run medmerge rerun again"):
-        reruns.of([records.read(path.parent)])
+        revisits.reruns([records.read(path.parent)])
 
 
 def test_a_damaged_file_is_named(project):
     record = records.read(project / FOLDER / "ft-objects/seed0")
-    reruns.path(record).parent.mkdir()
-    reruns.path(record).write_bytes(b'{"record": "x"}')
+    revisits.rerun_path(record).parent.mkdir()
+    revisits.rerun_path(record).write_bytes(b'{"record": "x"}')
     with pytest.raises(RecordError, match=r"seed0.json is damaged \(.*\); restore it, or remove it"):
-        reruns.of([record])
+        revisits.reruns([record])
 
 
 def test_other_weights_or_images_are_refused_before_any_training(project, capsys, monkeypatch):
@@ -81,12 +80,6 @@ def test_other_weights_or_images_are_refused_before_any_training(project, capsys
     save_backbone(backbone("densenet_small", "random"), Path("w/objects.safetensors"), "densenet_small")
     assert "started from other weights of objects than are here now" in rerun(capsys, 2)
     assert not (project / "results/demo/demo/reruns").exists()
-
-
-def test_what_is_not_finished_is_not_run_again(project, capsys):
-    shutil.rmtree(project / FOLDER / "ft-objects")
-    assert "FT objects, seed 0 is not finished: there is nothing to hold a rerun against" in rerun(capsys, 2)
-    assert not (project / FOLDER / "ft-objects").exists()
 
 
 def test_weights_that_the_run_saves_stay_as_they_are(project, capsys):

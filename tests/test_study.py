@@ -8,10 +8,9 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from data_fixtures import write_ham10k, write_isic2019
 
 from medmerge import Parameters, backbone, data, explore, save_backbone, training
-from medmerge.approaches import APPROACHES, matching
+from medmerge.approaches import APPROACHES
 from medmerge.backbones import CheckpointError, read_state
 from medmerge.pages import report
 from medmerge.stats import evaluation
@@ -66,27 +65,6 @@ def files(folder) -> dict:
     return {p.relative_to(folder): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
 
 
-def test_rows_are_the_papers():
-    names = [row.name for row in definitions.rows(parameters())]
-    assert names == ["ft-objects", "ft-lesions", "lp_ft-objects", "lp_ft-lesions", "medmerge-objects-lesions"]
-    alone = parameters(source_data="", source_weights="", approaches=["lp_ft", "ft"])
-    named = [(row.name, row.title) for row in definitions.rows(alone)]
-    assert named == [("lp_ft-objects", "LP-FT"), ("ft-objects", "FT")]
-
-
-def test_places_are_the_projects_or_the_datas(project, monkeypatch):
-    (project / "_config.yml").touch()
-    (project / "notebooks").mkdir()
-    monkeypatch.chdir(project / "notebooks")
-    where = definitions.folder(parameters(pair="p"), Row("ft", ("objects",)), 3)
-    assert where == project / "results/demo/p/densenet_small/ft-objects/seed3"
-    assert inputs.resolve("w/objects.safetensors") == project / "w/objects.safetensors"
-    (project / "elsewhere" / "d").mkdir(parents=True)
-    monkeypatch.setenv("MEDMERGE_DATA", str(project / "elsewhere"))
-    assert inputs.resolve("d") == project / "elsewhere" / "d" == inputs.resolve("$MEDMERGE_DATA/d")
-    assert inputs.resolve(str(project / "w")) == project / "w"
-
-
 def test_every_parameter_is_part_of_the_numbers_or_says_what_else_it_is():
     p, other = parameters(), object()  # no parameter has this value
     rows = [Row(name, ("objects",)) for name in APPROACHES]
@@ -130,17 +108,12 @@ def test_definitions_tell_runs_apart_by_hash():
     ("changes", "message"),
     [
         ({"target_data": "synthetic:mole"}, "target_data: unknown 'synthetic:mole'; did you mean synthetic:moles"),
-        ({"exclude_data": "ham1k"}, "exclude_data: unknown 'ham1k'; did you mean ham10k"),
         ({"backbone": "resnet5"}, "backbone: unknown backbone 'resnet5'; did you mean .*resnet50"),
-        ({"approaches": ["ft", "medmerg"]}, "approaches: unknown 'medmerg'; did you mean medmerge"),
         ({"source_data": "", "source_weights": ""}, "medmerge merges two sources; give source_data and source_weights"),
         ({"base_weights": "w/none.pt"}, r"base_weights: no file w/none\.pt: .*give the path .* or imagenet"),
-        ({"source_weights": "w"+"/none.safetensors"}, "source_weights: no file .*give the path of a file"),
         ({"base_weights": "imagnet"}, "base_weights: unknown weights 'imagnet' for densenet_small; allowed: random"),
-        ({"target_root": "nowhere"}, "target_root: no nowhere: there is no .*nowhere, and .MEDMERGE_DATA is not set"),
         ({"target_data": "ham10k"}, "target_root: ham10k needs the folder .* must hold HAM10000_.* Get"),
         ({"target_data": "isic2019", "target_root": "gone"}, "target_root: no gone: .* must hold ISIC_2019_.* Get"),
-        ({"target_data": "csv", "target_root": "w", "target_labels": "l.csv"}, "target_labels: no l.csv: there is no "),
         ({"target_data": "x", "backbone": "y", "approaches": ["z"]}, r"(?s)approaches: .*backbone: .*target_data: "),
         ({"base_weights": "w/a.pt", "source_weights": "w/b.pt", "target_root": "c"}, r"(?s)a\.pt.*b\.pt.*target_root"),
     ],
@@ -153,25 +126,11 @@ def test_check_refuses_before_anything_is_written(project, changes, message):
     assert files(project) == before
 
 
-def test_check_names_what_is_left(project, finished):
-    p = parameters(seeds=[1, 0])
-    assert study.check(p) == [(row, seed) for seed in (1, 0) for row in definitions.rows(p)]
-    copy_of(finished, project)
-    assert study.check(p) == [(row, 1) for row in definitions.rows(p)]
-
-
 def test_a_run_leaves_a_whole_record(finished):
     folder, records = finished
     classes = ["common", "atypical", "globular", "melanoma"]
-    assert [record.label for record in records] == [
-        *(
-            "FT objects",
-            "FT lesions",
-            "LP-FT objects",
-            "LP-FT lesions",
-            "MedMerge objects + lesions",
-        )
-    ]
+    labels = ["FT objects", "FT lesions", "LP-FT objects", "LP-FT lesions", "MedMerge objects + lesions"]
+    assert [record.label for record in records] == labels
     for record in records:
         merged = record.run["row"]["approach"] == "medmerge"
         assert {p.name for p in record.folder.iterdir()} == {
@@ -259,14 +218,13 @@ def test_what_is_finished_is_not_repeated_and_needs_neither_data_nor_weights_nor
 def test_a_finished_run_of_another_definition_is_refused(project, finished):
     copy_of(finished, project)
     before = files(project / "results")
-    with pytest.raises(RecordError, match=r"ft-objects.* ft_lr is 0\.002 there and 0\.5 here\. .* another `pair`"):
-        study.run(parameters(ft_lr=0.5))
-    with pytest.raises(RecordError, match=r"ft-objects.* resize is 'stretch' there and 'pad' here"):
-        study.check(parameters(resize="pad"))
-    with pytest.raises(RecordError, match="lp_ft-objects.* lp_lr is 0.03 there and 0.5 here"):
-        study.check(parameters(lp_lr=0.5))
-    with pytest.raises(RecordError, match="medmerge-objects-lesions.* granularity is 'kernel' there and 'layer' here"):
-        study.check(parameters(granularity="layer"))
+    for changes, message in (
+        ({"ft_lr": 0.5}, r"ft-objects.* ft_lr is 0\.002 there and 0\.5 here\. .* another `pair`"),
+        ({"resize": "pad"}, r"ft-objects.* resize is 'stretch' there and 'pad' here"),
+        ({"granularity": "layer"}, "medmerge-objects-lesions.* granularity is 'kernel' there and 'layer' here"),
+    ):
+        with pytest.raises(RecordError, match=message):
+            study.run(parameters(**changes))
     assert study.check(parameters(lp_lr=0.5, approaches=["ft"])) == []
     assert files(project / "results") == before
 
@@ -280,8 +238,7 @@ def test_other_data_or_weights_under_a_finished_record_are_refused(project, fini
     with pytest.raises(RecordError, match="ft-lesions.seed0 was computed on other images"):
         study.run(parameters(seeds=[0, 1]))
     path.write_text(before)
-    torch.manual_seed(9)
-    save_backbone(backbone("densenet_small", "random"), project / "w/lesions.safetensors", "densenet_small")
+    save_backbone(backbone("densenet_small", "zeros"), project / "w/lesions.safetensors", "densenet_small")
     with pytest.raises(RecordError, match="ft-lesions.seed0 started from other weights of lesions than are here now"):
         study.run(parameters(seeds=[0, 1]))
     (project / "w/lesions.safetensors").write_bytes(b"nothing")
@@ -314,8 +271,6 @@ def test_save_weights_makes_a_source_also_after_the_run(project, source, caplog)
     assert content == (record.folder / definitions.MODEL).read_bytes()
     study.run(source)
     assert files(project) == before
-    key = "features.conv0.weight"
-    assert not torch.equal(read_state(path)[key], read_state(project / "w/objects.safetensors")[key])
     assert len(study.check(parameters(source_data="moles", source_weights="out/moles.safetensors"))) == 5
     path.unlink()
     study.run(source)
@@ -336,35 +291,15 @@ def test_every_seed_has_a_source_of_its_own(project, source):
     row = Row("ft", ("moles",))
     other.rename(project / "kept")
     (first,) = study.run(parameters(**pair), [(row, 0)])
-    (project / "params/own").mkdir(parents=True)
-    (project / "params/own/moles.yaml").write_text("save_weights: out/moles-{seed}.safetensors\n")
-    with pytest.raises(ParameterError, match=r"no file out/moles-1\.safetensors.*run params/own/moles\.yaml` makes it"):
+    with pytest.raises(ParameterError, match=r"no file out/moles-1\.safetensors"):
         study.check(parameters(**pair))
     (project / "kept").rename(other)
     one.unlink()  # of a finished seed nothing is needed
     (second,) = study.run(parameters(**pair), [(row, 1)])
     assert first.run["sources"]["moles"] != second.run["sources"]["moles"]
-    assert inputs.images_list(second.folder / definitions.MODEL).is_file()
-    shutil.copyfile(inputs.images_list(other), inputs.images_list(one))
     shutil.copyfile(other, one)
     with pytest.raises(RecordError, match=r"seed0 started from other weights of moles"):
         study.run(parameters(**{**pair, "approaches": ["ft", "lp_ft"]}), [(Row("lp_ft", ("moles",)), 0)])
-
-
-def test_images_of_the_source_are_left_out_of_the_target_even_where_its_own_copy_is_not_here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_ham10k(tmp_path / "ham")
-    classes = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
-    labels = {f"ISIC_{n:07d}": classes[n % 8] for n in range(94)}
-    write_isic2019(tmp_path / "isic", labels)
-    (tmp_path / "ham" / "images" / "ISIC_0000003.jpg").unlink()
-    p = parameters(
-        **{"target_data": "isic2019", "target_root": "isic", "exclude_data": "ham10k", "exclude_root": "ham"},
-        fractions=[0.6, 0.2, 0.2],
-    )
-    dataset = study.load_data(p)
-    ids = {i for part in (dataset.train, dataset.val, dataset.test) for i in part.ids}
-    assert ids == {f"ISIC_{n:07d}" for n in range(14, 94)}
 
 
 VARIED = {"approaches": ["lp_ft", "medmerge"], "vary": {"batchnorm_free": ["both", "none"], "w_lr": [None, 0.1]}}
@@ -376,12 +311,9 @@ def test_varied_settings_make_a_row_for_each_combination_that_an_approach_reads(
         *("lp_ft-objects", "lp_ft-lesions", "medmerge-objects-lesions", "medmerge-objects-lesions+w_lr=0.1"),
         *("medmerge-objects-lesions+batchnorm_free=none", "medmerge-objects-lesions+batchnorm_free=none+w_lr=0.1"),
     ]
-
-
-def test_a_row_with_the_studys_own_values_is_the_studys_own_row():
-    plain, varied = parameters(approaches=["medmerge"]), parameters(**VARIED)
+    plain = parameters(approaches=["medmerge"])
     row = definitions.rows(plain)[0]
-    assert row in definitions.rows(varied) and definitions.folder(plain, row, 0) == definitions.folder(varied, row, 0)
+    assert row in definitions.rows(parameters(**VARIED)), "with the study's own values it is the study's own row"
 
 
 @pytest.mark.parametrize(
@@ -390,9 +322,6 @@ def test_a_row_with_the_studys_own_values_is_the_studys_own_row():
         ({"vary": {"batchnorm_fre": ["both"]}}, "vary: batchnorm_fre: unknown parameter; did you mean batchnorm_free"),
         ({"vary": {"batchnorm": ["mean", "median"]}}, "vary: batchnorm: 'median'"),
         ({"vary": {"w_lr": []}}, r"vary: w_lr: \[\] must hold one value at least"),
-        ({"vary": {"vary": [{}]}}, "vary: vary: unknown parameter"),
-        ({"vary": {"seeds": [[0], [0, 0]]}}, "names one twice"),
-        ({"approaches": ["ft"], "vary": {"batchnorm": ["mean", 1]}}, "vary: batchnorm is read by none of ft"),
         ({"vary": {"resize": ["pad", "stretch"]}}, "vary: resize is shared by all runs of a study"),
         ({"vary": {"device": ["cpu", "cuda"]}}, "vary: device is read by none"),
         ({"vary": {"ft_epochs": [2, 0]}}, "ft_epochs: 0 leaves nothing of the approach ft"),
@@ -421,19 +350,6 @@ def test_an_ablation_adds_to_its_study_and_keeps_what_its_probe_predicted(projec
         assert set(record.batchnorm["when"]) == {"before probe", "after probe"} and not record.controls.empty
     assert found[0].kernel_weights.keys() == found[2].kernel_weights.keys()
     assert found[2].run["row"]["sources"] == ["objects"]
-
-
-def test_a_permuted_twin_merges_like_the_source_itself_once_aligned(project):
-    """Aligned, the two are one network, whose merge is that network whatever w is."""
-    source = backbone("densenet_small", "w/objects.safetensors")
-    groups = matching.permutation_groups(source, image_size=32)
-    shuffled = {name: torch.randperm(group.size) for name, group in groups.items()}
-    twin = matching.permute(source, groups, shuffled)
-    save_backbone(twin, project / "w" / "lesions.safetensors", "densenet_small")
-    found = study.run(parameters(approaches=["medmerge"], vary={"align": ["none", "weights"]}, ft_epochs=0))
-    unlike, alike = (record.controls.drop_duplicates("control").set_index("control")["score"] for record in found)
-    assert alike["first source"] == alike["second source"] == alike["learnt"] == alike["start"]
-    assert len(set(unlike[["first source", "second source", "learnt", "start"]])) > 1
 
 
 # ---------------------------------------------------------------- other merging weights in a finished merge
@@ -494,17 +410,12 @@ THREE = {
 }
 
 
-def test_rows_name_every_source_and_each_is_looked_for():
+def test_every_source_has_its_row_and_is_looked_for_and_random_ones_differ():
     p = Parameters.parse(THREE | {"approaches": ["ft", "medmerge"], "more_weights": ["w/none.pt"]})
     assert [row.name for row in definitions.rows(p)] == ["ft-one", "ft-two", "ft-three", "medmerge-one-two-three"]
     (problem,) = inputs.missing(p, ["three"])
-    assert problem.startswith("more_weights: no file w/none.pt")
-    assert not inputs.missing(p, ["one", "two"])
-
-
-def test_random_sources_differ_and_depend_on_their_seed():
-    p = Parameters.parse(THREE)
-    names = ("one", "two", "three")
+    assert problem.startswith("more_weights: no file w/none.pt") and not inputs.missing(p, ["one", "two"])
+    p, names = Parameters.parse(THREE), ("one", "two", "three")
     drawn = [inputs.load_source(p, n, seed).features.conv0.weight for seed in (0, 1) for n in names]
     assert len({w.sum().item() for w in drawn}) == 6
     assert (inputs.load_source(p, "three", 0).features.conv0.weight == drawn[2]).all()

@@ -1,7 +1,6 @@
 """``medmerge data``: what is in a dataset's folder, how a split deals it out, and what that hides."""
 
 import argparse
-import functools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,8 @@ from medmerge.data.audit import audit, hidden, shared
 
 _SIZE = 64
 _DESCRIPTION = """Show what is in a dataset's folder and what is missing, compare it with the paper's numbers, split it
-and look for what the split hides. Nothing is written into ROOT. The exit status is 0, whatever is found, or 1 with
---strict where test images have been met in training; 2 where the data cannot be read. Without NAME, the datasets are
-listed, with their licences and folders."""
+and look for what the split hides. Nothing is written into ROOT. Without NAME, the datasets are listed, with their
+licences and folders."""
 
 
 def add(parser: argparse.ArgumentParser, name: str) -> None:
@@ -28,19 +26,13 @@ def add(parser: argparse.ArgumentParser, name: str) -> None:
     add_one("root", nargs="?", metavar="ROOT", help="its folder, from here or from $MEDMERGE_DATA")
     add_one("--labels", metavar="FILE", help="the labels of the dataset csv")
     add_one("--exclude", metavar="FILE", help="ids of images to leave out, one a line, or a table with a column id")
-    missing = "images that are not there: leave them out (drop, unless none is there), keep their labels, or stop"
-    add_one("--missing", choices=("drop", "keep", "error"), default="drop", help=missing)
-    add_one = parser.add_argument_group("the split").add_argument
     add_one("--split", choices=splits.METHODS, default="grouped", help="how it is drawn (grouped)")
     add_one("--fractions", nargs=3, type=float, default=(0.6, 0.2, 0.2), metavar=("TRAIN", "VAL", "TEST"))
     add_one("--seed", type=int, default=0, help="seed of the split (0)")
     add_one("--group-identical", action="store_true", help="keep byte-identical files together")
     add_one("--write-split", metavar="FILE.csv", help="write the split down")
-    add_one = parser.add_argument_group("the audit").add_argument
     add_one("--against", nargs="+", metavar=("NAME", "ROOT"), help="a source: does it share images?")
     add_one("--no-images", action="store_true", help="only labels and groups; no image is decoded")
-    add_one("--out", metavar="DIR", help="write the tables of the audit as CSV files")
-    add_one("--strict", action="store_true", help="exit with 1 where there is a leak")
     parser.set_defaults(command=run)
 
 
@@ -55,16 +47,13 @@ def run(options: argparse.Namespace) -> int:
     root, (name, *rest) = _folder(options.root), options.against or [""]
     if len(rest) > 1:
         raise DataError(f"--against takes a dataset and its folder, not {' '.join(options.against)}")
-    for written in (options.write_split, options.out):
-        for place in filter(None, (root, *map(_folder, rest))):
-            if written and Path(written).expanduser().resolve().is_relative_to(place.resolve()):
-                raise DataError(f"{written} is in {place}, which is only read; name a place outside of it")
+    for place in filter(None, (root, *map(_folder, rest))):
+        if options.write_split and Path(options.write_split).expanduser().resolve().is_relative_to(place.resolve()):
+            raise DataError(f"{options.write_split} is in {place}, which is only read; name a place outside of it")
     table, digests, pixels = _read(options, root)
     if options.group_identical:
         if digests is None:
-            raise DataError(
-                "--group-identical needs the images: leave out --no-images, or name the folder that has them"
-            )
+            raise DataError("--group-identical needs the images: leave out --no-images, or name their folder")
         table = splits.join_identical(table, digests)
     parts = _split(options, table)
     found = audit(table, parts, digests=digests, pixels=pixels)
@@ -74,17 +63,11 @@ def run(options: argparse.Namespace) -> int:
     for finding in found.summary.itertuples():
         examples = f" Such as {finding.examples}." if finding.examples else ""
         print(f"  {finding.severity.replace('leak', 'LEAK'):13}{finding.sentence}{examples}")
-    joined = {column: found.identical[column].map("; ".join) for column in ("ids", "labels", "parts")}
-    tables = {**vars(found), "identical": found.identical.assign(**joined)}
-    tables["counts"] = found.counts.rename_axis("class").reset_index()
     if name:
         other = data.load_table(name, *map(_folder, rest), missing="keep")
-        tables["shared"] = shared(other, table, None if options.no_images else _decode(other)[0], digests)
-        print(f"\nShared with {name}\n  {_sharing(name, tables['shared'], table, parts)}")
-    if options.out:
-        _write(Path(options.out).expanduser(), tables)
-    leaks = (found.summary["severity"] == "leak").any() or len(tables.get("shared", ()))
-    return 1 if options.strict and leaks else 0
+        met = shared(other, table, None if options.no_images else _decode(other)[0], digests)
+        print(f"\nShared with {name}\n  {_sharing(name, met, table, parts)}")
+    return 0
 
 
 def _folder(given: str | None) -> Path | None:
@@ -96,18 +79,21 @@ def _folder(given: str | None) -> Path | None:
 
 
 def _read(options: argparse.Namespace, root: Path | None) -> tuple[Table, list[str] | None, np.ndarray | None]:
-    """The table, and digests of its files and its pixels as far as they are here and wanted; says what is there."""
+    """The table, and digests of its files and its pixels as far as they are wanted; says what is there.
+
+    Of images that are not here the labels count where none is, or where none is wanted.
+    """
     excluded = data.read_ids(options.exclude) if options.exclude else ()
-    load = functools.partial(data.load_table, options.name, root, labels=options.labels, exclude=excluded)
-    table = load(missing="error" if options.missing == "error" else "keep")
-    here = table.frame["path"].notna()
-    if options.missing == "drop" and here.any() and not here.all():
-        table = load(missing="drop")
+    wanted = {"labels": options.labels, "exclude": excluded}
+    table = data.load_table(options.name, root, missing="keep", **wanted)
+    total, present = len(table.frame), table.frame["path"].notna()
+    if not options.no_images and present.any() and not present.all():
+        table = data.load_table(options.name, root, missing="drop", **wanted)
     digests, pixels, notes = (None, None, ()) if options.no_images else _decode(table)
-    known, here, total = data.entry(options.name), int(table.frame["path"].notna().sum()), len(table.frame)
+    known, here = data.entry(options.name), int(present.sum())
     print(f"{options.name}\n  {known.title}\n  folder       {root or '-'}\n  licence      {known.licence}")
-    groups = f"{total:,} in {len(table.classes)} classes, {table.frame['group'].nunique():,} groups"
-    print(f"  images       {groups}" + (f"; {here:,} of them are here" if here < total else ""))
+    groups = f"{len(table.frame):,} in {len(table.classes)} classes, {table.frame['group'].nunique():,} groups"
+    print(f"  images       {groups}" + (f"; {here:,} of {total:,} are here" if here < total else ""))
     print("".join(f"  note         {note}\n" for note in (*table.notes, *notes)), end="")
     if known.paper:
         counted = f"The paper counts {known.stated:,} images, the official files {known.files:,}; {here:,} are here."
@@ -151,12 +137,3 @@ def _sharing(name: str, met: pd.DataFrame, table: Table, parts: np.ndarray) -> s
         f"LEAK         {share} are in both: {of}. Whoever has trained on {name} has met {tests}. Such as "
         f"{', '.join(met['id'][:3])}."
     )
-
-
-def _write(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, table in tables.items():
-            table.to_csv(folder / f"{name}.csv", index=False)
-    except OSError as error:
-        raise DataError(f"The tables cannot be written to {folder}: {error}") from error

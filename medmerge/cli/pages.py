@@ -29,6 +29,11 @@ from medmerge.study import definitions, notebooks
 from medmerge.study.params import ParameterError, Parameters, load_yaml
 from medmerge.study.places import home, short
 
+_KILLED = (
+    "the notebook's kernel was killed. If the system did so because memory ran out, lower batch_size or image_size; "
+    "what is finished is kept"
+)
+
 
 def add(parser: argparse.ArgumentParser, name: str) -> None:
     """Add a command's options to its parser."""
@@ -50,31 +55,13 @@ def _run(options: argparse.Namespace) -> int:
         p = notebooks.parameters(params, given)
         if not p.notebook:
             raise ParameterError(f"{params} names no notebook: medmerge run notebooks/pair.ipynb {params}")
-        notebook = given or notebooks.notebook(p)
+        notebook, output = given or notebooks.notebook(p), asked or notebooks.output(p, params)
         notebooks.defaults(notebook)
-        output = asked or notebooks.output(p, params)
-        _check_owner(output, params, p)
         runs.left(p)
-        status = execute(notebook, params, p, output)
-        if not status:
-            print(f"{output}\nTo look at it: {_html(output) if options.html else f'jupyter lab {output}'}")
-            if not options.html:
-                print("With --html it is one file for a browser too, without code")
-    return status
-
-
-def _check_owner(output: Path, params: Path, p: Parameters) -> None:
-    """Refuse to write the page of another parameter file or study.
-
-    Raises:
-        ParameterError: with what can be done.
-    """
-    there, own = notebooks.noted(output), notebooks.whose(params, p)
-    other = [f"{name} {there[name]}, not {own[name]}" for name in own if there.get(name, own[name]) != own[name]]
-    if "study" in there and other:  # pages did not always note their study
-        raise ParameterError(
-            f"{output} is another's page ({'; '.join(other)}): rename {params}, give --output, or move that page away"
-        )
+        if execute(notebook, params, p, output):
+            return 1
+        print(f"{output}\nTo look at it: {_html(output) if options.html else f'jupyter lab {output}'}")
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -118,7 +105,8 @@ def execute(notebook: Path, params: Path, p: Parameters, output: Path) -> int:
             _interruptible(call)
         except (PapermillExecutionError, DeadKernelError) as error:
             files.write(failed, executed.read_bytes())
-            print(f"medmerge: {_reason(error)}\nIt stopped in {failed}", file=sys.stderr)
+            reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else _KILLED
+            print(f"medmerge: {reason}\nIt stopped in {failed}", file=sys.stderr)
             return 1
         page = nbformat.read(executed, 4)
         page.cells.append(nbformat.v4.new_markdown_cell(_again(notebook, params, p)))
@@ -147,16 +135,6 @@ def _interruptible(execute: Callable[[], object]) -> None:
             for child in psutil.Process().children(recursive=True):
                 child.kill()
             raise
-
-
-def _reason(error: PapermillExecutionError | DeadKernelError) -> str:
-    """Why a notebook failed, in a line or two."""
-    if isinstance(error, DeadKernelError):
-        return (
-            "the notebook's kernel was killed. If the system did so because memory ran out, lower batch_size or "
-            "image_size; what is finished is kept"
-        )
-    return f"{error.ename}: {error.evalue}"
 
 
 def _html(page: Path) -> Path:

@@ -111,20 +111,17 @@ class Plan:
         """
         p, makers = self.files[file], _makers(self.files)
         todo = [(run.row, run.seed) for run in self.runs.values() if run.file == file and not run.finished]
-        given = [(name, place) for seed in p.seeds for name, place in inputs.weights(p, seed).items()]
-        made = {name for name, place in given if _place(place) in makers}
-        coming = any(not makers[_place(place)].finished for name, place in given if name in made)
-        used = {inputs.weights(p, seed)[name]: None for row, seed in todo for name in row.sources if name in made}
-        problems = [line for place in used if (line := _lost(place, makers[_place(place)]))]
+        given = [(name, _place(place)) for seed in p.seeds for name, place in inputs.weights(p, seed).items()]
+        coming = {name for name, place in given if place in makers and not makers[place].finished}
         try:
             if todo:
-                study.check(p, todo, coming=made)
+                study.check(p, todo, coming)
             for page in self.pages.values():
                 if page.file == file and page.measures and not coming and not p.studies:
                     notebooks.kind(p).check(p)
         except ParameterError as error:
-            problems += str(error).split("\n")
-        return problems
+            return str(error).split("\n")
+        return []
 
 
 def command(run: Run) -> list[str]:
@@ -196,16 +193,6 @@ def _makers(files: Mapping[Path, Parameters]) -> dict[Path, Run]:
     return makers
 
 
-def _lost(weights: str, maker: Run) -> str:
-    """A line if weights are not here although the run that makes them is finished."""
-    if not maker.finished or inputs.resolve(weights).is_file():
-        return ""
-    return (
-        f"no {weights}, although {maker.file} is finished: `medmerge train {maker.file}` copies them from the run's "
-        f"own, if those are here; else move {maker.folder.relative_to(home())} away to train them again"
-    )
-
-
 def _sorted(files: Mapping[Path, Parameters]) -> dict[Path, Parameters]:
     """The files, each after those whose weights or studies it needs, and those that vary something last."""
     makers = _makers(files)
@@ -246,10 +233,9 @@ def _same(first: Run, other: Run) -> None:
     """Raise ParameterError if two files ask for different runs in one folder."""
     one, two = (definitions.definition(run.p, run.row, run.seed) for run in (first, other))
     if definitions.definition_hash(one) != definitions.definition_hash(two):
-        name = next(name for name in one if one[name] != two.get(name))
         raise ParameterError(
-            f"{first.file} and {other.file} ask for different runs in {first.folder.relative_to(home())}: {name} is "
-            f"{one[name]!r} and {two.get(name)!r}. Give one of them another `pair` name"
+            f"{first.file} and {other.file} ask for different runs in {first.folder.relative_to(home())}: "
+            f"{definitions.difference(one, two)}. Give one of them another `pair` name"
         )
 
 

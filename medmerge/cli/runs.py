@@ -52,15 +52,16 @@ def left(p: Parameters) -> tuple[str, list[str]]:
     count = len(measured)
     asked = [f"{count} record{'s' * (count > 1)} to show, {count - len(lines)} here"] * bool(measured)
     if kind.runs:
-        todo, count = _to_run(p), len(definitions.rows(p)) * len(p.seeds)
+        todo, count = to_run(p), len(definitions.rows(p)) * len(p.seeds)
         asked.insert(0, f"{count} runs, {count - len(todo)} finished")
         lines = [f"to run: {row.label}, seed {seed}" for row, seed in todo] + lines
     return "; ".join(asked), lines
 
 
-def _to_run(p: Parameters) -> Chosen:
+def to_run(p: Parameters) -> Chosen:
     """What is left to run, after all checks that take seconds; warnings are shown."""
-    if APPROACHES.keys() >= set(p.approaches) and definitions.all_finished(p):
+    known = APPROACHES.keys() >= set(p.approaches)
+    if known and all(definitions.finished(p, row, seed) for row in definitions.rows(p) for seed in p.seeds):
         return []
     from medmerge.study import run as study  # PyTorch, which takes seconds to load
 
@@ -94,11 +95,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _rerun(options: argparse.Namespace) -> int:
-    from medmerge.study import reruns
+    from medmerge.study import revisits
 
     with _asked(options) as (p, chosen):
         for row, seed in chosen:
-            print(reruns.run(p, row, seed).sentence())
+            print(revisits.rerun(p, row, seed).sentence())
     return 0
 
 

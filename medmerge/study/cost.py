@@ -10,7 +10,7 @@ import functools
 import gc
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -244,7 +244,7 @@ def measure(p: Parameters) -> CostSheet:
         draw = np.random.default_rng(0)
         for _ in range(WARM_UP + p.cost_repeats):
             for name in draw.permutation(list(VARIANTS)).tolist():
-                seconds[name].append(_seconds(steps[name]))
+                seconds[name].append(timed(steps[name], task.device)[0])
     return CostSheet(
         backbone=p.backbone,
         image_size=p.image_size,
@@ -304,16 +304,15 @@ def clock(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
-def _seconds(one: Step) -> float:
-    """One step by :func:`clock`."""
-    device = one.task.device
+def timed(call: Callable[[], object], device: torch.device) -> tuple[float, object]:
+    """Seconds of a call that computes on a device, by :func:`clock`, and what it returns."""
     now = time.process_time if clock(device) == "cpu" else time.perf_counter
     wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     started = now()
-    one()
+    found = call()
     wait()
-    return now() - started
+    return now() - started, found
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

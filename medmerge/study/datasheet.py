@@ -51,14 +51,13 @@ def check(p: Parameters) -> None:
         ParameterError: an unknown dataset, or a folder or file that is needed and not there.
         RecordError: a sheet was made with other parameters, or is damaged.
     """
-    folders, digests = _listed(p.datasets), _listed(p.digests)
-    todo = [name for name in folders if _sheet(name).read(p) is None]
+    folders = _listed(p.datasets)
     unknown = [name for name in folders if name not in data.DATASETS]
     problems = [f"datasets: there is no dataset {name!r}; known are {data.known_names()}" for name in unknown]
-    gone = [name for name in todo if name not in unknown and not resolve(folders[name]).is_dir()]
-    problems += [f"datasets: {nothing_at(folders[name], f'{name} in')}" for name in gone]
-    lost = [name for name in todo if name in digests and not resolve(digests[name]).is_file()]
-    problems += [f"digests: {nothing_at(digests[name], f'{name} in')}" for name in lost]
+    todo = [name for name in folders if name not in unknown and _sheet(name).read(p) is None]
+    for parameter, places in (("datasets", folders), ("digests", _listed(p.digests))):
+        gone = [name for name in todo if name in places and not resolve(places[name]).exists()]
+        problems += [f"{parameter}: {nothing_at(places[name], f'{name} in')}" for name in gone]
     if todo and backbones.is_path(p.base_weights) and not resolve(p.base_weights).is_file():
         problems.append(f"base_weights: {nothing_at(p.base_weights, 'file')}")
     if problems:
@@ -213,11 +212,8 @@ def _near(loaded: _Loaded) -> dict:
     digests = [known[image] for image in loaded.part.frame["id"]]
     pairs = audit(loaded.part, np.full(len(digests), "train"), digests=digests, pixels=loaded.pixels).near
     apart = pairs[~pairs["same_group"]]
-    return {
-        "pairs": len(pairs),
-        "pairs of two groups": len(apart),
-        "of them within 8 bits": int((apart["distance"] <= 8).sum()),
-    }
+    close = int((apart["distance"] <= 8).sum())
+    return {"pairs": len(pairs), "pairs of two groups": len(apart), "of them within 8 bits": close}
 
 
 def _overlaps(p: Parameters, tables: Mapping[str, _Loaded]) -> list[dict]:

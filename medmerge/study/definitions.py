@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medmerge.approaches import APPROACHES
 from medmerge.study import records
-from medmerge.study.params import Parameters, of_role
+from medmerge.study.params import ParameterError, Parameters, of_role
 from medmerge.study.places import home, weights
 from medmerge.study.records import Record, RecordError
 
@@ -128,24 +128,19 @@ def finished(p: Parameters, row: Row, seed: int) -> Record | None:
     except FileNotFoundError:
         return None
     if record.run["hash"] != definition_hash(wanted):
-        there = {name: field.default for name, field in Parameters.model_fields.items() if name in wanted}
-        there |= record.run["definition"]
-        names = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
-        what = f"{names[0]} is {there.get(names[0])!r} there and {wanted.get(names[0])!r} here" if names else "protocol"
         raise RecordError(
-            f"{where} holds a finished run of another definition: {what}. Give this one another `pair` name, or move "
-            "that folder away"
+            f"{where} holds a finished run of another definition: {difference(record.run['definition'], wanted)}. Give "
+            "this one another `pair` name, or move that folder away"
         )
     return record
 
 
-def all_finished(p: Parameters) -> bool:
-    """Whether every run that the parameters ask for is finished.
-
-    Raises:
-        RecordError: as :func:`finished`.
-    """
-    return all(finished(p, row, seed) for row in rows(p) for seed in p.seeds)
+def difference(there: Mapping, here: Mapping) -> str:
+    """The first difference of two definitions, in words; a parameter that one of them does not know has its default."""
+    one, other = chosen(there), chosen(here)
+    name = next((name for name in {**one, **other} if one.get(name) != other.get(name)), "protocol")
+    default = Parameters.model_fields[name].default if name in Parameters.model_fields else None
+    return f"{name} is {one.get(name, default)!r} there and {other.get(name, default)!r} here"
 
 
 def epochs(p: Parameters, row: Row) -> int:
@@ -174,3 +169,24 @@ def parts(row: Row) -> list[Row]:
 def part(row: Row, approach: str, source: str) -> Row:
     """The row of one of the networks that a row combines: an approach from one source, under the row's settings."""
     return Row(approach, (source,), tuple((name, value) for name, value in row.settings if name in reads(approach)))
+
+
+def check(p: Parameters) -> list[Record]:
+    """The merged runs of the studies that a page shows.
+
+    Raises:
+        ParameterError: it names no study.
+        RecordError: one of its studies has no such run.
+    """
+    if not p.studies:
+        raise ParameterError("studies: name the studies that the page shows, such as [skin, chest/mobilenet_v2]")
+    return records.merged(home() / p.results / p.track, p.studies)
+
+
+def state(p: Parameters) -> dict[str, Path | None]:
+    """The same by name, each with its folder; a study that has none by its own name."""
+    found: dict[str, Path | None] = {}
+    for study in p.studies:
+        runs = records.merged_in(home() / p.results / p.track, study)
+        found |= {"/".join(folder.parts[-4:]): folder for folder in runs} or {study: None}
+    return found

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from medmerge import files
-from medmerge.study import records, revisits
+from medmerge.study import definitions, revisits
 from medmerge.study import run as study
 from medmerge.study.measured import Measured, Sheet, provenance
 from medmerge.study.params import ParameterError, Parameters
@@ -317,7 +317,7 @@ def choose(p: Parameters) -> Record:
     """
     if len(p.studies) != 1:
         raise ParameterError(f"studies: a page on features shows one study, pair or pair/backbone, not {p.studies}")
-    return records.check(p)[0]
+    return definitions.check(p)[0]
 
 
 check = choose

@@ -5,6 +5,7 @@ list of the images that they were trained on; it is compared with every target t
 """
 
 import csv
+import itertools
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -25,6 +26,9 @@ from medmerge.study.records import Record, RecordError
 
 log = logging.getLogger(__name__)
 
+OWN = ("csv", "folder")
+"""Datasets of one's own, of whose images nothing is known beforehand."""
+
 
 def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
     """A line for each thing that the parameters name and that is not there: device, weights, folders, files."""
@@ -34,26 +38,22 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
     except ValueError as error:
         problems.append(str(error))
     for name, given in weights(p).items():
-        if name not in sources:
-            continue
         parameter = {p.base_data: "base_weights", p.source_data: "source_weights"}.get(name, "more_weights")
-        if backbones.is_path(given):
-            files = dict.fromkeys(of_seed(given, seed) for seed in p.seeds)
-            absent = [file for file in files if not resolve(file).is_file()]
-            if absent:
-                more = f", nor of {len(absent) - 1} more seeds" if len(absent) > 1 else ""
-                problems.append(f"{parameter}: {nothing_at(absent[0], 'file')}{more}; {_maker(given)}")
-        elif given not in ("random", "zeros"):
+        if name in sources and backbones.is_path(given):
+            files = [file for seed in p.seeds if not resolve(file := of_seed(given, seed)).is_file()]
+            problems += [f"{parameter}: {nothing_at(file, 'file')}; {_maker(given)}" for file in files[:1]]
+        elif name in sources and given not in ("random", "zeros"):
             try:
                 backbones.check_weights(p.backbone, given)
             except ValueError as error:
                 problems.append(f"{parameter}: {error}")
     for name in ("target_root", "exclude_root", "source_root", "target_labels", "split_file"):
         path, dataset = getattr(p, name), {"target_root": p.target_data, "exclude_root": p.exclude_data}.get(name)
+        wanted = _wanted(dataset) if dataset and not (path and resolve(path).exists()) else ""
         if path and not resolve(path).exists():
-            problems.append(f"{name}: {nothing_at(path)}" + (f". {_wanted(dataset)}" if dataset else ""))
-        elif dataset and not path and not dataset.startswith("synthetic:"):
-            problems.append(f"{name}: {_wanted(dataset)}")
+            problems.append(f"{name}: {nothing_at(path)}{wanted and f'. {wanted}'}")
+        elif wanted:
+            problems.append(f"{name}: {wanted}")
     return problems + _inside(p)
 
 
@@ -66,24 +66,25 @@ def _maker(weights: str) -> str:
 
 
 def _wanted(dataset: str) -> str:
-    """What the folder of a dataset must hold and where to get it, in the dataset's own words."""
+    """What the folder of a dataset must hold and where to get it, in the dataset's own words; nothing of one's own."""
     try:
-        data.load_table(dataset)
+        if dataset not in OWN:
+            data.load_table(dataset)
     except data.DataError as error:
         return str(error)
-    return f"{dataset} needs no folder"
+    return ""
 
 
 def _inside(p: Parameters) -> list[str]:
     """A line for each place that is to be written in a dataset's folder."""
-    roots = {n: resolve(getattr(p, n)) for n in ("target_root", "exclude_root", "source_root") if getattr(p, n)}
-    places = {n: home() / Path(getattr(p, n)).expanduser() for n in ("results", "save_weights") if getattr(p, n)}
-    return [
-        f"{name}: {place} is in {parameter} ({root}), which is only read; name a place outside of it"
-        for name, place in places.items()
-        for parameter, root in roots.items()
-        if place.resolve().is_relative_to(root.resolve())
-    ]
+    problems = []
+    for name, parameter in itertools.product(
+        ("results", "save_weights"), ("target_root", "exclude_root", "source_root")
+    ):
+        place, root = home() / Path(getattr(p, name)).expanduser(), resolve(getattr(p, parameter)).resolve()
+        if getattr(p, name) and getattr(p, parameter) and place.resolve().is_relative_to(root):
+            problems.append(f"{name}: {place} is in {parameter} ({root}), which is only read; name a place outside")
+    return problems
 
 
 def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) -> list[str]:
@@ -108,7 +109,7 @@ def check_inputs(p: Parameters, sources: Iterable[str], done: Iterable[Record]) 
     check_sources(p, sources, done)
     images = table.frame[["id", "group"]].assign(sha256="", split=parts)
     met = [overlap_sentence(name, found) for name, found in overlap(p, images, sources).items() if _meets(found)]
-    own = table.notes if p.target_data in ("csv", "folder") else ()
+    own = table.notes if p.target_data in OWN else ()
     return [*(f"{p.target_data}: {note}" for note in (*own, *data.glance(table))), *met]
 
 
@@ -209,17 +210,13 @@ def overlap(p: Parameters, images: pd.DataFrame, sources: Iterable[str]) -> dict
         if isinstance(seen, str):
             found[name] = {"unknown": seen}
         elif seen is not None:
-            kinds = met(images, seen, p.target_data)
-            counts = {
-                kind: {part: int(((kinds == kind) & (images["split"] == part)).sum()) for part in SPLITS}
-                for kind in ("image", "group")
-            }
-            found[name] = {"images": counts["image"], "groups": counts["group"], "allowed": p.allow_overlap}
-            alike = hidden(p.target_data, seen["dataset"])
+            kinds, alike = met(images, seen, p.target_data), hidden(p.target_data, seen["dataset"])
+            counts = pd.crosstab(kinds, images["split"].to_numpy()).reindex(index=["image", "group"], columns=SPLITS)
+            by_kind = counts.fillna(0).astype(int).T.to_dict()
+            found[name] = {"images": by_kind["image"], "groups": by_kind["group"], "allowed": p.allow_overlap}
             if alike and not (kinds != "").any():
-                found[name] = {
-                    "unknown": f"{' and '.join(alike)} and {p.target_data} hold images of one archive, named anew"
-                }
+                words = f"{' and '.join(alike)} and {p.target_data} hold images of one archive, named anew"
+                found[name] = {"unknown": words}
     return found
 
 
@@ -258,12 +255,9 @@ def _shared(found: Mapping) -> bool:
 
 def _seen(p: Parameters, name: str) -> pd.DataFrame | str | None:
     """The images that a source was trained on, or why they are not known, or None where it is no dataset of ours."""
-    places = dict.fromkeys(weights(p, seed)[name] for seed in p.seeds)
-    found = [_seen_by(p, name, given) for given in places]
-    lists = [one for one in found if isinstance(one, pd.DataFrame)]
-    if len(lists) < len(found):
-        return next(one for one in found if not isinstance(one, pd.DataFrame))
-    return pd.concat(lists).drop_duplicates(ignore_index=True) if len(lists) > 1 else lists[0]
+    found = [_seen_by(p, name, given) for given in dict.fromkeys(weights(p, seed)[name] for seed in p.seeds)]
+    unknown = [one for one in found if not isinstance(one, pd.DataFrame)]
+    return unknown[0] if unknown else pd.concat(found).drop_duplicates(ignore_index=True)
 
 
 def _seen_by(p: Parameters, name: str, given: str) -> pd.DataFrame | str | None:
@@ -274,7 +268,7 @@ def _seen_by(p: Parameters, name: str, given: str) -> pd.DataFrame | str | None:
         if images_list(path).is_file():
             return _read_list(images_list(path), origin)
     of_source = name == p.source_data
-    if name in data.DATASETS and name not in ("csv", "folder") and of_source and p.source_root:
+    if name in data.DATASETS and name not in OWN and of_source and p.source_root:
         frame = data.load_table(name, resolve(p.source_root), missing="keep").frame
         return frame[["id", "group"]].assign(dataset=name, sha256="")
     if name not in data.DATASETS and not origin:

@@ -1,61 +1,11 @@
-"""What readers see in place of the names that parameters and records use: one map for all pages."""
+"""What readers see in place of the names that parameters and records use: one map for all pages, `names.yaml`."""
 
-DATASETS = {
-    "tinyimagenet": "Tiny-ImageNet",
-    "imagenet": "ImageNet",
-    "imagenet1k": "ImageNet-1k",
-    "ham10k": "HAM10000",
-    "ham10k-scratch": "HAM10000 from scratch",
-    "isic2017": "ISIC 2017",
-    "isic2019": "ISIC 2019",
-    "eyepacs": "EyePACS",
-    "aptos2019": "APTOS 2019",
-    "chexpert": "CheXpert",
-    "rsna": "RSNA Pneumonia",
-    "kermany": "Kermany chest X-rays",
-    "nih_pneumonia": "NIH pneumonia",
-    "fundus4": "fundus in four folders",
-    "medmnist:retinamnist": "RetinaMNIST",
-    "synthetic:moles": "drawn moles",
-    "synthetic:lesions": "drawn lesions",
-    "synthetic:objects": "drawn objects",
-}
-"""By their names as targets, and by what sources are called that were trained on them."""
+from pathlib import Path
 
-NETWORKS = {
-    "densenet121": "DenseNet-121",
-    "resnet18": "ResNet-18",
-    "resnet50": "ResNet-50",
-    "mobilenet_v2": "MobileNetV2",
-    "densenet_small": "a small DenseNet",
-    "vit_mini": "a small ViT",
-    "swin_mini": "a small Swin",
-}
+import yaml
 
-PAIRS = {
-    "skin": "Skin lesions, exploratory",
-    "skin-seeds": "Skin lesions",
-    "skin-ablation": "Skin lesions, ablations",
-    "skin-leaky": "Skin lesions with the overlap",
-    "skin-2": "Skin lesions, second round",
-    "chest": "Chest X-rays",
-    "chest-2": "Chest X-rays, second round",
-    "retina": "Fundus photographs",
-    "retina-2": "Fundus photographs, second round",
-}
-"""Of the open study, by ``pair`` of their parameter files."""
-
-SETTINGS = {
-    "w_lr": "rate of w",
-    "w_decay": "decay of w",
-    "ft_epochs": "epochs of FT",
-    "batchnorm": "batch norm",
-    "batchnorm_free": "free in batch norm:",
-    "granularity": "a weight for each",
-    "normalisation": "weights by",
-    "align": "aligned by",
-}
-"""In which rows of a study differ."""
+_NAMES = yaml.safe_load(Path(__file__).with_name("names.yaml").read_text(encoding="utf-8"))
+DATASETS, NETWORKS, PAIRS, SETTINGS = (_NAMES[kind] for kind in ("datasets", "networks", "pairs", "settings"))
 
 
 def title(name: str) -> str:

@@ -74,7 +74,7 @@ KINDS = {
     "data": Kind(
         "datasheet", _sheets, False, (*_ALL, *_NETWORK, "datasets", "digests", "seeds", "base_data", "base_weights")
     ),
-    "weights": Kind("records", _of_studies, False, (*_ALL, "studies")),
+    "weights": Kind("definitions", _of_studies, False, (*_ALL, "studies")),
     "features": Kind("features", _of_studies, False, (*_ALL, "studies")),
     **dict.fromkeys(FROM_RECORDS, Kind("", _of_studies, False, (*_ALL, "studies"))),
     "status": Kind(runs=False, takes=_ALL),
@@ -104,14 +104,12 @@ def defaults(notebook: Path) -> dict[str, object]:
         there = ", ".join(sorted(path.name for path in (home() / "notebooks").glob("*.ipynb")))
         raise ParameterError(f"no notebook at {notebook}; in {home() / 'notebooks'} there are {there or 'none'}")
     tagged = [cell for cell in _cells(notebook) if "parameters" in cell["metadata"].get("tags", [])]
-    if len(tagged) != 1:
-        raise ParameterError(f"{notebook} has {len(tagged)} cells tagged `parameters`; papermill needs exactly one")
     try:
-        return assigned_values(tagged[0]["source"])
+        (cell,) = tagged
+        return assigned_values(cell["source"])
     except (ValueError, SyntaxError) as error:
-        raise ParameterError(
-            f"{notebook}: the cell tagged `parameters` must hold `name = value` lines: {error}"
-        ) from error
+        needed = "papermill needs one cell tagged `parameters`, of `name = value` lines"
+        raise ParameterError(f"{notebook}: {needed} ({error})") from error
 
 
 def parameters(params: Path, notebook: Path | None = None) -> Parameters:
@@ -161,28 +159,20 @@ def origin(params: Path, notebook: Path, p: Parameters) -> dict[str, str]:
     Nothing of when and where it was drawn: drawn again from the same records, it is the same file.
     """
     return {
-        **whose(params, p),
+        "parameters": short(params),
+        "study": p.pair if kind(p).runs else "",
         "sha256": hashlib.sha256(params.read_bytes()).hexdigest(),
         "inputs": _digest(notebook, p),
     }
 
 
-def whose(params: Path, p: Parameters) -> dict[str, str]:
-    """Which parameter file and study a page belongs to: no other may write it."""
-    return {"parameters": short(params), "study": p.pair if kind(p).runs else ""}
-
-
-def noted(page: Path) -> dict[str, str]:
-    """What a page notes of its origin; nothing where there is no page, or another's notebook."""
-    try:
-        return json.loads(page.read_bytes())["metadata"]["medmerge"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
 def current(params: Path, notebook: Path, p: Parameters) -> bool:
     """Whether the page is there and was drawn from this very file, notebook and records."""
-    return noted(output(p, params)) == origin(params, notebook, p)
+    try:
+        noted = json.loads(output(p, params).read_bytes())["metadata"].get("medmerge")
+    except (OSError, ValueError, KeyError):
+        return False
+    return noted == origin(params, notebook, p)
 
 
 def _cells(notebook: Path) -> list[dict]:
@@ -193,13 +183,9 @@ def _cells(notebook: Path) -> list[dict]:
     """
     try:
         content = json.loads(notebook.read_text(encoding="utf-8"))
-        if content["nbformat"] != 4:
-            raise ValueError(f"its format is {content['nbformat']!r}, not 4")
-        wanted = ("cell_type", "metadata", "source")
-        cells = [{name: cell[name] for name in wanted} for cell in content["cells"]]
-        return [{**cell, "source": "".join(cell["source"])} for cell in cells]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ParameterError(f"{notebook} is not a notebook: {error}") from error
+        return [{**cell, "source": "".join(cell["source"]), "metadata": cell["metadata"]} for cell in content["cells"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ParameterError(f"{notebook} is not a notebook of format 4: {error!r}") from error
 
 
 def _digest(notebook: Path, p: Parameters) -> str:

@@ -10,6 +10,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+NameOrNone = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")]
+Study = Annotated[str, Field(pattern=r"^[A-Za-z0-9*][A-Za-z0-9_.*-]*(/[A-Za-z0-9*][A-Za-z0-9_.*-]*)?$")]
 
 
 def _number(value: object) -> object:
@@ -73,7 +75,7 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    notebook: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")] = _field(
+    notebook: NameOrNone = _field(
         "", "page", "the notebook of notebooks/ that draws this file's page; empty for runs without a page"
     )
     track: Literal["demo", "open", "paper", "own"] = _field(
@@ -84,9 +86,7 @@ class Parameters(BaseModel):
     pair: Name = _field("demo", "place", "name of this study, a folder below the track")
     base_data: Name = _field("imagenet", "run", "what source b was trained on; names it in tables")
     base_weights: str = _field("imagenet", "place", "source b: torchvision's name, a file, random or zeros")
-    source_data: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")] = _field(
-        "", "run", "what source c was trained on; empty where there is no source c"
-    )
+    source_data: NameOrNone = _field("", "run", "what source c was trained on; empty where there is no source c")
     source_weights: str = _field(
         "", "place", "source c: a file as the source notebook writes it, or as above; {seed} in it is the run's seed"
     )
@@ -110,8 +110,8 @@ class Parameters(BaseModel):
     digests: list[str] = _field(
         [], "page", "files of id,sha256 for datasets whose images are not here, each by name and file"
     )
-    studies: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9*][A-Za-z0-9_.*-]*(/[A-Za-z0-9*][A-Za-z0-9_.*-]*)?$")]] = (
-        _field([], "page", "studies whose merging weights a page shows: pair, or pair/backbone; * stands for any name")
+    studies: list[Study] = _field(
+        [], "page", "studies whose merging weights a page shows: pair, or pair/backbone; * stands for any name"
     )
     cost_repeats: int = _field(
         0, "page", "rounds in which a page of their own times a step of each phase; 0 on all other pages", ge=0
@@ -308,14 +308,9 @@ def load_yaml(path: Path) -> dict:
     """
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
-    except FileNotFoundError:
-        near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")], 1)
-        hint = f"; is it {near[0]}?" if near else ""
-        raise ParameterError(f"no parameter file at {path}{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{path} is not valid YAML: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        what = "is not valid YAML" if isinstance(error, yaml.YAMLError) else "cannot be read"
+        raise ParameterError(f"{path} {what}: {error}") from error
     if not isinstance(values, dict):
         raise ParameterError(f"{path} holds {type(values).__name__}, not parameters as `name: value` lines")
     return values
@@ -334,16 +329,9 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """What to say of a name that is none: the nearest that is, also to one that is spelt out in full; or all."""
-    short = sorted((one for one in known if _shortens(one, name)), key=len, reverse=True)
-    near = difflib.get_close_matches(name, known, 1) or short or difflib.get_close_matches(name, known, 1, 0.5)
+    """What to say of a name that is none: the nearest that is, or all."""
+    near = difflib.get_close_matches(name, known, 1, 0.5)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-
-
-def _shortens(short: str, name: str) -> bool:
-    """Whether ``short`` begins as ``name`` and its letters come in it in order: ``lp_lr`` in ``lp_learning_rate``."""
-    letters = iter(name)
-    return len(short) > 3 and short[0] == name[:1] and all(letter in letters for letter in short)
 
 
 def _explain(item: Mapping) -> list[str]:

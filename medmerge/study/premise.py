@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from medmerge import backbones, devices, files
+from medmerge import devices, files
 from medmerge.approaches import matching, rivals
 from medmerge.backbones import Classifier, state_sha256
 from medmerge.batchnorm import layers
@@ -30,7 +30,6 @@ from medmerge.study.measured import Measured, Sheet, provenance, save_json
 from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.places import home
 from medmerge.study.records import RecordError
-from medmerge.study.row import protocol
 from medmerge.training import Task, loss, validate
 
 log = logging.getLogger(__name__)
@@ -249,9 +248,7 @@ def check(p: Parameters) -> None:
     """
     if not p.source_data:
         raise ParameterError("premise: is about two sources; give source_data and source_weights")
-    if p.backbone not in backbones.names():
-        raise ParameterError(f"backbone: unknown {p.backbone!r} (medmerge.backbones.names())")
-    if problems := inputs.missing(p, (p.base_data, p.source_data)):
+    if problems := study.impossible(p) or inputs.missing(p, (p.base_data, p.source_data)):
         raise ParameterError("\n".join(problems))
 
 
@@ -261,7 +258,7 @@ def _measured(p: Parameters) -> PremiseSheet:
     inputs.check_sources(p, names, done)
     dataset = inputs.load_data(p, done)
     b, c = (inputs.load_source(p, name, p.seeds[0]) for name in names)
-    task = Task(dataset.train, dataset.val, len(dataset.classes), p.seeds[0], protocol(p), sources=names)
+    task = Task(dataset.train, dataset.val, len(dataset.classes), p.seeds[0], study.protocol(p), sources=names)
     return measure(b, c, task, definition(p), dataset.fingerprint)
 
 

@@ -23,8 +23,6 @@ from safetensors import SafetensorError
 
 from medmerge import files
 from medmerge.study import names
-from medmerge.study.params import ParameterError, Parameters
-from medmerge.study.places import home
 
 KERNEL_HISTORY = "kernel_weights_history.safetensors"
 HISTORY_BYTES = 800_000
@@ -336,9 +334,9 @@ def merged(results: Path, studies: Sequence[str]) -> list[Record]:
     """
     found: dict[Path, Record] = {}
     for study in studies:
-        runs = _merged(results, pattern(study))
+        runs = merged_in(results, study)
         if not runs:
-            known = sorted({"/".join(folder.parts[-4:-2]) for folder in _merged(results, "*/*/*/seed*")})
+            known = sorted({"/".join(folder.parts[-4:-2]) for folder in merged_in(results, "*")})
             there = ", ".join(known) or "none"
             raise RecordError(f"studies: no merged run of {study} below {results}; there are: {there}")
         if (twice := runs.keys() & found.keys()) and "*" not in study:
@@ -352,26 +350,6 @@ def pattern(study: str) -> str:
     return f"{study}/*/seed*" if "/" in study else f"{study}/*/*/seed*"
 
 
-def _merged(results: Path, pattern: str) -> dict[Path, Record]:
-    return {record.folder: record for record in gather(results, pattern) if record.kernel_weights}
-
-
-def check(p: Parameters) -> list[Record]:
-    """The merged runs of the studies that a page shows.
-
-    Raises:
-        ParameterError: it names no study.
-        RecordError: one of its studies has no such run.
-    """
-    if not p.studies:
-        raise ParameterError("studies: name the studies that the page shows, such as [skin, chest/mobilenet_v2]")
-    return merged(home() / p.results / p.track, p.studies)
-
-
-def state(p: Parameters) -> dict[str, Path | None]:
-    """The same by name, each with its folder; a study that has none by its own name."""
-    found: dict[str, Path | None] = {}
-    for study in p.studies:
-        runs = _merged(home() / p.results / p.track, pattern(study))
-        found |= {"/".join(folder.parts[-4:]): folder for folder in runs} or {study: None}
-    return found
+def merged_in(results: Path, study: str) -> dict[Path, Record]:
+    """The finished runs with merging weights of a study, as :func:`merged` names it, by folder."""
+    return {record.folder: record for record in gather(results, pattern(study)) if record.kernel_weights}

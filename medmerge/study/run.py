@@ -1,21 +1,48 @@
-"""From parameters to records: what has run, what can run, and running what is left."""
+"""From parameters to records: what has run, what can run, and running what is left: sources, training, one test."""
 
 import contextlib
+import dataclasses
+import functools
+import json
 import logging
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+import pandas as pd
+from torch import nn
+
 from medmerge import backbones, data, devices, files
 from medmerge.approaches import APPROACHES, FINE_TUNED
+from medmerge.approaches.rivals import PARTS
+from medmerge.approaches.paper import Outcome, classifier
+from medmerge.backbones import state_sha256
 from medmerge.data import split_files
-from medmerge.study import inputs
-from medmerge.study.definitions import MODEL, Row, epochs, finished, folder, needed, reads, rows, split_path
+from medmerge.data.table import SPLITS
+from medmerge.task import Progress, duration
+from medmerge.saving import load, save, save_learnt
+from medmerge.stats import evaluation
+from medmerge.study import inputs, records
+from medmerge.study.definitions import (
+    MERGE,
+    MODEL,
+    Row,
+    definition,
+    definition_hash,
+    epochs,
+    finished,
+    folder,
+    needed,
+    part,
+    reads,
+    rows,
+    split_path,
+)
+from medmerge.study.measured import provenance
 from medmerge.study.params import ParameterError, Parameters, meant, of_role, of_seed
 from medmerge.study.places import home
-from medmerge.study.records import Record
-from medmerge.study.row import clear, run_row, seconds_an_image
-from medmerge.task import Progress, duration
+from medmerge.study.records import Record, RecordError
+from medmerge.training import Protocol, Task, TrainingError, predict, seconds_per_image
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +62,12 @@ def check(
     Raises:
         ParameterError: with a line for each thing that is wrong or missing.
     """
-    if problems := impossible(p):
-        raise ParameterError("\n".join(problems))
-    asked = [(row, seed) for seed in p.seeds for row in rows(p)]
-    todo = [one for one in asked if (only is None or one in only) and not finished(p, *one)]
-    if todo and (problems := inputs.missing(_left(p, todo), needed(todo).difference(coming))):
+    problems, todo = impossible(p), []
+    if not problems:
+        asked = [(row, seed) for seed in p.seeds for row in rows(p)]
+        todo = [one for one in asked if (only is None or one in only) and not finished(p, *one)]
+        problems = inputs.missing(_left(p, todo), needed(todo).difference(coming)) if todo else []
+    if problems:
         raise ParameterError("\n".join(problems))
     return todo
 
@@ -52,33 +80,26 @@ def _left(p: Parameters, todo: Collection[tuple[Row, int]]) -> Parameters:
 def impossible(p: Parameters) -> list[str]:
     """A line for each thing for which no run could start, wherever it is tried: unknown names, rows that cannot be."""
     problems = [f"approaches: unknown {n!r}; {meant(n, APPROACHES)}" for n in p.approaches if n not in APPROACHES]
-    problems += _architecture(p)
-    for name in ("target_data", "exclude_data") if p.exclude_data else ("target_data",):
-        if (given := getattr(p, name)) not in data.DATASETS:
-            problems.append(f"{name}: unknown {given!r}; {meant(given, data.DATASETS)}")
-    merging = [name for name in p.approaches if name in APPROACHES and APPROACHES[name].merges]
-    if merging and not p.source_data:
-        problems.append(f"approaches: {merging[0]} merges two sources; give source_data and source_weights")
-    tuned = [name for name in p.approaches if name in FINE_TUNED]
-    if tuned and 0 in (p.ft_epochs, *p.vary.get("ft_epochs", [])):
-        problems.append(f"ft_epochs: 0 leaves nothing of the approach {tuned[0]}; take it out of approaches")
-    if not problems:
-        read, shared = set().union(*map(reads, p.approaches)), of_role("data")
-        problems = [f"vary: {n} is read by none of {', '.join(p.approaches)}" for n in p.vary if n not in read]
-        problems += [f"vary: {name} is shared by all runs of a study" for name in p.vary if name in shared]
-    return problems
-
-
-def _architecture(p: Parameters) -> list[str]:
-    """A line if the backbone is not known, or does not take images of this size."""
     try:
         parameter = "backbone"
         backbones.check_name(p.backbone)
         parameter = "image_size"
         backbones.check_image_size(p.backbone, p.image_size)
     except ValueError as error:
-        return [f"{parameter}: {error}"]
-    return []
+        problems.append(f"{parameter}: {error}")
+    for name in ("target_data", "exclude_data"):
+        if (given := getattr(p, name)) not in data.DATASETS and (given or name == "target_data"):
+            problems.append(f"{name}: unknown {given!r}; {meant(given, data.DATASETS)}")
+    if problems:
+        return problems
+    for name in p.approaches:
+        if APPROACHES[name].merges and not p.source_data:
+            problems.append(f"approaches: {name} merges two sources; give source_data and source_weights")
+        if name in FINE_TUNED and 0 in (p.ft_epochs, *p.vary.get("ft_epochs", [])):
+            problems.append(f"ft_epochs: 0 leaves nothing of the approach {name}; take it out of approaches")
+    read, shared = set().union(*map(reads, p.approaches)), of_role("data")
+    problems += [f"vary: {name} is read by none of {', '.join(p.approaches)}" for name in p.vary if name not in read]
+    return problems + [f"vary: {name} is shared by all runs of a study" for name in p.vary if name in shared]
 
 
 def check_inputs(p: Parameters, todo: list[tuple[Row, int]]) -> list[str]:
@@ -118,11 +139,10 @@ def run(p: Parameters, only: Collection[tuple[Row, int]] | None = None) -> list[
                 files.remove_leftovers(split_path(p).parent)
             split_files.write(split_path(p), dataset.table, dataset.parts, **drawn)
         _train(p, todo, dataset, overlap)
-    for seed in p.seeds if p.save_weights else ():
-        if only is None or any(one == seed for _, one in only):
-            _share(p, seed, replace=any(one == seed for _, one in todo))
     asked = [(row, seed) for row in rows(p) for seed in p.seeds if only is None or (row, seed) in only]
     for row, seed in asked:
+        if p.save_weights:  # of a seed's only row
+            _share(p, seed, replace=(row, seed) in todo)
         if (folder(p, row, seed) / LOCK).exists():  # who finished it died before it had cleared up
             with _alone(p, row, seed):
                 pass
@@ -134,12 +154,10 @@ def _train(p: Parameters, todo: list[tuple[Row, int]], dataset: data.Dataset, ov
     images = {one: len(dataset.train) * epochs(p, one[0]) for one in todo}
     rate = seconds_an_image(p, *todo[0], dataset) if sum(images.values()) else None
     progress = Progress(sum(images.values()), rate=rate)
-    log.info(
-        "%d run%s to do, %s training images x %s epochs in all%s, on %s",
-        *(len(todo), "s" * (len(todo) > 1), f"{len(dataset.train):,}", f"{sum(epochs(p, row) for row, _ in todo):,}"),
-        "" if rate is None else f", about {duration(progress.left)} by a few timed steps",
-        devices.describe(devices.choose_device(p.device)),
-    )
+    amount = f"{len(dataset.train):,} training images x {sum(epochs(p, row) for row, _ in todo):,} epochs in all"
+    time = f", about {duration(progress.left)} by a few timed steps" if rate is not None else ""
+    place = devices.describe(devices.choose_device(p.device))
+    log.info("%d run%s to do, %s%s, on %s", len(todo), "s" * (len(todo) > 1), amount, time, place)
     for number, (row, seed) in enumerate(todo, 1):
         with _alone(p, row, seed) as unfinished, devices.memory_kept():
             progress.run(f"run {number} of {len(todo)}: {row.label}, seed {seed}")
@@ -162,8 +180,8 @@ def _alone(p: Parameters, row: Row, seed: int) -> Iterator[bool]:
         if alone:
             files.remove_leftovers(where)
             files.remove_leftovers(where / MODEL.parent)
-        if alone and not unfinished:
-            clear(where)
+            if not unfinished:
+                clear(where)
         yield unfinished
 
 
@@ -182,3 +200,157 @@ def _share(p: Parameters, seed: int, replace: bool) -> None:
                 shutil.copyfile(origin, temporary)
     elif not target.is_file():
         log.warning("save_weights: this finished run's network is not here; to train again, move its record away")
+
+
+def run_row(
+    p: Parameters,
+    row: Row,
+    seed: int,
+    dataset: data.Dataset,
+    overlap: Mapping[str, Mapping] | None = None,
+    progress: Progress | None = None,
+) -> Record:
+    """One run: load the sources, train, test once, write the record.
+
+    Args:
+        overlap: what :func:`medmerge.study.inputs.overlap` found about the row's sources.
+        progress: of all runs that are asked for.
+    """
+    where, defined = folder(p, row, seed), definition(p, row, seed)
+    approach, p = APPROACHES[row.approach], row.parameters(p)
+    sources = [inputs.load_source(p, name, seed) for name in row.sources]
+    prints = {name: state_sha256(source) for name, source in zip(row.sources, sources, strict=True)}
+    key = json.dumps([definition_hash(defined), dataset.fingerprint, prints])
+    task = Task(
+        *(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p), where / MODEL.parent, key),
+        sources=row.sources,
+        recall=functools.partial(_recall, p, row, seed, dataset.fingerprint, prints),
+        progress=progress,
+        on_epoch=lambda _: files.write(where / "history.csv", records.history_text(task.history_frame())),
+    )
+    with _memory_explained(p, row, seed, task):
+        options = {name: getattr(p, name) for name in approach.settings}
+        outcome = approach.run(sources if approach.merges else sources[0], task, **options)
+        metrics, predictions = _tested(outcome.model, dataset, task)
+        stages, tables = {}, dict(outcome.tables)
+        if outcome.probed is not None:
+            stages["linear_probe"], tables["predictions_linear_probe"] = _tested(outcome.probed, dataset, task)
+    named = {"approach": row.approach, "title": row.title, "sources": list(row.sources), "settings": dict(row.settings)}
+    content = {
+        "definition": defined,
+        "hash": definition_hash(defined),
+        "row": named,
+        "seed": seed,
+        "parameters": p.model_dump(),
+        "data": _described(p, dataset) | {"overlap": dict(overlap or {})},
+        "sources": prints,
+        "metrics": metrics,
+        "stages": stages,
+        "choices": dict(outcome.choices),
+        "network": state_sha256(outcome.model),
+        "cost": task.cost,
+        "device": devices.describe(task.device),
+        "precision": devices.choose_precision(task.protocol.precision, task.device),
+        "provenance": provenance(),
+    }
+    _keep(outcome, where, p.model_copy(update={"seeds": [seed]}), row, dataset)
+    weights = {name: w.numpy() for name, w in outcome.kernel_weights.items()}
+    moved = {name: w.numpy() for name, w in task.kernel_history.items()}
+    record = records.write(where, content, task.history_frame(), predictions, weights, moved, tables)
+    clear(where)
+    return record
+
+
+def _tested(model: nn.Module, dataset: data.Dataset, task: Task) -> tuple[dict, pd.DataFrame]:
+    """Metrics and predictions of a network on the test images."""
+    probabilities = records.kept(predict(model, dataset.test, task))
+    labels, classes = dataset.test.labels.numpy(), dataset.classes
+    frame = records.prediction_frame(dataset.test.ids, labels, probabilities, classes)
+    return evaluation.metrics(labels, probabilities, classes), frame
+
+
+def _recall(
+    p: Parameters, row: Row, seed: int, images: str, prints: Mapping[str, str], approach: str, source: str
+) -> tuple[backbones.Classifier, dict] | None:
+    """The finished network of ``approach`` from ``source`` under ``row``'s settings, and its cost.
+
+    None if there is no such run of these images and weights, or if its network is not here, damaged or of another run:
+    then it must be trained.
+    """
+    other = part(row, approach, source)
+    path = folder(p, other, seed) / MODEL
+    try:
+        record = finished(p, other, seed)
+        wanted = images, {source: prints[source]}
+        if record is None or (record.run["data"]["fingerprint"], record.run["sources"]) != wanted:
+            return None
+        classifier = load(path)
+        if record.run.get("network", "") not in ("", state_sha256(classifier)):
+            raise backbones.CheckpointError(f"{path} is not the network that the record beside it tells of")
+    except (FileNotFoundError, RecordError):
+        return None
+    except backbones.CheckpointError as error:
+        log.warning("%s: training anew", error)
+        return None
+    log.info("recalled the network of %s, seed %s", other.label, seed)
+    return classifier, record.run["cost"]
+
+
+def _keep(outcome: Outcome, where: Path, p: Parameters, row: Row, dataset: data.Dataset) -> None:
+    """Write the trained network with the images that it or its sources learnt from, and what a probe learnt."""
+    if isinstance(outcome.model, backbones.Classifier):
+        save(outcome.model, where / MODEL, trained_on=p.target_data, classes=json.dumps(dataset.classes))
+        images = pd.concat([dataset.images.assign(dataset=p.target_data), inputs.learnt_from(p, row.sources)])
+        images.to_csv(inputs.images_list(where / MODEL), index=False)
+    if outcome.merge is not None:
+        save_learnt(outcome.merge, where / MERGE)
+
+
+def _described(p: Parameters, dataset: data.Dataset) -> dict:
+    """The target as its records keep it."""
+    return {
+        "name": dataset.name,
+        "classes": list(dataset.classes),
+        "multilabel": dataset.multilabel,
+        "counts": dataset.counts.to_dict(),
+        "images": {part: int((dataset.parts == part).sum()) for part in SPLITS},
+        "split": {"method": p.split, "fingerprint": split_files.fingerprint(dataset.table.frame["id"], dataset.parts)},
+        "fingerprint": dataset.fingerprint,
+        "notes": list(dataset.notes),
+    }
+
+
+def clear(where: Path) -> None:
+    """Remove the checkpoints of a finished run."""
+    for checkpoint in (where / MODEL).parent.glob("*.pt"):
+        checkpoint.unlink(missing_ok=True)
+    shutil.rmtree((where / MODEL).parent / PARTS, ignore_errors=True)
+
+
+def seconds_an_image(p: Parameters, row: Row, seed: int, dataset: data.Dataset) -> float:
+    """What training takes an image, by a few timed steps of FT."""
+    p = row.parameters(p)
+    task = Task(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p))
+    with _memory_explained(p, row, seed, task):
+        return seconds_per_image(classifier(inputs.load_source(p, row.sources[0], seed), task), task)
+
+
+def protocol(p: Parameters) -> Protocol:
+    """How to train, as the parameters say."""
+    return Protocol(**{f.name: getattr(p, f.name) for f in dataclasses.fields(Protocol)})
+
+
+@contextlib.contextmanager
+def _memory_explained(p: Parameters, row: Row, seed: int, task: Task) -> Iterator[None]:
+    """Turn an error that says that memory ran out into one that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not devices.out_of_memory(error):
+            raise
+        precision = devices.choose_precision(p.precision, task.device)
+        raise TrainingError(
+            f"{row.label}, seed {seed}: out of memory on {devices.describe(task.device)}, with batch_size "
+            f"{p.batch_size}, image_size {p.image_size} and precision {precision}: lower one of them, or take a larger "
+            "machine. What is finished is kept"
+        ) from error
