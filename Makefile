@@ -45,14 +45,15 @@ run = @echo "Running $(1) with $(2)"; $(BIN)/medmerge run $(1) $(2)
 
 # A page a target, each after the runs that it starts from: `make -j 2 demo-all` draws two at a time. The pages on weights and
 # features show what is there of the pair, and so come before its ablations, whatever -j says.
-DEMO     := base source pair weights features cost
+DEMO     := base source pair
+LOOK     := weights features cost
 ABLATION := ablation-batchnorm ablation-zeros ablation-granularity controls rivals premise
 FURTHER  := source-scratch premise-elsewhere three transformer-source transformer-source-lesions transformer
-.PHONY: demo/status $(patsubst %,demo/%,$(DEMO) $(ABLATION) $(FURTHER))
+.PHONY: demo/status $(patsubst %,demo/%,$(DEMO) $(LOOK) $(ABLATION) $(FURTHER))
 
 demo: $(DEMO:%=demo/%) ## Run the demo: drawn images, a small backbone, a minute or two
 
-demo-all: demo $(patsubst %,demo/%,$(ABLATION) $(FURTHER)) ## Run every approach and ablation on drawn images, some minutes
+demo-all: demo $(patsubst %,demo/%,$(LOOK) $(ABLATION) $(FURTHER)) ## Run every approach and ablation on drawn images, some minutes
 
 demo/base: $(STAMP)
 	$(call run,notebooks/source.ipynb,params/demo/base.yaml)

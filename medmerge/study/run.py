@@ -14,12 +14,11 @@ from torch import nn
 
 from medmerge import backbones, data, devices, files
 from medmerge.approaches import APPROACHES, FINE_TUNED
-from medmerge.approaches.rivals import PARTS
 from medmerge.approaches.paper import Outcome, classifier
+from medmerge.approaches.rivals import PARTS
 from medmerge.backbones import state_sha256
 from medmerge.data import split_files
 from medmerge.data.table import SPLITS
-from medmerge.task import Progress, duration
 from medmerge.saving import load, save, save_learnt
 from medmerge.stats import evaluation
 from medmerge.study import inputs, records
@@ -42,6 +41,7 @@ from medmerge.study.measured import provenance
 from medmerge.study.params import ParameterError, Parameters, meant, of_role, of_seed
 from medmerge.study.places import home
 from medmerge.study.records import Record, RecordError
+from medmerge.task import Progress, duration
 from medmerge.training import Protocol, Task, TrainingError, predict, seconds_per_image
 
 log = logging.getLogger(__name__)
