@@ -123,30 +123,22 @@ class Watch(TorchFunctionMode):
 # Each rule takes the watch, a function's result and its arguments. It gives the layout of the result; None: not known.
 
 
-def _convolution(watch, result, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    if id(weight) not in watch.names or input.dim() != weight.dim() or not (blocks := watch.blocks(input, 1)):
+def _kernels(watch, result, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """Of a convolution, or of a linear layer, whose channels lie on the last axis."""
+    axis = 1 if weight.dim() > 2 else input.dim() - 1
+    known = id(weight) in watch.names and (weight.dim() == 2 or input.dim() == weight.dim())
+    blocks = watch.blocks(input, axis) if known and (groups == 1 or groups == input.shape[1]) else None
+    if not blocks:
         return None
     if groups == 1:
         watch.tie(weight, 1, blocks)
         blocks = watch.outputs(weight)
-    elif groups == input.shape[1]:  # depthwise
+    else:  # depthwise
         each = len(weight) // groups
         blocks = tuple(Block(block.group, block.size, block.repeat * each) for block in blocks)
-    else:
-        return None
     watch.tie(weight, 0, blocks)
     watch.tie(bias, 0, blocks)
-    return Layout(1, blocks)
-
-
-def _linear(watch, result, input, weight, bias=None):
-    if id(weight) not in watch.names or not (blocks := watch.blocks(input, input.dim() - 1)):
-        return None
-    watch.tie(weight, 1, blocks)
-    blocks = watch.outputs(weight)
-    watch.tie(weight, 0, blocks)
-    watch.tie(bias, 0, blocks)
-    return Layout(result.dim() - 1, blocks)
+    return Layout(axis, blocks)
 
 
 def _batch_norm(watch, result, input, running_mean=None, running_var=None, weight=None, bias=None, *_, **__):
@@ -242,13 +234,13 @@ _ELEMENTWISE = (
 )
 _RULES = {
     **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "linear"), _kernels),
     **dict.fromkeys(("batch_norm", "instance_norm"), _batch_norm),
     **dict.fromkeys(("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"), _pool),
     **dict.fromkeys(("mean", "sum", "amax"), _mean),
     **dict.fromkeys(("flatten", "reshape", "view"), _reshape),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
-    **{"linear": _linear, "layer_norm": _layer_norm, "group_norm": _group_norm, "permute": _permute},
+    **{"layer_norm": _layer_norm, "group_norm": _group_norm, "permute": _permute},
 }
 
 
