@@ -67,13 +67,12 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (20, 15)) -> 
 def write_ham10k(root: Path, *, folder: str = "images", count: int = 14) -> Path:
     """A HAM10000 of a few images, two of each lesion, its classes in turn; counts as official."""
     official("ham10k")["HAM10000_metadata"] = count
-    classes = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
-    lines = ["lesion_id,image_id,dx,dx_type,age,sex,localization"]
+    classes, lines = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"), []
     for number in range(count):
         image = f"ISIC_{number:07d}"
         write_image(root / folder / f"{image}.jpg", number)
         lines.append(f"HAM_{number // 2:07d},{image},{classes[number // 2 % 7]},histo,50.0,male,back")
-    (root / "HAM10000_metadata.csv").write_text("\n".join(lines) + "\n")
+    write_lines(root / "HAM10000_metadata.csv", "lesion_id,image_id,dx,dx_type,age,sex,localization", lines)
     return root
 
 
@@ -125,13 +124,14 @@ def write_isic2019(root: Path, labels: dict[str, str], lesions: dict[str, str] |
     """An ISIC-2019 with the class of each image, and its lesion where it has one; counts as the official one."""
     official("isic2019").update(dict.fromkeys(official("isic2019"), len(labels)))
     columns = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK")
-    truth, metadata = (["image," + ",".join(columns)], ["image,age_approx,anatom_site_general,lesion_id,gender"])
+    truth, metadata = [], []
     for number, (image, label) in enumerate(labels.items()):
         write_image(root / "ISIC_2019_Training_Input" / f"{image}.jpg", number)
         truth.append(image + "," + ",".join("1.0" if column == label else "0.0" for column in columns))
         metadata.append(f"{image},50,back,{(lesions or {}).get(image, '')},female")
-    (root / "ISIC_2019_Training_GroundTruth.csv").write_text("\n".join(truth) + "\n")
-    (root / "ISIC_2019_Training_Metadata.csv").write_text("\n".join(metadata) + "\n")
+    write_lines(root / "ISIC_2019_Training_GroundTruth.csv", f"image,{','.join(columns)}", truth)
+    header = "image,age_approx,anatom_site_general,lesion_id,gender"
+    write_lines(root / "ISIC_2019_Training_Metadata.csv", header, metadata)
     return root
 
 

@@ -66,7 +66,7 @@ def to_bytes(dataset: FileDataset) -> bytes:
 
 def write_rsna(root: Path, patients: dict[str, tuple[str, int]]) -> Path:
     """An RSNA dataset: for each patient the class and the number of boxes; counts as official."""
-    boxes, info = ["patientId,x,y,width,height,Target"], ["patientId,class"]
+    boxes, info = [], []
     for number, (patient, (label, count)) in enumerate(patients.items()):
         for box in range(max(count, 1)):
             boxes.append(f"{patient},{264.0 + box},152.0,213.0,379.0,1" if count else f"{patient},,,,,0")
@@ -75,9 +75,9 @@ def write_rsna(root: Path, patients: dict[str, tuple[str, int]]) -> Path:
         path = root / "stage_2_train_images" / f"{patient}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(to_bytes(dicom(pixels, syntax=JPEGBaseline8Bit)))
-    (root / "stage_2_train_labels.csv").write_text("\n".join(boxes) + "\n")
-    (root / "stage_2_detailed_class_info.csv").write_text("\n".join(info) + "\n")
-    official("rsna").update(dict.fromkeys(official("rsna"), len(info) - 1))
+    write_lines(root / "stage_2_train_labels.csv", "patientId,x,y,width,height,Target", boxes)
+    write_lines(root / "stage_2_detailed_class_info.csv", "patientId,class", info)
+    official("rsna").update(dict.fromkeys(official("rsna"), len(info)))
     return root
 
 

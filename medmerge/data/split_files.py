@@ -114,7 +114,7 @@ def read(path: str | os.PathLike) -> SplitFile:
     except (OSError, ValueError) as error:
         raise DataError(f"The split {file} cannot be read: {error}. {_AGAIN}") from error
     try:
-        head = json.loads(first.removeprefix("#"))
+        head = {} if rows is None else json.loads(first.removeprefix("#"))
         named = head["dataset"], head["method"], tuple(head["fractions"]), head["seed"]
         count, expected = head["images"], head["sha256"]
     except (ValueError, KeyError, TypeError) as error:
