@@ -4,10 +4,10 @@ A backbone is a torchvision network without its classification head (the paper's
 images ``[N, 3, H, W]`` to features ``[N, num_features]``. Its state dict keeps torchvision's names.
 """
 
-import contextlib
 import difflib
 import functools
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from medmerge.weightfiles import state_sha256 as state_sha256
 
 log = logging.getLogger(__name__)
 
-_SWIN = dict(window_size=[4, 4], mlp_ratio=2.0, stochastic_depth_prob=0.0)
 SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
     "densenet_small": (DenseNet, dict(growth_rate=12, block_config=(3, 3, 3), num_init_features=24, bn_size=2)),
     "vit_mini": (VisionTransformer, dict(patch_size=8, num_layers=3, num_heads=4, hidden_dim=48, mlp_dim=96)),
-    "swin_mini": (SwinTransformer, dict(patch_size=[4, 4], embed_dim=24, depths=[2, 2], num_heads=[2, 4]) | _SWIN),
+    "swin_mini": (SwinTransformer, dict(patch_size=[4, 4], embed_dim=24, depths=[2, 2], num_heads=[2, 4])),
 }
+SMALL["swin_mini"][1].update(window_size=[4, 4], mlp_ratio=2.0, stochastic_depth_prob=0.0)
 """Networks of our own for tests and the demo: torchvision's DenseNet, ViT and Swin, smaller."""
 
 IMAGE_SIZE = 224
@@ -63,7 +63,7 @@ class Classifier(nn.Module):
 
 
 def names() -> list[str]:
-    """Every architecture that :func:`backbone` knows: torchvision's but MaxViT, which is built for one image size."""
+    """Every architecture that :func:`backbone` knows."""
     known = torchvision.models.list_models(module=torchvision.models)
     return sorted([*SMALL, *(name for name in known if not name.startswith("maxvit"))])
 
@@ -97,6 +97,8 @@ def backbone(
             where it is a ResNet or a DenseNet.
         ConnectionError: torchvision's weights are not on this machine and cannot be downloaded.
     """
+    if not isinstance(name, str) or (name not in names() and (is_path(name) or weights in names())):
+        raise ValueError(f'{str(name)[:80]!r} is no architecture, which comes first: backbone("resnet18", weights=...)')
     check_name(name)
     size = IMAGE_SIZE if image_size is None else image_size
     check_image_size(name, size)
@@ -113,11 +115,12 @@ def backbone(
 
 
 def check_name(name: str) -> None:
-    """Raise a ValueError unless ``name`` is an architecture of :func:`names`; the nearest are given."""
+    """Raise a ValueError unless ``name`` is an architecture of :func:`names`; the nearest are given, or the reason."""
+    if name.startswith("maxvit"):
+        raise ValueError(f"backbone {name!r} is not supported: it is built for one image size; see backbones.names()")
     if name not in names():
-        near = ", ".join(difflib.get_close_matches(str(name), names(), 3) or names()[:3])
-        first = "It comes first, as in backbone('resnet18', weights=...); see medmerge.backbones.names()"
-        raise ValueError(f"unknown backbone {str(name)[:80]!r}; did you mean {near}? {first}")
+        near = difflib.get_close_matches(name, names(), 3) or names()[:3]
+        raise ValueError(f"unknown backbone {name!r}; did you mean {', '.join(near)}? (medmerge.backbones.names())")
 
 
 def check_image_size(name: str, image_size: int) -> None:
@@ -210,18 +213,15 @@ def _fill(model: Any, state: Mapping[str, Tensor], origin: str, transform_input:
     """Fill a backbone from tensors in which it is, or raise a CheckpointError that names ``origin``."""
     wanted = model.state_dict()
     state = weightfiles.plain(state)
-    prefix, body = weightfiles.under(state, wanted, origin)
-    positions = body.get("encoder.pos_embedding", torch.empty(0))
-    if patch_size(model.architecture) and positions.shape[::2] == model.encoder.pos_embedding.shape[::2]:
-        with contextlib.suppress(ValueError, RuntimeError):  # of no square grid: it does not fit
-            body = interpolate_embeddings(model.image_size, model.patch_size, {**body})
+    prefix, found = weightfiles.under(state, wanted, origin)
+    body = _at_size(model, found)
     beside = [key for key in state if key.removeprefix(prefix) not in wanted]
     if problems := weightfiles.problems(body, wanted, model.head_name):
         more = f", and {len(problems) - 1} more like it" if len(problems) > 1 else ""
         other = recognise(state)
         hint = f"; it is {other}: backbone({other!r}, weights=...)" if other not in ("", model.architecture) else ""
         if beside and not hint and "missing" in problems[0]:
-            hint = f"; it holds {weightfiles.few(beside)} (undo pruning and parametrisations before saving)"
+            hint = f"; what it holds is called {weightfiles.few(beside)}"
         raise CheckpointError(f"{origin} does not fit {model.architecture}: {problems[0]}{more}{hint}")
     with torch.no_grad():
         for key in body.keys() & wanted:
@@ -230,6 +230,18 @@ def _fill(model: Any, state: Mapping[str, Tensor], origin: str, transform_input:
         model.transform_input = transform_input
     if beside:
         log.info("%s: left aside, beside the network: %s", origin, weightfiles.few(beside))
+
+
+def _at_size(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``state`` with a ViT's position embeddings interpolated to the image size that ``model`` is built for."""
+    positions = state.get("encoder.pos_embedding")
+    if not isinstance(model, VisionTransformer) or positions is None:
+        return state
+    there, here = positions.shape, model.encoder.pos_embedding.shape
+    square = len(there) == 3 and there[1] > 1 and math.isqrt(there[1] - 1) ** 2 == there[1] - 1
+    if there == here or not square or there[::2] != here[::2]:
+        return state
+    return interpolate_embeddings(model.image_size, model.patch_size, state)
 
 
 def has_plain_head(name: str) -> bool:

@@ -7,7 +7,6 @@ learnt, :meth:`KernelMerge.fold` gives an ordinary network of the sources' class
 
 import copy
 import difflib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from medmerge.sources import check, copied, kernel_layers
+from medmerge.sources import Kernels, check, copied, kernel_layers
 
 GRANULARITIES = ("kernel", "parameter", "layer", "model")
 NORMALISATIONS = ("affine", "softmax")
@@ -68,13 +67,13 @@ class KernelMerge(nn.Module):
         sources = list(sources)
         if normalisation == "auto":
             normalisation = "affine" if len(sources) == 2 else "softmax"
-        for what, value, allowed in (
-            ("granularity", granularity, GRANULARITIES),
-            ("normalisation", normalisation, NORMALISATIONS),
-            ("batchnorm", batchnorm, ("mean", *range(len(sources)))),
-        ):
-            if type(value) not in (str, int) or value not in allowed:
+        asked = ("granularity", granularity, GRANULARITIES), ("normalisation", normalisation, NORMALISATIONS)
+        for what, value, allowed in asked:
+            if value not in allowed:
                 raise ValueError(f"{what}={value!r} is not one of {', '.join(map(repr, allowed))}")
+        if batchnorm != "mean" and (type(batchnorm) is not int or not 0 <= batchnorm < len(sources)):
+            last = len(sources) - 1
+            raise ValueError(f"batchnorm={batchnorm!r} is neither 'mean' nor the index of a source (0 to {last})")
         check(sources)
         self.granularity, self.normalisation, self.batchnorm = granularity, normalisation, batchnorm
         self.num_sources = len(sources)
@@ -89,29 +88,30 @@ class KernelMerge(nn.Module):
         """Make every kernel tensor of the copy a :class:`Mean`; one that several layers share is one in all of them."""
         self._weights: dict[str, tuple[Mean, int]] = {}
         self._orders: dict[str, list[str]] = {}
-        made: dict[Tensor, Any] = {}
+        lists: dict[nn.Parameter, Any] = {}
         holder = None
         for layer in kernel_layers(self.merged):
-            module = layer.module
+            module, count = layer.module, len(layer)
             self._orders[layer.owner] = list(module._parameters)
-            kernel = {"kernel": (len(layer),), "parameter": None}.get(self.granularity, ())
             holder = holder if self.granularity == "model" else None
             for key in filter(None, (layer.weight, layer.bias)):
                 first = module._parameters.pop(key)
                 module.register_buffer(key, first.detach())
-                if first in made:
-                    mean = made[first][0]
-                else:
-                    tensors = [getattr(other.get_submodule(layer.owner), key).detach().clone() for other in others]
-                    groups = layer.groups if key == layer.weight else 0
-                    mean = Mean(tensors, self.normalisation, first.shape if kernel is None else kernel, groups, holder)
-                    if key == layer.weight or kernel is None:
-                        name = layer.name if key == layer.weight else f"{layer.name}.bias"
-                        self._weights[name] = mean.holder, len(layer)
+                mean = lists[first][0] if first in lists else self._mean(layer, key, count, first, others, holder)
                 parametrize.register_parametrization(module, key, mean, unsafe=True)
-                module.parametrizations[key] = made.setdefault(first, module.parametrizations[key])
-                holder = None if kernel is None else mean.holder
+                if first not in lists and (key == layer.weight or self.granularity == "parameter"):
+                    self._weights[layer.name if key == layer.weight else f"{layer.name}.bias"] = mean.holder, count
+                module.parametrizations[key] = lists.setdefault(first, module.parametrizations[key])
+                holder = mean.holder
             type(module).__name__ = type(module).__bases__[0].__name__  # what a network may ask for
+
+    def _mean(
+        self, layer: Kernels, key: str, kernels: int, first: Tensor, others: Sequence[Any], holder: Any
+    ) -> "Mean":
+        tensors = [getattr(other.get_submodule(layer.owner), key).detach().clone() for other in others]
+        shape = {"kernel": (kernels,), "parameter": first.shape}.get(self.granularity, ())
+        groups = layer.groups if key == layer.weight else 0
+        return Mean(tensors, self.normalisation, shape, groups, None if self.granularity == "parameter" else holder)
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """What the sources return for these arguments; for a backbone and images, features ``[N, num_features]``."""
@@ -171,30 +171,34 @@ class KernelMerge(nn.Module):
         new: dict[Mean, Tensor] = {}
         for name, value in weights.items():
             mean, count = self._weights[name]
-            given = torch.as_tensor(value, dtype=mean.w.dtype, device=mean.w.device)
-            shares = self._shares(name, given, mean.w, count)
-            shared = shares[:, :1] if self.granularity in ("layer", "model") else shares
-            if (shares != shared).any() or not torch.equal(new.setdefault(mean, shared), shared):
-                raise ValueError(f"{name} shares one weight with others (granularity {self.granularity!r})")
-        for mean, shares in new.items():
-            mean.w.copy_(shares.reshape(self.num_sources, *mean.w.shape[1:])[: len(mean.w)])
-            if self.normalisation == "softmax":
-                mean.w.log_()
+            stored = self._stored(name, value, mean.w, count)
+            if not torch.equal(new.setdefault(mean, stored), stored):
+                raise ValueError(f"all layers share one weight (granularity 'model'), but {name} is given another")
+        for mean, stored in new.items():
+            mean.w.copy_(stored)
 
-    def _shares(self, name: str, value: Tensor, w: Tensor, count: int) -> Tensor:
-        """The weights of all sources ``[n, ...]`` that ``value`` gives the layer ``name``."""
-        n, shape = self.num_sources, (count,) if self.granularity in ("layer", "model") else w.shape[1:]
-        of_all = n > 2 and value.dim() > 0
-        if value.dim() and value.shape != torch.Size((n, *shape) if of_all else shape):
-            raise ValueError(f"weights of {name} have shape {list(value.shape)}, not {[n, *shape][n == 2 :]}")
-        if not of_all:
-            value = torch.stack([value.expand(shape), *[(1 - value.expand(shape)) / (n - 1)] * (n - 1)])
-        low, high = (0, 1) if self.normalisation == "softmax" else (-math.inf, math.inf)
-        within = torch.isfinite(value).all() and value.min() >= low and value.max() <= high
-        if not within or (value.sum(0) - 1).abs().max() > 1e-4:
-            between = ", within 0 and 1 (softmax)," if high == 1 else ""
-            raise ValueError(f"weights of {name} must be finite{between} and sum to one over the {n} sources")
-        return value
+    def _stored(self, name: str, value: Tensor | float, w: Tensor, count: int) -> Tensor:
+        """``value`` in the form in which ``w`` holds it."""
+        n, one = self.num_sources, self.granularity in ("layer", "model")
+        full = (count,) if one else w.shape[1:]
+        value = torch.as_tensor(value, dtype=w.dtype, device=w.device)
+        of_first = n == 2 or value.dim() == 0
+        if value.dim() and value.shape != torch.Size(full if of_first else (n, *full)):
+            raise ValueError(f"weights of {name} have shape {list(value.shape)}, not {[n, *full][n == 2 :]}")
+        value = value if value.dim() else value.expand(full)
+        share = torch.stack([value, *[(1 - value) / (n - 1)] * (n - 1)]) if of_first else value
+        if not torch.isfinite(share).all() or (share.sum(0) - 1).abs().max() > 1e-4:
+            raise ValueError(f"weights of {name} must be finite and sum to one over the {n} sources")
+        if one and (share != share[:, :1]).any():
+            raise ValueError(f"{name} has one weight (granularity {self.granularity!r}), not one per kernel")
+        share = share[:, 0] if one else share
+        if self.normalisation == "affine":
+            return share[:-1]
+        if share.min() < 0 or share.max() > 1:
+            raise ValueError(
+                f"weights of {name} must lie within 0 and 1 (softmax), not {share.min():g}…{share.max():g}"
+            )
+        return share.log()
 
     def fold(self) -> nn.Module:
         """The merged network as an ordinary one: the first source's class and state dict keys, no trace of the merge.
@@ -217,9 +221,20 @@ class KernelMerge(nn.Module):
                 module._parameters.update({key: own[key] for key in order})
             return plain.requires_grad_(True)
 
-    def extra_repr(self) -> str:
-        """The options, for ``print``."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("granularity", "batchnorm", "normalisation"))
+    def __deepcopy__(self, memo: dict) -> "KernelMerge":
+        twin = memo[id(self)] = self.__new__(type(self))
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
+
+    def __getstate__(self) -> dict:
+        raise TypeError("a KernelMerge cannot be pickled; save it with medmerge.save(merge, path), or its state_dict()")
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("granularity", "batchnorm", "normalisation"))
+        biases = ".bias" if self.granularity == "parameter" else " "
+        counts = [count for name, (_, count) in self._weights.items() if not name.endswith(biases)]
+        of = f"{self.num_sources} sources, {len(counts)} layers, {sum(counts):,} kernels"
+        return f"KernelMerge({type(self.merged).__name__}, {of}, {options})"
 
 
 class Mean(nn.Module):

@@ -18,6 +18,7 @@ from medmerge.weightfiles import CheckpointError
 
 _OPTIONS = ("granularity", "batchnorm", "normalisation")
 _OF_A_SOURCE = re.compile(r"\.(?:source_\d+|original)$")
+_WEIGHTS = re.compile(r"\.parametrizations\.(?:(in_proj)_)?(weight|bias)\.0\.w$")
 
 
 def save_backbone(model: nn.Module, path: str | Path, name: str, **metadata: str) -> None:
@@ -74,13 +75,17 @@ def load(path: str | Path) -> nn.Module:
     state, noted = weightfiles.read_state(path), weightfiles.header(path)
     if NAME not in noted:
         raise CheckpointError(f"{path} is not of medmerge.save: medmerge.backbone(name, weights=file) takes others'")
-    model, state = _build(noted, state)
-    model.to(next(value.dtype for value in state.values() if value.is_floating_point()))
-    filled = model.state_dict()  # carries the versions of its layers, without which MNASNet takes none
-    if differ := sorted(filled.keys() ^ state.keys()):
-        raise CheckpointError(f"{path} is not what its header says, in {weightfiles.few(differ)}; write it again")
-    filled.update(state)
-    model.load_state_dict(filled)
+    try:
+        model, state = _build(noted, state)
+        model.to(next(value.dtype for value in state.values() if value.is_floating_point()))
+        filled = model.state_dict()  # carries the versions of its layers, without which MNASNet takes none
+        if filled.keys() != state.keys():
+            raise KeyError(*sorted(filled.keys() ^ state.keys())[:3])
+        filled.update(state)
+        model.load_state_dict(filled)
+    except (AttributeError, TypeError, ValueError, KeyError, RuntimeError, StopIteration) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is not what its header says ({reason}); write it again") from error
     return model.eval()
 
 
@@ -106,11 +111,10 @@ def load_learnt(merging: Classifier, path: Path) -> None:
 def _learnt(merging: Classifier) -> dict[str, str]:
     """Names in the state dict of what a merge learns, and in files: ``<layer>.w``, ``<layer>.w_bias``, others as is."""
 
-    names = [name for name in merging.state_dict() if not _OF_A_SOURCE.search(name)]
-    short = {name: name.replace(".parametrizations.in_proj_", ".in_proj.parametrizations.") for name in names}
-    for long, kept in ((".parametrizations.weight.0.w", ".w"), (".parametrizations.bias.0.w", ".w_bias")):
-        short = {name: own.removesuffix(long) + kept if own.endswith(long) else own for name, own in short.items()}
-    return short
+    def kept(found: re.Match) -> str:
+        return (".in_proj" if found[1] else "") + (".w" if found[2] == "weight" else ".w_bias")
+
+    return {name: _WEIGHTS.sub(kept, name) for name in merging.state_dict() if not _OF_A_SOURCE.search(name)}
 
 
 def _write(model: nn.Module, state: Mapping[str, Tensor], path: str | Path, name: str, metadata: dict) -> None:

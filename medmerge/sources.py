@@ -18,15 +18,23 @@ from torch.nn.parameter import is_lazy
 
 log = logging.getLogger(__name__)
 
-EMBEDDINGS = ("pos_embed", "pos_embedding", "relative_position_bias_table")
-"""Parameters of torchvision's and timm's classes that are added to activations and so are no kernels, though they have
-several dimensions."""
+EMBEDDINGS = {
+    "torchvision.models.": ("pos_embedding", "relative_position_bias_table"),
+    "timm.": ("pos_embed", "relative_position_bias_table"),
+}
+"""Parameters that are added to activations and so are no kernels, though they have several dimensions: their names, by
+the Python module that their class comes from, as it begins."""
 
 NOT_COMPARED = frozenset({"training", "pretrained_cfg", "default_cfg", "name_or_path", "_name_or_path"})
 """Attributes that may differ between sources: a network's mode, and where its weights come from."""
 
 _NORM_LAYERS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_UNDO = "prune.remove, remove_weight_norm, remove_spectral_norm or parametrize.remove_parametrizations"
+_UNDO = {
+    "torch.nn.utils.prune": "prune.remove",
+    "torch.nn.utils.weight_norm": "remove_weight_norm",
+    "torch.nn.utils.spectral_norm": "remove_spectral_norm",
+    "torch.nn.utils.parametrize": "parametrize.remove_parametrizations",
+}
 _OF_MODULES = frozenset({*vars(nn.Module()), "_compiled_call_impl"})
 
 
@@ -90,8 +98,10 @@ def check(sources: Sequence[nn.Module]) -> None:
     for i, other in enumerate(others, start=1):
         for (a, here), (b, there) in itertools.zip_longest(first, other, fillvalue=(None, "missing")):
             if a != b:
-                differ = f"the first layer that differs is {here} in source 0 and {there} in source {i}"
-                raise ValueError(f"source {i} does not fit source 0: {differ}; all must be alike")
+                both = f"{here} in source 0 and {there} in source {i}"
+                raise ValueError(
+                    f"source {i} does not fit source 0: the first layer that differs is {both}; all must be alike"
+                )
     _check_kernels(sources[0])
     for (i, one), (j, other) in itertools.combinations(enumerate(sources), 2):
         pairs = [(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True) if not a.is_meta]
@@ -116,8 +126,8 @@ def copied(source: nn.Module) -> nn.Module:
 
 def is_embedding(module: nn.Module, name: str) -> bool:
     """Whether the parameter ``name`` of ``module`` is one of :data:`EMBEDDINGS`."""
-    known = ("torchvision.models.", "timm.")
-    return name in EMBEDDINGS and any(kind.__module__.startswith(known) for kind in type(module).__mro__)
+    come = [kind.__module__ for kind in type(module).__mro__]
+    return any(name in known and any(one.startswith(begin) for one in come) for begin, known in EMBEDDINGS.items())
 
 
 def _fault(module: nn.Module) -> str:
@@ -126,9 +136,11 @@ def _fault(module: nn.Module) -> str:
         return "is a merge; fold() it, or merge its own sources with the others"
     if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
         return "is compiled; merge the network that it was compiled from"
-    kinds = [kind for one in (module, *module._forward_pre_hooks.values()) for kind in type(one).__mro__]
-    if any(kind.__module__.startswith("torch.nn.utils.") for kind in kinds):
-        return f"computes its weights, pruned or parametrised; undo that first, by torch.nn.utils.{_UNDO}"
+    for computes in (module, *module._forward_pre_hooks.values()):
+        for undo in (_UNDO[kind.__module__] for kind in type(computes).__mro__ if kind.__module__ in _UNDO):
+            tensors = getattr(computes, "parametrizations", [getattr(computes, "_tensor_name", "weight")])
+            key = getattr(computes, "name", next(iter(tensors)))
+            return f"computes its {key}; first call torch.nn.utils.{undo}(layer, {key!r})"
     for key, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
         if isinstance(value, (Tensor, torch.ScriptObject)) and (wrong := _wrong(value)):
             return f"holds {key}, which {wrong}"
@@ -160,17 +172,20 @@ def _check_kernels(source: nn.Module) -> None:
         roles[layer.module, layer.bias] = id(weight), id(bias)
         roles[layer.module, layer.weight] = bool(layer.groups), id(weight)
     seen: dict[tuple, tuple] = {}
-    for path, parameter in source.named_parameters(remove_duplicate=False):
-        owner, _, key = path.rpartition(".")
-        module = source.get_submodule(owner)
-        role = roles.get((module, key))
-        known, other = seen.setdefault((parameter.data_ptr() or path, parameter.shape), (path, role))
-        if role != other:
-            raise TypeError(f"{path} and {known} share their memory, but are not one kernel; untie or tie them")
-        several = sum(size > 1 for size in parameter.shape) > 1
-        if several and not role and not isinstance(module, _NORM_LAYERS) and not is_embedding(module, key):
-            where = f"{path} {list(parameter.shape)} of a {type(module).__name__}"
-            raise TypeError(f"{where} is neither a kernel, nor a parameter a channel, nor a known position embedding")
+    for name, module in source.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            path, role = f"{name}.{key}".lstrip("."), roles.get((module, key))
+            known, other = seen.setdefault((parameter.data_ptr() or path, parameter.shape), (path, role))
+            if role != other:
+                raise TypeError(f"{path} and {known} share their memory, but are not one kernel; untie or tie them")
+            several = sum(size > 1 for size in parameter.shape) > 1
+            if several and not role and not isinstance(module, _NORM_LAYERS) and not is_embedding(module, key):
+                known = (
+                    "a kernel of a convolution or linear layer, a per-channel parameter or a known position embedding"
+                )
+                raise TypeError(f"{path} {list(parameter.shape)} of a {type(module).__name__} is not {known}")
 
 
 def _facts(source: nn.Module) -> Iterator[tuple[object, str]]:
@@ -214,7 +229,9 @@ def _told(value: Any, where: str, parts: Mapping[int, str], kernels: set[int], w
     if id(value) in kernels:
         raise TypeError(f"{where} holds a kernel, {name}, outside its layer; read it from the layer")
     if name and any(isinstance(outer, types.FunctionType) for outer in within):
-        raise TypeError(f"{where} holds a function that keeps {name}, and would in a copy; make it a method")
+        raise TypeError(
+            f"{where} holds a function that keeps {name} of this source, and its copy too; make it a method"
+        )
     if name or any(value is outer for outer in within):
         return name or "itself"
     if isinstance(value, (type, types.ModuleType)):

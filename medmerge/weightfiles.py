@@ -14,7 +14,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +41,21 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _AGAIN = "fetch or write it again"
 _EXPORT = "load it with what wrote it, and save the network's state_dict() with PyTorch"
+_UNPACK = "unpack it and give the file inside"
 _KINDS = (
     (rb"PK\0.*/constants\.pkl", "a TorchScript archive, which holds code", "save torch.jit.load(path).state_dict()"),
-    (rb"PK\0(?!.*/data\.pkl)", "an archive of other files, not a state dict", f"unpack it, or {_EXPORT}"),
+    (rb"PK\0(?!.*/data\.pkl).*\.(npy|h5|json)", "an archive of another library, not a state dict", _EXPORT),
+    (rb"PK\0(?!.*/data\.pkl)", "an archive of other files, not a state dict", _UNPACK),
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull` where it came from"),
     (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", "a web page or XML, not weights", _AGAIN),
+    (rb"\x89HDF\r\n", "an HDF5 file, such as Keras writes", _EXPORT),
+    (rb"\x93NUMPY", "a NumPy array", _EXPORT),
+    (rb"GGUF|.{4}TFL3", "a model of another library", _EXPORT),
+    (rb"\x08[\x01-\x20][\x12\x1a\x32\x3a\x42]", "a protocol buffer, such as ONNX and TensorFlow write", _EXPORT),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "compressed", _UNPACK),
+    (rb".{257}ustar", "a tar archive", _UNPACK),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|.{128}DICM", "an image", "give the weights"),
+    (rb"\s*[\[{][\s\x21-\x7e]+$", "JSON, not weights", "give the file that it describes"),
     (rb"[\s\x20-\x7e]+$", "text, not weights", _AGAIN),
     (rb"$", "empty", _AGAIN),
 )
@@ -146,6 +156,8 @@ def _check_kind(path: Path, head: bytes) -> None:
     for start, what, way in _KINDS:
         if re.match(start, head, re.DOTALL):
             raise CheckpointError(f"{path} is {what}; {way}")
+    if re.search(r"\.data-\d+-of-\d+$|\.ckpt\.(index|meta)$", path.name):
+        raise CheckpointError(f"{path} is a part of a TensorFlow checkpoint; {_EXPORT}")
 
 
 def _unpickled(path: Path, head: bytes) -> object:
@@ -157,7 +169,7 @@ def _unpickled(path: Path, head: bytes) -> object:
         ):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises nearly anything on damaged files
-        reason = f"is damaged, or neither a PyTorch checkpoint nor safetensors; {_AGAIN}, or {_EXPORT}"
+        reason = f"is damaged or not a PyTorch checkpoint; {_AGAIN}"
         if isinstance(error, pickle.UnpicklingError) and head[:1] in (b"\x80", b"P"):
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
             what = f"Python objects{f' ({named[1]})' if named else ''} beside tensors"
@@ -181,14 +193,36 @@ def few(names: Sequence[str]) -> str:
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` under today's names, without the parts that wrappers add."""
+    """``state`` under today's names, without the parts that wrappers add, pruned and weight-normed weights computed."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         short = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
         for old, new in _OLD_NAMES:
             short = old.sub(new, short)
         renamed[key if short in renamed else short] = value
+    for first, second, function in _COMPUTED:
+        for key in [key for key in renamed if key.endswith(first)]:
+            base = key.removesuffix(first)
+            pair = [renamed[key], renamed.get(base + second)]
+            if all(one is not None and one.dtype in _FLOATS and one.layout == torch.strided for one in pair):
+                with contextlib.suppress(RuntimeError):  # of other shapes: they are something else
+                    renamed[base.replace("parametrizations.", "")] = function(*pair)
+                    del renamed[key], renamed[base + second]
     return renamed
+
+
+def _weight_norm(direction: Tensor, length: Tensor) -> Tensor:
+    """What ``torch.nn.utils.weight_norm`` computes; it keeps the length along one axis, or of the whole weight."""
+    axes = [axis for axis, size in enumerate(length.shape) if size > 1]
+    return torch._weight_norm(direction, length, (axes or [0])[0] if length.dim() else -1)
+
+
+_COMPUTED: tuple[tuple[str, str, Callable], ...] = (
+    ("_orig", "_mask", torch.mul),
+    ("_v", "_g", _weight_norm),
+    (".original1", ".original0", _weight_norm),
+)
+"""Ends of the names of two tensors that a weight is computed from, by pruning and by both weight norms, and how."""
 
 
 def under(state: Mapping[str, Tensor], wanted: Iterable[str], origin: str) -> tuple[str, dict[str, Tensor]]:
@@ -226,19 +260,30 @@ def problems(body: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: str
     others = [key for key in body if key not in wanted and key.partition(".")[0] in modules]
     faults = {key: _fault(key, body[key], wanted[key]) for key in wanted if key in body}
     return [
-        *(f"{key} is missing" for key in missing),
+        *(f"{key} is missing{_stored_as(key, body)}" for key in missing),
         *(f"{key} does not belong to it" for key in others if not key.startswith(heads)),
         *(f"{key} {fault}" for key, fault in faults.items() if fault),
     ]
 
 
+def _stored_as(key: str, body: Mapping[str, Tensor]) -> str:
+    """What a file has in place of a weight that is parametrised, and the way out."""
+    layer, _, own = key.rpartition(".")
+    if body.keys().isdisjoint([f"{layer}.parametrizations.{own}.original", f"{key}_orig"]):
+        return ""
+    undo = "torch.nn.utils.parametrize.remove_parametrizations() or remove_spectral_norm()"
+    return f", stored parametrised: {undo} before saving undoes that"
+
+
 def _fault(key: str, value: Tensor, wanted: Tensor) -> str:
     """What is wrong with a tensor, or nothing."""
     dtype = str(value.dtype).removeprefix("torch.")
-    kind = "no values" if value.is_meta else dtype if value.layout == torch.strided else f"sparse {dtype}"
-    whole = not (wanted.is_floating_point() or value.is_quantized or value.is_complex())
-    if kind != dtype or not (whole or value.dtype in _FLOATS):
-        return f"holds {kind}: save dense floating-point weights, before the network is quantised"
+    if value.is_meta:
+        return "is a meta tensor, which has no values: save the network after it was filled"
+    if value.layout != torch.strided:
+        return "is sparse: save its to_dense()"
+    if value.is_quantized or value.is_complex() or (wanted.is_floating_point() and value.dtype not in _FLOATS):
+        return f"holds {dtype}: save the network before it is quantised, with floating-point weights"
     if value.shape != wanted.shape:
         return f"is {list(value.shape)} in the file and {list(wanted.shape)} in the network"
     if not wanted.is_meta and not torch.isfinite(value.to(wanted.dtype)).all():

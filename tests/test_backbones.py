@@ -1,11 +1,14 @@
 """Backbones: torchvision's networks without their heads, and every way in which a checkpoint can be good or bad."""
 
 import argparse
+import bz2
+import gzip
 import io
 import os
 import pickle
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -14,13 +17,13 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from medmerge import Classifier, backbone, backbones, load, save, save_backbone, weightfiles
-from medmerge.backbones import CheckpointError, has_plain_head, read_state
+from medmerge.backbones import CheckpointError, check_weights, has_plain_head, names, read_state, state_sha256
 
 ARCHITECTURES = [
-    *("densenet_small", "densenet121", "resnet50", "mobilenet_v2", "squeezenet1_1", "convnext_tiny"),
+    *("densenet_small", "densenet121", "resnet50", "mobilenet_v2", "vgg11_bn", "squeezenet1_1", "convnext_tiny"),
     *("googlenet", "shufflenet_v2_x0_5", "efficientnet_b0", "mobilenet_v3_small", "regnet_y_400mf"),
 ]
 SMALL, CONV = "densenet_small", "features.conv0.weight"
@@ -45,6 +48,17 @@ def full_network(name: str) -> nn.Module:
     return torchvision.models.get_model(name, num_classes=5, **extra)
 
 
+@pytest.fixture
+def narrow_vgg(monkeypatch):
+    """VGG with layers of 64 units before its last, instead of 4,096: half a gigabyte less to draw, write and read."""
+
+    class Linear(nn.Linear):
+        def __init__(self, inputs: int, outputs: int):
+            super().__init__(*(64 if width == 4096 else width for width in (inputs, outputs)))
+
+    monkeypatch.setattr(torchvision.models.vgg, "nn", SimpleNamespace(**{**vars(nn), "Linear": Linear}))
+
+
 def write(state, path):
     safetensors.torch.save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
     return path
@@ -57,7 +71,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_features_are_the_full_networks_up_to_its_head(name, tmp_path):
+def test_features_are_the_full_networks_up_to_its_head(name, tmp_path, narrow_vgg):
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     if name == SMALL:
         model = network()
@@ -77,6 +91,36 @@ def test_features_are_the_full_networks_up_to_its_head(name, tmp_path):
     assert torch.equal(linear(features), full(x))
 
 
+def test_names_are_sorted_and_all_but_maxvit():
+    known = names()
+    assert known == sorted(set(known)) and len(known) > 60
+    assert {*ARCHITECTURES, "inception_v3", "resnext50_32x4d", "mnasnet0_5"} <= set(known)
+    assert {"vit_b_16", "swin_t", "swin_v2_t", "vit_mini", "swin_mini"} <= set(known)
+    assert set(torchvision.models.list_models(module=torchvision.models)) - set(known) == {"maxvit_t"}
+    assert set(known) - set(torchvision.models.list_models(module=torchvision.models)) == set(backbones.SMALL)
+
+
+def test_random_depends_on_the_global_state_alone():
+    assert same(network(3), network(3))
+    assert not torch.equal(network(3).features.conv0.weight, network(4).features.conv0.weight)
+
+
+@torch.no_grad()
+def test_zeros_has_no_kernel_left():
+    model = backbone(SMALL, "zeros")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert not module.weight.any()
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+
+
+def test_classifier_is_a_backbone_and_one_linear_layer():
+    model = Classifier(network(), 3).eval()
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(x), model.head(model.backbone(x))) and model(x).shape == (2, 3)
+
+
 def test_a_file_has_the_same_bytes_whichever_process_writes_it(tmp_path):
     """The library keeps metadata in a hash map, whose order is another in every process, and now and then in one."""
     metadata = {f"key {i}": f'{i} – é"' for i in range(20)}
@@ -91,9 +135,28 @@ def test_a_file_has_the_same_bytes_whichever_process_writes_it(tmp_path):
         assert torch.equal(file.get_tensor("b"), torch.arange(3.0)) and file.get_tensor("a").dtype == torch.half
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+def test_round_trip_is_exact(tmp_path, suffix):
+    model = network()
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_backbone(model, path, SMALL, trained_on="synthetic:moles")
+        with safetensors.safe_open(path, "pt") as file:
+            assert file.metadata() | {} == {
+                **{"format": "pt", "medmerge.backbone": SMALL, "trained_on": "synthetic:moles"}
+            }
+        assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    else:
+        write(model.state_dict(), path)
+    other = backbone(SMALL, path)
+    assert same(other, model) and not other.training
+    assert state_sha256(other) == state_sha256(model) != state_sha256(network(1))
+    assert same(backbone(SMALL, str(path)), model)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_saved_classifier_is_torchvisions_own_network(name, tmp_path):
+def test_saved_classifier_is_torchvisions_own_network(name, tmp_path, narrow_vgg):
     path = tmp_path / "model.safetensors"
     torch.manual_seed(0)
     model = Classifier(backbone(name, "random"), 5).eval()
@@ -172,13 +235,37 @@ def test_two_networks_in_one_file_are_not_chosen_between(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
-@pytest.mark.parametrize("change", [prune.random_structured, parametrizations.spectral_norm, nn.utils.weight_norm])
-def test_what_is_stored_pruned_or_parametrised_is_named_with_the_way_out(change):
+@pytest.mark.parametrize("name", ["pruned", "channels pruned", "weight norm", "old weight norm", "weight norm of all"])
+def test_pruned_and_weight_normed_files_are_what_they_compute(tmp_path, name):
     model = network()
-    change(model.features.conv0, "weight", **({"amount": 0.3, "dim": 0} if change is prune.random_structured else {}))
-    way = r"it holds features\.conv0\..* \(undo pruning and parametrisations before saving\)"
-    with pytest.raises(CheckpointError, match=rf"features\.conv0\.weight is missing.*; {way}"):
-        backbone(SMALL, model.state_dict())
+    conv, change, undo = model.features.conv0, lambda c: c, None
+    if "pruned" in name:
+        change = (lambda c: prune.l1_unstructured(c, "weight", 0.3)) if name == "pruned" else None
+        change = change or (lambda c: prune.ln_structured(c, "weight", 0.3, n=2, dim=0))
+        undo = lambda c: prune.remove(c, "weight")  # noqa: E731
+    elif name == "weight norm":
+        change, undo = parametrizations.weight_norm, lambda c: parametrize.remove_parametrizations(c, "weight")
+    else:
+        axis = None if "all" in name else 0
+        change, undo = lambda c: nn.utils.weight_norm(c, dim=axis), nn.utils.remove_weight_norm
+    change(conv)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    assert "features.conv0.weight" not in read_state(tmp_path / "w.pt")
+    loaded = backbone(SMALL, tmp_path / "w.pt")
+    undo(conv)
+    assert torch.equal(loaded.features.conv0.weight, conv.weight)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm`:FutureWarning")
+def test_other_parametrisations_are_named_with_the_way_out(tmp_path):
+    for change, way in (
+        (parametrizations.spectral_norm, r"stored parametrised: .*remove_parametrizations\(\)"),
+        (nn.utils.spectral_norm, r"stored parametrised: .*remove_spectral_norm\(\)"),
+    ):
+        model = network()
+        change(model.features.conv0)
+        with pytest.raises(CheckpointError, match=rf"features\.conv0\.weight is missing, {way}"):
+            backbone(SMALL, model.state_dict())
 
 
 def test_networks_that_ask_for_a_version_of_their_file_take_any(tmp_path):
@@ -242,10 +329,12 @@ def broken(change):
             r"conv0\.weight is \[24, 3, 3, 3\] in the file and \[24, 3, 7, 7\] in the network",
         ),
         (lambda s: s["features.norm0.bias"].fill_(float("nan")), r"features\.norm0\.bias is not finite"),
+        (lambda s: s["features.norm0.bias"].fill_(float("inf")), r"features\.norm0\.bias is not finite"),
         (lambda s: [s.pop(k) for k in list(s) if "norm0" in k], r"norm0\.weight is missing, and 3 more like it"),
         (lambda s: s["features.norm0.running_var"][3].fill_(-0.1), r"norm0\.running_var holds negative variances"),
-        (lambda s: s.update({CONV: s[CONV].to(torch.int8)}), rf"{CONV} holds int8: save dense"),
+        (lambda s: s.update({CONV: s[CONV].to(torch.int8)}), rf"{CONV} holds int8: save the network before"),
         (lambda s: s.update({CONV: s[CONV].double() * 1e300}), rf"{CONV} is not finite"),
+        (lambda s: s.update({CONV: s[CONV].to(torch.float8_e5m2)}), rf"{CONV} holds float8_e5m2"),
         (lambda s: s.update({CONV: s[CONV] + 0j}), rf"{CONV} holds complex64"),
         (lambda s: s.clear(), r"(is missing, and \d+ more like it|holds no state dict)"),
     ],
@@ -261,16 +350,23 @@ def test_state_that_does_not_fit_is_named(tmp_path, change, message, suffix):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (lambda w: w.to("meta"), "holds no values: save dense"),
-        (lambda w: w.to_sparse(), "holds sparse float32: save dense"),
+        (lambda w: w.to("meta"), "is a meta tensor, which has no values"),
+        (lambda w: w.to_sparse(), r"is sparse: save its to_dense\(\)"),
+        (lambda w: w.flatten(1).to_sparse_csr(), "is sparse"),
         (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "holds qint8"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:.*quantize_per_tensor")
 def test_tensors_that_are_no_plain_numbers_are_refused_by_name(value, message):
     state = network().state_dict()
     with pytest.raises(CheckpointError, match=f"the state dict does not fit {SMALL}: {CONV} {message}"):
         backbone(SMALL, state | {CONV: value(state[CONV])})
+
+
+def test_only_a_head_is_no_backbone(tmp_path):
+    state = {"head.weight": torch.ones(2, 3), "classifier.bias": torch.ones(2)}
+    with pytest.raises(CheckpointError, match="features.conv0.weight is missing"):
+        backbone(SMALL, write(state, tmp_path / "head.pt"))
 
 
 def test_another_architecture_is_refused_and_named(tmp_path):
@@ -283,7 +379,7 @@ def test_another_architecture_is_refused_and_named(tmp_path):
     with pytest.raises(CheckpointError, match=hint):
         backbone(SMALL, tmp_path / "w.pt")
     state = {key.replace("features", "trunk"): value for key, value in network().state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"more like it; it holds trunk\.conv0\.weight, .* more \(undo"):
+    with pytest.raises(CheckpointError, match=r"more like it; what it holds is called trunk\.conv0\.weight, .* more$"):
         backbone(SMALL, state)
     deeper = torchvision.models.resnet34().state_dict()
     with pytest.raises(CheckpointError, match=r"layer1\.2\.conv1\.weight does not belong to it.*it is resnet34"):
@@ -293,13 +389,20 @@ def test_another_architecture_is_refused_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("w.pt", "resnet18"), "unknown backbone 'w.pt'; did you mean .* It comes first"),
-        (({"a": torch.ones(1)}, "resnet18"), "unknown backbone .* It comes first"),
+        (("w.pt", "resnet18"), "'w.pt' is no architecture, which comes first"),
+        (("imagenet", "densenet121"), "'imagenet' is no architecture, which comes first"),
+        (({"a": torch.ones(1)}, "resnet18"), "is no architecture, which comes first"),
+        ((torchvision.models.ResNet18_Weights.DEFAULT,), "is no architecture, which comes first"),
         (("resnet18", torchvision.models.ResNet50_Weights.DEFAULT), "unknown weights 'ResNet50_Weights.IMAGENET1K_V2'"),
         (("resnet18", torchvision.models.resnet18), "unknown weights '<function resnet18"),
         (("resnet18", {"epoch": 3}), r"weights holds no state dict of tensors; save model\.state_dict\(\)"),
+        (("resnet18", []), r"unknown weights '\[\]' for resnet18; allowed: imagenet"),
         (("densnet121", "random"), "unknown backbone 'densnet121'; did you mean densenet121"),
+        (("vit_b_61", "random"), "unknown backbone 'vit_b_61'; did you mean vit_b_16"),
+        (("maxvit_t", "random"), "'maxvit_t' is not supported: .* one image size"),
         (("densenet121", "imagnet"), "unknown weights .* for densenet121; allowed: imagenet, IMAGENET1K_V1"),
+        (("densenet121", "IMAGENET1K_V7"), "unknown weights .* for densenet121; allowed: imagenet"),
+        (("densenet121", ""), "unknown weights '' for densenet121; allowed: imagenet"),
         (("densenet121", "DenseNet169_Weights.IMAGENET1K_V1"), "unknown weights .* for densenet121; allowed: imagenet"),
         ((SMALL,), "unknown weights 'imagenet' for densenet_small; allowed: random, zeros, a file"),
     ],
@@ -307,6 +410,13 @@ def test_another_architecture_is_refused_and_named(tmp_path):
 def test_arguments_of_another_kind_or_order_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         backbone(*arguments)
+
+
+def test_members_of_torchvisions_enums_are_weights(monkeypatch):
+    state = torchvision.models.resnet18().state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: dict(state))
+    model = backbone("resnet18", torchvision.models.ResNet18_Weights.DEFAULT)
+    assert torch.equal(model.conv1.weight, state["conv1.weight"])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "inception_v3"])
@@ -344,10 +454,18 @@ def archive(**members: bytes) -> bytes:
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1", "a Git LFS pointer.*`git lfs pull`"),
         (b"hello world", "is text, not weights; fetch or write it again"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "neither a PyTorch checkpoint nor safetensors; .* load it with what"),
+        (b'{"weight_map": {"conv1.weight": "model-00001-of-00002.safetensors"}}', "is JSON, not weights; give"),
+        (b"\x93NUMPY\x01\x00", "is a NumPy array; load it with what wrote it"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file, such as Keras writes"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x052.0.1", "is a protocol buffer, such as ONNX"),
+        (gzip.compress(b"x" * 100, mtime=0), "is compressed; unpack it"),
+        (bz2.compress(b"x" * 100), "is compressed; unpack it"),
+        (bytes(257) + b"ustar\x0000", "is a tar archive; unpack it"),
         (archive(w_pth=b"x"), "is an archive of other files, not a state dict; unpack it"),
+        (archive(a_npy=b"x"), "is an archive of another library, not a state dict; load it"),
+        (archive(config_json=b"x", model_weights_h5=b"y"), "not a state dict; load it with what wrote it"),
         (archive(m__data_pkl=b"", m__constants_pkl=b"", m__code__a_py=b""), r"TorchScript archive.*torch\.jit\.load"),
-        (bytes(range(256)), "is damaged, or neither a PyTorch"),
+        (bytes(range(256)), "is damaged or not a PyTorch checkpoint"),
     ],
 )
 def test_something_else_under_the_name_of_a_checkpoint(tmp_path, content, message):
@@ -394,6 +512,20 @@ def test_a_whole_module_is_refused_with_the_way_out(tmp_path):
         torch.save(content, tmp_path / "other.pt")
         with pytest.raises(CheckpointError, match="holds no state dict of tensors"):
             read_state(tmp_path / "other.pt")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
+        backbone(SMALL, tmp_path / "nowhere.pt")
+
+
+def test_weights_of_torchvisions_enum():
+    with pytest.raises(ValueError, match="allowed: IMAGENET1K_SWAG"):
+        check_weights("regnet_y_128gf", "imagenet")
+    enum = torchvision.models.ResNet50_Weights
+    assert check_weights("resnet50", "imagenet") is enum.IMAGENET1K_V1
+    assert check_weights("resnet50", "IMAGENET1K_V2") is check_weights("resnet50", str(enum.IMAGENET1K_V2))
+    assert check_weights("resnet50", "DEFAULT") is enum.IMAGENET1K_V2
 
 
 @pytest.mark.parametrize("name", ["densenet121", "resnet50", "googlenet", "inception_v3", "squeezenet1_1"])

@@ -9,10 +9,10 @@ import pytest
 from data_fixtures import made_table, real
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from medmerge.data import CATALOGUE, DATASETS, PAPER_NUMBERS, Table, entry, load_table, split
-from medmerge.data.audit import audit, leakage, pairs, shared
+from medmerge.data.audit import audit, hashes, leakage, pairs, shared
 from medmerge.data.splits import join_identical
 
 PARTS = np.array(["train", "train", "val", "test", "train", "test"])
@@ -100,6 +100,24 @@ def test_nothing_to_find_leaves_empty_tables():
         assert audited.straddling.empty and audited.identical.empty and audited.near.empty
         assert audited.near["same_group"].dtype == audited.identical["straddles"].dtype == bool
     assert [severities(unchecked)[name] for name in ("identical files", "near-duplicates")] == ["not checked"] * 2
+
+
+@pytest.mark.parametrize(
+    ("alter", "most"),
+    [
+        (lambda image: saved(image, 50), 16),
+        (lambda image: image.resize((120, 120), Image.Resampling.BICUBIC), 8),
+        (lambda image: ImageEnhance.Brightness(image).enhance(1.2), 16),
+        (lambda image: ImageEnhance.Contrast(image).enhance(1.2), 16),
+        (lambda image: image.crop((2, 2, 238, 238)), 32),
+    ],
+)
+def test_altered_copies_are_near(alter, most):
+    originals = [scene(seed) for seed in range(20)]
+    pixels = np.stack([small(image) for image in [*originals, *map(alter, originals)]])
+    found, distances = pairs(hashes(pixels))
+    assert sorted(map(tuple, found)) == [(row, row + 20) for row in range(20)]
+    assert np.median(distances) <= most
 
 
 def test_near_duplicates_are_listed_with_what_they_share():

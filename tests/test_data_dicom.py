@@ -116,6 +116,13 @@ def test_colours():
 # What cannot be read.
 
 
+def test_several_frames_are_refused():
+    dataset = dicom(np.zeros((8, 4), np.uint8), NumberOfFrames=2)
+    dataset.Rows = 4
+    with pytest.raises(ValueError, match="has 2 frames; save the one"):
+        read_dicom(to_bytes(dataset))
+
+
 def test_dicom_among_other_images(tmp_path):
     """By suffix, or by what the file begins with; a file that is not what its suffix says is named."""
     pixels = RANDOM.integers(0, 256, (12, 12), dtype=np.uint8)

@@ -5,10 +5,11 @@ import hashlib
 import medmnist
 import numpy as np
 import pandas as pd
+import pytest
 from data_fixtures import real
 from PIL import Image
 
-from medmerge.data import DATASETS, load_table
+from medmerge.data import DATASETS, load_table, split
 
 
 def test_eyepacs_has_two_eyes_of_each_patient():
@@ -23,6 +24,13 @@ def test_eyepacs_has_two_eyes_of_each_patient():
     assert patients == {"train": 17_563, "test": 26_788}
     assert frame["group"].nunique() == 17_563 + 26_788
     assert table.notes == ()
+
+
+def test_a_random_split_of_eyepacs_puts_fellow_eyes_into_train():
+    table = load_table("eyepacs", real("eyepacs"), missing="keep")
+    parts = split(table, method="random", fractions=(0.8, 0.1, 0.1))
+    train = set(table.frame["group"][parts == "train"])
+    assert table.frame["group"][parts == "test"].isin(train).mean() == pytest.approx(0.8, abs=0.01)
 
 
 def test_aptos2019_has_300_images_fewer_than_the_paper_says():

@@ -129,7 +129,8 @@ def test_every_file_in_a_class_folder_is_read_or_reported(tmp_path):
         *("y/8.png", "y/scan"),
     ]
     assert table.notes[0] == (
-        "Files in the folders of classes that are not read: 1 .doc, 3 link to a folder that is read elsewhere."
+        "Files in the folders of classes that are not read: 1 .doc, 1 hidden, 1 hidden folder, "
+        "3 link to a folder that is read elsewhere."
     )
 
 

@@ -43,7 +43,7 @@ def test_rsna_as_distributed(rsna, tmp_path):
     images = load_images(table, 16, cache=tmp_path / "cache")
     assert (images.pixels[..., 0] == images.pixels[..., 2]).all() and images.pixels.std() > 20
     assert read_dicom(Path(frame["path"][0]).read_bytes()).shape == (12, 10)
-    with pytest.raises(DataError, match="rsna: 4 images have no official split"):
+    with pytest.raises(DataError, match="rsna has no official split"):
         split(table, method="official")
 
 
@@ -78,6 +78,7 @@ def test_rsna_short_class_info(rsna):
     ("file", "old", "new", "message"),
     [
         (LABELS, "003d8fa0,,,,,0", "003d8fa0,,,,,1", "003d8fa0 has the class 'Normal' and the Target 1"),
+        (LABELS, "00436515,265.0", "00436515,264.0", r"1 rows are there twice, the first of patient 00436515"),
         (LABELS, "003d8fa0,,,,,0", "003d8fa0,,,,,no", r"patient 003d8fa0 has the Target 'no'; it is one of 0, 1"),
         (INFO, f"003d8fa0,{NORMAL}", "003d8fa0,Healthy", "the class 'Healthy'; it is one of Normal, Lung Op"),
         (LABELS, "00704310", "99704310", r"not about the same patients: 1 are in one alone, first 00704310"),
@@ -142,6 +143,7 @@ def test_kermany_real_images():
     ("name", "message"),
     [
         ("train/NORMAL/IM-0115-0001_flipped.jpeg", r"IM-0115-0001_flipped\.jpeg is no official name, such as person1"),
+        ("train/COVID19/person1_virus_1.jpeg", r"train has a folder COVID19; the classes are NORMAL and PNEUMONIA"),
         ("test/NORMAL/IM-0002-0001.jpeg", r"test/NORMAL has 2 rows, the official file 1: rows were added"),
     ],
 )
@@ -166,8 +168,8 @@ def test_nih_layouts(tmp_path, folders):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("_000.png,00000061", "_000.png,00000099", r"00000061_000\.png' is listed for patient '00000099'; an official"),
-        ("00000062_002.png", "img2.png", r"'img2\.png' is listed for patient '00000062'; an official name"),
+        ("_000.png,00000061", "_000.png,00000099", r"00000061_000\.png is listed for patient '00000099'; by its name"),
+        ("00000062_002.png", "img2.png", r"'img2\.png' is no official name, such as 00000061_012\.png"),
         ("No Finding", "Normal", r"has the label 'Normal', which is none of No Finding, Pneumonia"),
     ],
 )

@@ -1,6 +1,7 @@
 """The method's invariants: to the bit where arithmetic allows it, on real architectures and on small ones."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -108,6 +109,15 @@ def test_fold_is_an_ordinary_network_with_the_same_output_to_the_bit(pair, x):
 
 
 @torch.no_grad()
+def test_fold_is_a_copy(small, x):
+    merge = KernelMerge(small).eval()
+    before = merge(x)
+    for parameter in merge.fold().parameters():
+        parameter.fill_(9)
+    assert torch.equal(merge(x), before)
+
+
+@torch.no_grad()
 def test_kernels_are_the_papers_weighted_mean(small):
     merge = KernelMerge(small)
     weights = random_weights(merge)
@@ -206,6 +216,44 @@ def test_norms_start_at_the_mean_or_at_one_source(pair):
             assert torch.equal(got[key], (b + c) / 2 if batchnorm == "mean" else (b, c)[batchnorm]), key
 
 
+@torch.no_grad()
+def test_state_dict_saves_and_loads(pair, x):
+    merge = KernelMerge(pair).eval()
+    merge.set_kernel_weights(random_weights(merge))
+    file = io.BytesIO()
+    torch.save(merge.state_dict(), file)
+    file.seek(0)
+    other = KernelMerge(pair[::-1]).eval()
+    other.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    assert torch.equal(other(x), merge(x))
+
+
+@pytest.mark.parametrize("normalisation", ["affine", "softmax"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_kernel_weights_round_trip(small, granularity, normalisation):
+    merge = KernelMerge(small, granularity=granularity, normalisation=normalisation)
+    assert all((w == 0.5).all() for w in merge.kernel_weights().values())
+    merge.set_kernel_weights(0.25)
+    for name, w in merge.kernel_weights().items():
+        torch.testing.assert_close(w, torch.full_like(w, 0.25))
+        if granularity != "parameter":
+            assert w.shape == (len(small[0].get_submodule(name).weight),)
+    other = KernelMerge(small, granularity=granularity, normalisation=normalisation)
+    other.set_kernel_weights(merge.kernel_weights())
+    for w, again in zip(merge.kernel_weights().values(), other.kernel_weights().values(), strict=True):
+        torch.testing.assert_close(w, again)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_every_granularity_has_the_same_ends(small, x, granularity):
+    for index, w in ((0, 1.0), (1, 0.0)):
+        for normalisation in ("affine", "softmax"):
+            merge = KernelMerge(small, granularity=granularity, batchnorm=index, normalisation=normalisation).eval()
+            merge.set_kernel_weights(w)
+            assert torch.equal(merge(x), small[index](x))
+            assert torch.equal(merge.fold()(x), small[index](x))
+
+
 def test_number_of_learnt_weights(small):
     def learnt(granularity):
         named = KernelMerge(small, granularity=granularity).named_parameters()
@@ -240,6 +288,15 @@ def test_defaults_follow_the_paper_for_two_and_softmax_for_more(small):
     assert KernelMerge([*small, small[0]]).normalisation == "softmax"
 
 
+@torch.no_grad()
+def test_one_layer_can_be_set_alone(small):
+    merge = KernelMerge(small)
+    merge.set_kernel_weights({"grouped": 1.0})
+    weights = merge.kernel_weights()
+    assert (weights.pop("grouped") == 1).all()
+    assert all((w == 0.5).all() for w in weights.values())
+
+
 def test_layer_used_in_two_places_stays_one_layer(x):
     class Shared(nn.Module):
         def __init__(self):
@@ -258,6 +315,14 @@ def test_layer_used_in_two_places_stays_one_layer(x):
     assert torch.equal(merge(x), sources[0](x))
     plain = merge.fold()
     assert plain.first is plain.again and torch.equal(plain(x), merge(x))
+
+
+def test_a_source_may_be_a_single_layer():
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 2), nn.Linear(4, 2)]
+    merge = KernelMerge(layers)
+    assert type(merge.fold()) is nn.Linear
+    torch.testing.assert_close(merge.fold().weight, (layers[0].weight + layers[1].weight) / 2)
 
 
 def test_zeros_like_keeps_norms_and_only_weighs_kernels(small, x):
@@ -294,6 +359,9 @@ def test_same_shapes_with_other_options_are_refused(small):
     deeper.last.append(nn.ReLU())
     with pytest.raises(ValueError, match="last.3"):
         KernelMerge([small[0], deeper])
+
+
+def test_other_dtype_is_refused(small):
     with pytest.raises(ValueError, match=r"float32.*float64"):
         KernelMerge([small[0], copy.deepcopy(small[1]).double()])
 
@@ -313,8 +381,9 @@ def test_unmergeable_parameters_are_named():
     [
         ({"granularity": "kernels"}, "granularity='kernels' is not one of 'kernel'"),
         ({"normalisation": "sigmoid"}, "normalisation"),
-        ({"batchnorm": 2}, "batchnorm=2 is not one of 'mean', 0, 1"),
+        ({"batchnorm": 2}, "0 to 1"),
         ({"batchnorm": True}, "batchnorm=True"),
+        ({"batchnorm": "first"}, "batchnorm='first'"),
     ],
 )
 def test_unknown_options_are_refused(small, options, message):
@@ -341,7 +410,7 @@ def test_wrong_weights_change_nothing(small):
     assert all((w == 0.5).all() for w in merge.kernel_weights().values())
     with pytest.raises(ValueError, match="within 0 and 1"):
         KernelMerge(small, normalisation="softmax").set_kernel_weights(1.5)
-    with pytest.raises(ValueError, match="shares one weight"):
+    with pytest.raises(ValueError, match="one weight"):
         KernelMerge(small, granularity="layer").set_kernel_weights({"stem": torch.arange(8.0)})
-    with pytest.raises(ValueError, match="shares one weight"):
+    with pytest.raises(ValueError, match="share one weight"):
         KernelMerge(small, granularity="model").set_kernel_weights({"stem": 0.1, "grouped": 0.2})

@@ -93,7 +93,11 @@ def test_what_could_not_be_built_again_is_refused_with_the_way_out(tmp_path, mod
     ("metadata", "message"),
     [
         ({}, r"is not of medmerge\.save: medmerge\.backbone\(name, weights=file\) takes others'"),
-        ({"medmerge.backbone": "resnet18"}, r"is not what its header says, in bn1\.bias, .* more; write it again"),
+        ({"medmerge.backbone": "densenet"}, "is not what its header says .unknown backbone 'densenet'"),
+        ({"medmerge.backbone": "resnet18"}, "is not what its header says"),
+        ({"medmerge.backbone": SMALL, "medmerge.merge": "{"}, "is not what its header says"),
+        ({"medmerge.backbone": SMALL, "medmerge.merge": '{"sources": 2, "evil": 1}'}, "is not what its header says"),
+        ({"medmerge.backbone": SMALL, "medmerge.merge": '{"sources": "os"}'}, "is not what its header says"),
     ],
 )
 def test_headers_that_say_something_else_are_refused(tmp_path, metadata, message):

@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import functools
+import io
+import pickle
 import threading
 import weakref
 
@@ -14,7 +16,7 @@ from test_training import task
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from medmerge import KernelMerge
+from medmerge import Classifier, KernelMerge, zeros_like
 from medmerge import merge as merging
 from medmerge.training import features
 
@@ -227,6 +229,14 @@ def test_other_architectures_to_the_bit(name):
         assert torch.equal(merge(x), sources[0](x))
 
 
+def test_arguments_are_passed_on(x):
+    sources = trained(Arguments)
+    merge = KernelMerge(sources).eval()
+    merge.set_kernel_weights(1.0)
+    merge.merged.norm.load_state_dict(sources[0].norm.state_dict())
+    assert torch.equal(merge(x, 0.5, scale=2.0), sources[0](x, 0.5, scale=2.0))
+
+
 def test_transposed_kernels_lie_along_the_second_axis():
     sources = trained(UNet)
     merge = KernelMerge(sources)
@@ -248,6 +258,19 @@ def test_tied_kernels_are_one_kernel_with_one_weight(x):
     assert all(mean.w.grad.abs().sum() > 0 for _, mean in merge.layers())
     for one in (merge.fold(), copy.deepcopy(merge).fold(), merge.double().fold()):
         assert one.c.weight is one.a.weight and one.c.bias is not one.a.bias
+
+
+def test_a_parameter_of_a_subclass_follows_the_norms():
+    sources = trained(Subclass)
+    merge = KernelMerge(sources)
+    assert torch.equal(merge.merged.a.gain, torch.stack([s.a.gain for s in sources]).mean(0))
+    assert "a.gain" in dict(merge.merged.named_parameters())
+
+
+def test_requiring_gradients_of_all_thaws_no_kernel():
+    merge = KernelMerge(trained(Net)).requires_grad_(True)
+    assert {name.rpartition(".")[2] for name, _ in merge.named_parameters()} == {"w", "weight", "bias"}
+    assert sum(p.numel() for p in merge.parameters()) == 3 + 3 + 2 * 3
 
 
 def with_untrainable_kernels(net):
@@ -278,7 +301,7 @@ PUT = {
     "run": (lambda net: lambda x: net.b(x), r"run holds a function that keeps the network.*make it a method"),
     "tools": (
         lambda net: {"run": [lambda x, layers=(net.a,): layers[0](x)]},
-        r"tools holds a function that keeps a, .*make it a method",
+        r"tools holds a function that keeps a of .*make it a method",
     ),
     "a.parent": (weakref.ref, r"a\.parent holds a weak reference"),
     "regularised": (lambda net: [net.a.weight], r"regularised holds a kernel, a\.weight"),
@@ -298,10 +321,10 @@ PUT = {
 
 DONE = [
     (lambda net: net.b.register_forward_hook(over_another_layer(net)), r"a hook of b holds a function .*the network"),
-    (lambda net: prune.l1_unstructured(net.a, "weight", 0.3), r"a \(Conv2d\).*prune\.remove"),
-    (lambda net: prune.random_unstructured(net.norm, "bias", 1), r"norm \(BatchNorm2d\).*prune\.remove"),
-    (lambda net: parametrizations.weight_norm(net.a), r"a \(Param.*remove_parametrizations"),
-    (lambda net: nn.utils.weight_norm(net.b), r"b \(Conv2d\).*remove_weight_norm"),
+    (lambda net: prune.l1_unstructured(net.a, "weight", 0.3), r"a \(Conv2d\).*prune\.remove\(layer, 'weight'\)"),
+    (lambda net: prune.random_unstructured(net.norm, "bias", 1), r"norm .*prune\.remove\(layer, 'bias'\)"),
+    (lambda net: parametrizations.weight_norm(net.a), r"a \(Param.*remove_parametrizations\(layer, 'weight'"),
+    (lambda net: nn.utils.weight_norm(net.b), r"b \(Conv2d\).*remove_weight_norm\(layer, 'weight'\)"),
     (lambda net: parametrizations.spectral_norm(net.b), r"b \(Param.*remove_parametrizations"),
     (lambda net: nn.utils.spectral_norm(net.b), r"b \(Conv2d\).*remove_spectral_norm"),
     (quantised, r"linear.*packed or quantised.*before it is converted"),
@@ -340,6 +363,19 @@ def test_sources_made_in_inference_mode_are_refused_and_a_merge_made_there_learn
         assert all(p.grad is not None for p in model.parameters())
 
 
+def test_a_merge_as_a_source_is_refused():
+    sources = trained(Net)
+    with pytest.raises(
+        TypeError, match=r"source 1: the network \(KernelMerge\) is a merge; fold\(\) it, or merge its own"
+    ):
+        KernelMerge([sources[0], KernelMerge(sources)])
+
+
+def test_a_single_network_is_no_list_of_sources():
+    with pytest.raises(TypeError, match="sources is a single Sequential"):
+        KernelMerge(nn.Sequential(conv(), conv()))
+
+
 def test_kernels_are_computed_once_a_pass_over_the_data(monkeypatch):
     computed, mean = [], merging.Mean.forward
     monkeypatch.setattr(merging.Mean, "forward", lambda self, first: computed.append(1) or mean(self, first))
@@ -359,12 +395,14 @@ def hidden_layer(seed):
 
 DIFFERENT = {
     "a number": ("scale", lambda i: i + 1.5, r"Net\(scale=1\.5\) in source 0 and Net\(scale=2\.5\) in source 1"),
+    "a text": ("mode", lambda i: ("bilinear", "nearest")[i], r"mode='bilinear'.*mode='nearest'"),
     "a tensor": ("mean", lambda i: torch.tensor([0.25, i]), r"mean=tensor.*mean=tensor"),
     "a dictionary": ("options", lambda i: {"blocks": [1, {"rate": i / 2}]}, r"options=.*0\.0.*0\.5.*must be alike"),
     "a dataclass": ("stage", lambda i: Stage(None, float(i)), r"stage=.*gain=0\.0.*gain=1\.0"),
     "a function": ("act", lambda i: (F.relu, F.gelu)[i], r"act.*in source 0 and .*act"),
     "what a function keeps": ("act", lambda i: functools.partial(F.leaky_relu, negative_slope=i), r"negative_slope"),
     "a layer that is none of the network's": ("tools", hidden_layer, r"Net\(tools=.*must be alike"),
+    "what is there": ("extra", lambda i: [None] * i, r"extra=\[\].*extra=\[None\]"),
 }
 
 
@@ -441,6 +479,18 @@ def test_copies_and_folds_leave_the_merge_alone(x):
     )
 
 
+def test_pickling_a_merge_says_how_to_save_it():
+    net = trained(Net)
+    for source in net:
+        source.num_features = 3
+    for model in (KernelMerge(net), Classifier(KernelMerge(net), 2)):
+        with pytest.raises(TypeError, match=r"medmerge\.save\(merge, path\)"):
+            torch.save(model, io.BytesIO())
+        with pytest.raises(TypeError, match=r"medmerge\.save"):
+            pickle.dumps(model)
+    assert torch.equal(pickle.loads(pickle.dumps(KernelMerge(net).fold())).a.weight, KernelMerge(net).fold().a.weight)
+
+
 @pytest.mark.parametrize("name", ["Net", "UNet", "attention"])
 def test_compiled_and_exported_networks_return_the_same(name, x):
     merge = KernelMerge(trained((NETWORKS | ATTENTION)[name])).eval()
@@ -450,3 +500,16 @@ def test_compiled_and_exported_networks_return_the_same(name, x):
             expected = model(x)
             torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), expected)
             torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+
+
+def test_repr_is_a_line_and_says_what_is_merged():
+    merge = KernelMerge(trained(UNet))
+    assert repr(merge) == (
+        "KernelMerge(UNet, 2 sources, 4 layers, 20 kernels, "
+        "granularity='kernel', batchnorm='mean', normalisation='affine')"
+    )
+
+
+def test_zeros_of_transposed_kernels():
+    zeros = zeros_like(trained(UNet)[0])
+    assert not any(p.any() for n, p in zeros.named_parameters() if not n.startswith("norm")) and zeros.norm.weight.all()

@@ -1,6 +1,7 @@
 """Transformers merge as convolutional networks do: attention's projections are kernels, positions follow the norms."""
 
 import copy
+import io
 
 import pandas as pd
 import pytest
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from medmerge import Classifier, KernelMerge, backbone
-from medmerge.backbones import check_image_size, patch_size
+from medmerge import Classifier, KernelMerge, backbone, zeros_like
+from medmerge.backbones import CheckpointError, check_image_size, patch_size
 from medmerge.saving import save
 from medmerge.sources import is_embedding
 from medmerge.study import definitions
@@ -86,6 +87,14 @@ def test_ends_are_the_sources_to_the_bit(pair, x, granularity):
             assert torch.equal(merged(x), original(x))
 
 
+def test_equal_sources_make_w_irrelevant_to_the_bit(pair, x):
+    merge = KernelMerge([pair[0], copy.deepcopy(pair[0])])
+    for w in (0.5, -3.7, 0.123, 11.0):
+        merge.set_kernel_weights(w)
+        for merged, original in modes(merge, pair[0]):
+            assert torch.equal(merged(x), original(x))
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("normalisation", ["affine", "softmax"])
 def test_fold_is_an_ordinary_network_with_the_same_output_to_the_bit(pair, x, granularity, normalisation):
@@ -122,6 +131,20 @@ def test_kernels_of_attention_are_rows_of_its_projections(vits):
     torch.testing.assert_close(merged.out_proj.weight, (b.out_proj.weight + c.out_proj.weight) / 2)
 
 
+def test_positions_tokens_and_norms_follow_the_batchnorm_policy(pair):
+    for batchnorm in ("mean", 0, 1):
+        plain = KernelMerge(pair, batchnorm=batchnorm).fold()
+        norms = {name for name, m in plain.named_modules() if isinstance(m, nn.LayerNorm)}
+        seen = set()
+        for key, got in plain.named_parameters():
+            owner, _, own = key.rpartition(".")
+            if owner in norms or own in ADDED:
+                b, c = (s.get_parameter(key) for s in pair)
+                assert torch.equal(got, (b + c) / 2 if batchnorm == "mean" else (b, c)[batchnorm]), key
+                seen.add(own)
+        assert seen & set(ADDED) and {"weight", "bias"} <= seen
+
+
 def test_probe_step_changes_w_norms_positions_and_head_and_nothing_else(pair, x):
     merge = KernelMerge(pair)
     merge.merged.num_features = 48
@@ -137,6 +160,94 @@ def test_probe_step_changes_w_norms_positions_and_head_and_nothing_else(pair, x)
         expected = own == "w" or layer in norms or layer == "head" or own in ADDED
         assert (name in learns) == expected, name
         assert torch.equal(value, before[name]) != expected, name
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_gradient_of_w_is_the_kernel_gradient_along_the_difference(vits, x, granularity):
+    b, c = (copy.deepcopy(m).double() for m in vits[:2])
+    merge = KernelMerge([b, c], granularity=granularity)
+    plain = merge.fold()
+    for model in (merge, plain):
+        model(x.double()).square().sum().backward()
+    attention, *of_sources = (m.get_submodule(PROJECTION.removesuffix(".in_proj")) for m in (plain, b, c))
+    weight, bias = (
+        getattr(attention, name).grad * (getattr(of_sources[0], name) - getattr(of_sources[1], name))
+        for name in ("in_proj_weight", "in_proj_bias")
+    )
+    layer = dict(merge.layers())[PROJECTION]
+    if granularity == "kernel":
+        torch.testing.assert_close(layer.w.grad[0], weight.sum(1) + bias, rtol=1e-9, atol=1e-12)
+    elif granularity == "parameter":
+        torch.testing.assert_close(layer.w.grad[0], weight, rtol=1e-9, atol=1e-12)
+        bias_w = dict(merge.layers())[f"{PROJECTION}.bias"].w
+        torch.testing.assert_close(bias_w.grad[0], bias, rtol=1e-9, atol=1e-12)
+    elif granularity == "layer":
+        torch.testing.assert_close(layer.w.grad[0], weight.sum() + bias.sum(), rtol=1e-9, atol=1e-12)
+    else:
+        assert layer.w is next(merge.layers())[1].w and layer.w.grad.abs() > 0
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_three_sources_share_by_softmax(vits, x, granularity):
+    merge = KernelMerge(vits, granularity=granularity, batchnorm=1).eval()
+    weights = merge.kernel_weights()
+    assert merge.normalisation == "softmax" and all(w.shape[0] == 3 for w in weights.values())
+    merge.set_kernel_weights(
+        {name: torch.eye(3)[1].view(3, *[1] * (w.dim() - 1)).expand(w.shape) for name, w in weights.items()}
+    )
+    for merged, folded, original in modes(merge, merge.fold(), vits[1]):
+        assert torch.equal(merged(x), original(x)) and torch.equal(merged(x), folded(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_weights_round_trip_through_copies_and_files(pair, x, granularity):
+    merge = KernelMerge(pair, granularity=granularity).eval()
+    merge.set_kernel_weights(0.25)
+    if granularity in ("kernel", "parameter"):
+        merge.set_kernel_weights(random_weights(merge))
+    other = KernelMerge(pair, granularity=granularity).eval()
+    other.set_kernel_weights(merge.kernel_weights())
+    file = io.BytesIO()
+    torch.save(merge.state_dict(), file)
+    file.seek(0)
+    loaded = KernelMerge(pair[::-1], granularity=granularity, batchnorm=1).eval()
+    loaded.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    for again in (other, loaded, copy.deepcopy(merge)):
+        assert list(again.kernel_weights()) == list(merge.kernel_weights())
+        assert torch.equal(again(x), merge(x))
+
+
+@torch.no_grad()
+def test_swapping_the_sources_maps_w_to_one_minus_w(pair, x):
+    merge, swapped = KernelMerge(pair).eval(), KernelMerge(pair[::-1]).eval()
+    weights = random_weights(merge)
+    merge.set_kernel_weights(weights)
+    swapped.set_kernel_weights({name: 1 - w for name, w in weights.items()})
+    torch.testing.assert_close(merge(x), swapped(x), rtol=1e-4, atol=1e-5)
+
+
+def test_sources_are_neither_changed_nor_shared(pair, x):
+    before = [copy.deepcopy(s.state_dict()) for s in pair]
+    types = [[type(m) for m in s.modules()] for s in pair]
+    merge = KernelMerge(pair)
+    with torch.no_grad():
+        for tensor in (*merge.parameters(), *merge.buffers(), *merge.fold().parameters()):
+            tensor.fill_(7)
+    for s, state, kinds in zip(pair, before, types, strict=True):
+        assert list(s.state_dict()) == list(state) and [type(m) for m in s.modules()] == kinds
+        assert all(torch.equal(value, state[key]) for key, value in s.state_dict().items())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_with_other_options_merges_too(bias):
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, 16)
+    layers = [nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, bias=bias, batch_first=True) for _ in range(2)]
+    merge = KernelMerge(layers, batchnorm=0)
+    merge.set_kernel_weights(1.0)
+    for merged, folded, original in modes(merge, merge.fold(), layers[0]):
+        assert torch.equal(merged(x), original(x)) and torch.equal(folded(x), original(x))
 
 
 def test_sources_with_other_heads_or_windows_are_refused(vits):
@@ -159,6 +270,22 @@ def test_only_known_embeddings_are_taken_for_positions(vits):
     with pytest.raises(TypeError, match=r"pos_embedding \[1, 3, 4\] of a Mine .*known position embedding"):
         KernelMerge([Mine(), Mine()])
     assert is_embedding(vits[0].encoder, "pos_embedding") and not is_embedding(vits[0], "class_token")
+
+
+@torch.no_grad()
+def test_zeros_has_no_kernel_left_and_keeps_norms_and_positions(pair, x):
+    zeros = zeros_like(pair[0])
+    assert [type(m) for m in zeros.modules()] == [type(m) for m in pair[0].modules()]
+    norms = {name for name, m in zeros.named_modules() if isinstance(m, nn.LayerNorm)}
+    for key, parameter in zeros.named_parameters():
+        owner, _, own = key.rpartition(".")
+        if owner in norms or own in ADDED:
+            assert torch.equal(parameter, pair[0].get_parameter(key)), key
+        else:
+            assert not parameter.any(), key
+    merge = KernelMerge([pair[0], zeros]).eval()
+    merge.set_kernel_weights(1.0)
+    assert torch.equal(merge(x), pair[0].eval()(x))
 
 
 @torch.no_grad()
@@ -224,6 +351,20 @@ def test_torchvisions_weights_of_a_vit_are_loaded_at_another_size(monkeypatch):
     assert model.encoder.pos_embedding.shape == (1, 5, 768)
     for key, value in model.state_dict().items():
         assert key == "encoder.pos_embedding" or torch.equal(value, state[key]), key
+
+
+def test_older_and_unfit_files_of_a_vit(tmp_path):
+    model = backbone("vit_mini", "random", 64)
+    state = model.state_dict()
+    old = {key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): v for key, v in state.items()}
+    assert "encoder.layers.encoder_layer_0.mlp.linear_1.weight" in old
+    torch.save(old | {"heads.head.weight": torch.ones(9, 48), "heads.head.bias": torch.ones(9)}, tmp_path / "w.pt")
+    again = backbone("vit_mini", tmp_path / "w.pt", 64).state_dict()
+    assert all(torch.equal(again[key], value) for key, value in state.items())
+    for shape in ((1, 64, 48), (1, 65, 40), (65, 48)):
+        torch.save(state | {"encoder.pos_embedding": torch.ones(shape)}, tmp_path / "bad.pt")
+        with pytest.raises(CheckpointError, match=r"pos_embedding is \[.*\] in the file and \[1, 17, 48\]"):
+            backbone("vit_mini", tmp_path / "bad.pt", 32)
 
 
 def test_weight_decay_is_for_rows_of_linear_layers_alone(pair):

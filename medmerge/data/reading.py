@@ -150,11 +150,12 @@ def read_ids(path: str | os.PathLike) -> frozenset[str]:
     except (OSError, UnicodeError, zipfile.BadZipFile) as error:
         raise DataError(f"The list of ids {file} cannot be read: {error}") from error
     listed = [line for line in lines if line and not line.startswith("#")]
+    header = {plain_form(name.strip(' "')) for name in re.split(r"[,;\t]", listed[0])} if listed else set()
+    column = next((name for name in ("id", "image") if name in header), None)
+    if column:
+        return frozenset(read_rows(file, (column,))[0][column]) - {""}
     if not listed:
         raise DataError(f"{file} lists no id; write one a line, or a table with a column id")
-    header = {plain_form(name.strip(' "')) for name in re.split(r"[,;\t]", listed[0])}
-    for column in [name for name in ("id", "image") if name in header]:
-        return frozenset(read_rows(file, (column,))[0][column]) - {""}
     return frozenset(listed)
 
 

@@ -232,12 +232,16 @@ def _random(count: int, fractions: tuple[float, ...], seed: int) -> np.ndarray:
 
 
 def _official(table: Table, frame: pd.DataFrame, fractions: tuple[float, ...], seed: int) -> np.ndarray:
-    without, absent = frame["id"][frame["split"].isna()], sorted({"train", "test"} - {*frame["split"]})
-    if len(without) or absent:
-        some = f"{len(without):,} images have no official split, first {without.iloc[0]}" if len(without) else ""
-        lacks = some or f"the official split has no {' and no '.join(absent)}"
-        raise DataError(f"{table.name}: {lacks}; take split: grouped or split: random")
+    if frame["split"].isna().all():
+        raise DataError(f"{table.name} has no official split; take split: grouped or split: random")
+    without = frame["id"][frame["split"].isna()]
+    if len(without):
+        raise DataError(f"{table.name}: {len(without):,} images have no official split, first {without.iloc[0]}")
     parts = frame["split"].to_numpy(dtype="<U5")
+    absent = {"train", "test"} - set(parts)
+    if absent:
+        lacks = " and no ".join(sorted(absent))
+        raise DataError(f"{table.name}: the official split has no {lacks}; take split: grouped or split: random")
     if "val" not in parts:
         train, val, _ = fractions
         rest, shares = parts == "train", (train / (train + val), val / (train + val))

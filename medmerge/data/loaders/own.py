@@ -300,8 +300,8 @@ def _check_depth(folder: Path, found: dict[Path, list[Path]]) -> None:
 
 
 def _visible(folder: Path) -> tuple[list[Path], int]:
-    """Returns the folders in a folder, sorted, and the number of its files; what is hidden is not counted."""
-    entries = [entry for entry in sorted(folder.iterdir()) if not _hidden(entry.name)]
+    """Returns the folders in a folder, sorted, and the number of its files; what systems leave there is not counted."""
+    entries = [entry for entry in sorted(folder.iterdir()) if not _of_system(entry.name) and entry.name[0] != "."]
     folders = [entry for entry in entries if entry.is_dir()]
     return folders, len(entries) - len(folders)
 
@@ -314,17 +314,21 @@ def _images_below(place: Path, root: Path, others: Counter) -> list[Path]:
     images, seen = [], {root.resolve(), *root.resolve().parents}
     for parent, folders, files in os.walk(place, followlinks=True):
         kept = []
-        for path in (Path(parent, name) for name in sorted(folders) if not _hidden(name)):
+        for path in (Path(parent, name) for name in sorted(folders) if not _of_system(name)):
             target = path.resolve()
-            if path.is_symlink() and (target in seen or root.resolve() in target.parents):
+            if path.name.startswith("."):
+                others["hidden folder"] += 1
+            elif path.is_symlink() and (target in seen or root.resolve() in target.parents):
                 others["link to a folder that is read elsewhere"] += 1
             else:
                 seen.add(target)
                 kept.append(path.name)
         folders[:] = kept
-        for path in (Path(parent, name) for name in sorted(files) if not _hidden(name)):
+        for path in (Path(parent, name) for name in sorted(files) if not _of_system(name)):
             suffix = path.suffix.lower()
-            if suffix in IMAGE_SUFFIXES or (not suffix and _begins_as_dicom(path)):
+            if path.name.startswith("."):
+                others["hidden"] += 1
+            elif suffix in IMAGE_SUFFIXES or (not suffix and _begins_as_dicom(path)):
                 images.append(path)
             else:
                 others[suffix or "without suffix"] += 1
@@ -338,6 +342,6 @@ def _begins_as_dicom(path: Path) -> bool:
         return is_dicom(file.read(132))
 
 
-def _hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or an operating system leaves it by itself."""
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+def _of_system(name: str) -> bool:
+    """Whether an operating system leaves a file or folder of this name by itself."""
+    return name.startswith("._") or name in (".DS_Store", "__MACOSX", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints")

@@ -121,13 +121,16 @@ def rsna(root: Path | None) -> Listing:
         root: Folder of the competition's files, as unpacked.
 
     Raises:
-        DataError: A labels file is missing or broken, has a Target that is not 0 or 1 or that
-            disagrees with the class, a patient's class is unknown, or the files' patients differ.
+        DataError: A labels file is missing or broken, lists a box twice, has a Target that is not
+            0 or 1 or that disagrees with the class, a patient's class is unknown, or the files' patients differ.
     """
     source = Source("rsna", root)
     paths = [source.file(f"stage_2_{name}.csv") for name in ("train_labels", "detailed_class_info")]
     boxes = source.table(paths[0], ("patientId", "x", "y", "width", "height", "Target"))
     info = source.table(paths[1], ("patientId", "class"))
+    if (twice := boxes.duplicated()).any():
+        first = f"the first of patient {boxes['patientId'][twice].iloc[0]}"
+        raise DataError(f"{paths[0]}: {twice.sum():,} rows are there twice, {first}; get the file again")
     given = {
         "Target": _by_patient(paths[0], boxes, "Target", ("0", "1")),
         "class": _by_patient(paths[1], info, "class", (*RSNA_CLASSES, RSNA_LEFT_OUT)),
@@ -204,7 +207,7 @@ def kermany(root: Path | None) -> Listing:
         root: The folder chest_xray, or the one above it.
 
     Raises:
-        DataError: A folder is missing, or a name is of another form.
+        DataError: A folder is missing, has another class, or a name is of another form.
     """
     source = Source("kermany", root)
     homes = (source.folder, source.folder / "chest_xray", source.folder / "chest_xray" / "chest_xray")
@@ -213,6 +216,7 @@ def kermany(root: Path | None) -> Listing:
         raise DataError(f"kermany: there is no folder train in {source.folder}. {source.expected}")
     images = []
     for split in SPLITS:
+        _check_classes(folder / split)
         for name in KERMANY_CLASSES:
             paths = sorted(index_images([folder / split / name]).values())
             source.count(f"{split}/{name}", len(paths))
@@ -227,6 +231,13 @@ def kermany(root: Path | None) -> Listing:
     return source.listing(
         pd.DataFrame(images, columns=["id", "path", "label", "group", "split"], dtype=object), KERMANY_CLASSES
     )
+
+
+def _check_classes(folder: Path) -> None:
+    """Raises for a folder beside those of the two classes, as in datasets that were made from this one."""
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        if (folder / name).is_dir() and name not in KERMANY_CLASSES and not name.startswith((".", "__")):
+            raise DataError(f"kermany: {folder} has a folder {name}; the classes are {' and '.join(KERMANY_CLASSES)}")
 
 
 def _kermany_group(path: str) -> str:
@@ -268,7 +279,9 @@ def nih_pneumonia(root: Path | None) -> Listing:
 
 def _nih_patient(path: Path, image: str, patient: str) -> str:
     """Returns the group: the patient with its eight digits, which a spreadsheet may have cut."""
-    if not re.fullmatch(rf"{re.escape(patient.zfill(8))}_\d{{3}}(\.\w+)?", image):
-        like = "an official name is like 00000061_012.png, of patient 00000061"
-        raise DataError(f"{path}: the image {image!r} is listed for patient {patient!r}; {like}. Get the list again")
-    return f"NIH {patient.zfill(8)}"
+    match = re.fullmatch(r"(\d{8})_\d{3}(?:\.\w+)?", image)
+    if match is None:
+        raise DataError(f"{path}: {image!r} is no official name, such as 00000061_012.png; get the list again")
+    if patient.zfill(8) != match[1]:
+        raise DataError(f"{path}: the image {image} is listed for patient {patient!r}; by its name it is of {match[1]}")
+    return f"NIH {match[1]}"
