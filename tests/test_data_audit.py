@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from medmerge.data import CATALOGUE, DATASETS, PAPER_NUMBERS, Table, entry, load_table, split
+from medmerge.data import CATALOGUE, DATASETS, PAPER_NUMBERS, Table, entry, load_images, load_table, split
 from medmerge.data.audit import audit, hashes, leakage, pairs, shared
 from medmerge.data.splits import join_identical
 
@@ -216,6 +216,20 @@ def test_real_aptos_copies(tmp_path):
     assert set(met["shares"]) == {"file"}
     assert test["sha256"].isin(known).sum() == len(met)
     assert test["sha256"][test["sha256"].isin(known)].nunique() == 140
+
+
+@pytest.mark.slow
+def test_real_images_that_look_alike():
+    """The numbers in the text of `pairs`; the byte-identical pairs are among them until digests are given."""
+    ham = load_table("ham10k", real("ham10000"), missing="drop")
+    images = load_images(ham, 64)
+    found = audit(ham, split(ham), digests=images.digests, pixels=images.pixels)
+    assert len(found.near) == 114 and found.identical["groups"].tolist() == [1, 1]
+    assert found.near[~found.near["same_group"]][["a", "b"]].to_numpy().tolist() == [["ISIC_0025226", "ISIC_0030074"]]
+    isic = load_table("isic2019", real("isic2019"), missing="drop")
+    images = load_images(isic, 64)
+    found = audit(isic, split(isic), digests=images.digests, pixels=images.pixels)
+    assert len(found.identical) == 1 and len(found.near) == 14 and found.near["same_group"].sum() == 1
 
 
 def test_every_dataset_is_in_the_catalogue():

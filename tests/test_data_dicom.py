@@ -9,7 +9,13 @@ from data_fixtures import write_csv, write_image
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ImplicitVRLittleEndian, JPEGBaseline8Bit
+from pydicom.uid import (
+    HTJ2KLossless,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+)
 from xray_fixtures import dicom, jpeg, to_bytes
 
 from medmerge.data import DataError, load_images, load_table
@@ -49,6 +55,16 @@ def test_stored_range_becomes_black_to_white(bits, kind):
 def test_signed_values_start_below_zero():
     values = np.array([[-2048, -1, 0, 2047]], dtype=np.int16)
     assert read(values, bits=12, signed=True).tolist() == [[0, 127, 128, 255]]
+
+
+def test_rescaling_alone_changes_no_grey():
+    values = ramp(12)
+    plain = read(values, bits=12)
+    assert (read(values, bits=12, RescaleSlope="2.5", RescaleIntercept="-1024") == plain).all()
+    falling = read(values, bits=12, RescaleSlope="-1", RescaleIntercept="4095")
+    assert (falling == plain[::-1, ::-1]).all()
+    with pytest.raises(ValueError, match="slope is 0"):
+        read(values, bits=12, RescaleSlope="0", RescaleIntercept="5")
 
 
 def test_window_is_that_of_the_standard():
@@ -120,6 +136,17 @@ def test_several_frames_are_refused():
     dataset = dicom(np.zeros((8, 4), np.uint8), NumberOfFrames=2)
     dataset.Rows = 4
     with pytest.raises(ValueError, match="has 2 frames; save the one"):
+        read_dicom(to_bytes(dataset))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "package"),
+    [(JPEGLSLossless, "pyjpegls"), (JPEGLosslessSV1, "pylibjpeg-libjpeg"), (HTJ2KLossless, "pylibjpeg-openjpeg")],
+)
+def test_missing_decoders_are_named(syntax, package):
+    dataset = dicom(np.zeros((8, 8), np.uint8), syntax=JPEGBaseline8Bit)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    with pytest.raises(RuntimeError, match=package):
         read_dicom(to_bytes(dataset))
 
 

@@ -40,7 +40,8 @@ def tree(root, *files: str):
 # ---------------------------------------------------------------- groups
 
 
-@pytest.mark.parametrize("name", ["patient_id", "PatientID", "lesion_id", "StudyNo", "id_patient", "eye_id", "MRN"])
+@pytest.mark.parametrize("name", ["patient", "patient_id", "PatientID", "Patient ID", "lesion_id", "subject", "case",
+                                  "study", "StudyNo", "id_patient", "Participant-ID", "eye_id", "MRN"])  # fmt: skip
 def test_a_column_of_patients_or_lesions_is_the_group_and_said(tmp_path, name):
     table = own(tmp_path, f"image,label,{name}\na.png,x,p1\nb.png,y,p1\nc.png,x,p2\nd.png,y,p2\n")
     assert table.frame["group"].tolist() == ["p1", "p1", "p2", "p2"]
@@ -53,7 +54,13 @@ def test_two_such_columns_are_a_question(tmp_path, names):
     refused(tmp_path, f"image,label,{names}\na.png,x,1,1\nb.png,y,1,2\n", first, second, "group")
 
 
-MISSING = ["", "nan", "N/A", "None", "-", "?", "unknown", " "]
+def test_a_group_that_is_given_and_columns_of_another_meaning(tmp_path):
+    table = own(tmp_path, "image,label,group,patient_age,patient\na.png,x,g,7,1\nb.png,y,g,8,2\n")
+    assert set(table.frame["group"]) == {"g"} and "Columns not used: patient_age, patient." in table.notes
+    assert own(tmp_path, "image,label,eye,age\na.png,x,left,7\nb.png,y,left,8\n").frame["group"].nunique() == 2
+
+
+MISSING = ["", "nan", "NA", "N/A", "None", "null", "-", "--", "?", "unknown", "<NA>", "not available", " "]
 
 
 @pytest.mark.parametrize("text", MISSING)
@@ -66,6 +73,10 @@ def test_missing_is_missing_in_groups_and_labels(tmp_path, text):
         refused(tmp_path, f"image,labels\na.png,x\nb.png,{text}\n", "row 2", "is no class")
     blank = own(tmp_path, f"image,label:x\na.png,1\nb.png,{text}\nc.png,0\n")
     assert blank.labels.ravel().tolist() == [1, 0, 0] and any("1 blank" in note for note in blank.notes)
+
+
+def test_plus_is_a_class():
+    assert not data.table.is_missing("+") and not data.table.is_missing("0") and not data.table.is_missing("nap")
 
 
 NFC, NFD = unicodedata.normalize("NFC", "naïve"), unicodedata.normalize("NFD", "naïve")
@@ -85,11 +96,23 @@ def test_values_that_differ_in_form_alone_are_named(tmp_path, one, other):
         load_table("folder", root)
 
 
+def test_values_that_are_two_stay_two(tmp_path):
+    table = own(tmp_path, "image,label,group\na.png,1,1.1\nb.png,10,1.2\nc.png,-1,x-y\nd.png,1,xy\n")
+    assert table.classes == ("-1", "1", "10") and table.frame["group"].nunique() == 4
+
+
 # ---------------------------------------------------------------- folders
 
 
 @pytest.mark.parametrize(
-    "names", [("Training", "Testing"), ("train_set", "Validation", "TEST"), ("Training Set", "Test Set")]
+    "names",
+    [
+        ("Training", "Testing"),
+        ("train_set", "Validation", "TEST"),
+        ("01 Train", "02-test"),
+        ("TrainData", "dev", "testing_images"),
+        ("Training Set", "Test Set"),
+    ],
 )
 def test_parts_in_any_spelling_are_parts(tmp_path, names):
     table = load_table("folder", tree(tmp_path, *(f"{n}/{k}/{i}.png" for n in names for k in "xy" for i in range(3))))
@@ -102,9 +125,12 @@ def test_parts_in_any_spelling_are_parts(tmp_path, names):
     ("files", "said"),
     [
         (("train/a/1.png", "evaluation/a/2.png", "train/b/1.png"), "evaluation as val or test"),
+        (("Test/a/1.png", "Testing/b/2.png", "train/a/1.png"), "Test as test, Testing as test"),
         (("Training/1.png", "Testing/2.png"), "Testing as test, Training as train"),
+        (("fold1/a/1.png", "fold1/b/2.png", "fold2/a/3.png", "fold2/b/4.png"), "fold1 and fold2"),
         (("site A/x/1.png", "site A/y/2.png", "site B/X/3.png", "site B/y/4.png"), "hold the same folders (x, y)"),
         (("cat/train/1.png", "cat/test/2.png", "dog/train/3.png", "dog/test/4.png"), "<root>/test/..."),
+        (("train/p/x/1.png", "train/p/y/1.png", "train/q/x/2.png", "train/q/y/2.png"), "p and q"),
         (("train/a/1.png", "control/2.png"), "If train is a class, rename it"),
     ],
 )
@@ -112,6 +138,11 @@ def test_a_guess_about_folders_that_could_be_another_is_not_made(tmp_path, files
     with pytest.raises(DataError) as error:
         load_table("folder", tree(tmp_path, *files))
     assert said in str(error.value)
+
+
+def test_folders_of_patients_within_classes_are_read(tmp_path):
+    table = load_table("folder", tree(tmp_path, "x/p1/1.png", "x/p2/2.png", "y/p3/3.png", "y/p1/4.png"))
+    assert len(table.frame) == 4
 
 
 def test_every_file_in_a_class_folder_is_read_or_reported(tmp_path):
@@ -132,6 +163,16 @@ def test_every_file_in_a_class_folder_is_read_or_reported(tmp_path):
         "Files in the folders of classes that are not read: 1 .doc, 1 hidden, 1 hidden folder, "
         "3 link to a folder that is read elsewhere."
     )
+
+
+def test_a_class_that_vanishes_is_said_where_runs_start(tmp_path, caplog):
+    root = tree(tmp_path, *(f"{kind}/{n}.png" for kind in "xy" for n in range(6)))
+    (root / "z").mkdir()
+    (root / "z" / "1.mp4").write_bytes(b"x")
+    with caplog.at_level("INFO"):
+        dataset = data.load("folder", root, image_size=8, split="random")
+    assert "Folders without an image, left out: z." in caplog.text and "1 .mp4" in caplog.text
+    assert any("left out: z" in note for note in dataset.notes)
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png", "a.webp"])
@@ -222,9 +263,11 @@ TEXT = "image,label\na.png,x\nb.png,naïve\n"
         TEXT.encode("utf-16"),
         TEXT.encode("utf-8-sig"),
         b"\xfe\xff" + TEXT.encode("utf-16-be"),
+        ("sep=,\r\n" + TEXT).encode(),
         ('"sep=;"\r\n' + TEXT.replace(",", ";")).encode(),
         TEXT.replace(",", ";").encode(),
         TEXT.replace(",", "\t").encode(),
+        TEXT.replace("\n", "\r\n").encode("utf-16"),
     ],
 )
 def test_tables_as_spreadsheets_save_them_are_read(tmp_path, content):
@@ -236,10 +279,13 @@ def test_tables_as_spreadsheets_save_them_are_read(tmp_path, content):
     [
         (TEXT.encode("latin-1"), "line 3 is not UTF-8. As Latin-1 (Windows-1252) it reads 'b.png,naïve'"),
         (b"PK\x03\x04" + bytes(99), "an Excel workbook"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel workbook"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
         (TEXT.encode("utf-16-le"), "UTF-16 without a mark"),
         (b"image,label\na.png,x,\nb.png,y\n", "line 2, 'a.png,x,', has 3 of 2 values"),
+        (b"image,label\na.png\n", "line 2, 'a.png', has 1 of 2 values"),
     ],
 )
 def test_files_that_are_no_tables_are_named_for_what_they_are(tmp_path, content, cause):
@@ -292,7 +338,7 @@ def test_all_broken_images_are_named_and_can_be_left_out(tmp_path, capsys):
     [
         ("xxxxyyyy", ["x (4 images, 4 groups)", "y (4 images, 4 groups)", "5 images of a class or more"]),
         ("xxxxxxxxxxy", ["y (1 image, 1 group)", "3 groups or more"]),
-        ("xy", ["take 5 folds", "there are 2 groups"]),
+        ("xy", ["5 groups", "there are 2 groups"]),
     ],
 )
 def test_too_few_images_of_a_class_are_counted(tmp_path, labels, said, caplog):
