@@ -126,13 +126,11 @@ def test_a_selection_is_set_in_part_and_what_it_excludes_falls_back(runs):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"run": "x"}, "there is no run 'x'; there are: moles"),
         ({"layer": "conv9"}, "there is no layer 'conv9'; there are: features.conv0, "),
         ({"layer": "features.conv0", "kernel": 6}, "there is no kernel 6; there are: 0 to 5"),
         ({"epoch": 9}, "there is no epoch 9; there are: 1, 2, 3, 4"),
         ({"compare": FIRST}, "there is no compare 'moles/.*seed0'; there are: shuffled, start, moles/.*1$"),
         ({"view": "difference", "compare": ""}, "there is no view 'difference'"),
-        ({"order": "size"}, "there is no order 'size'; there are: number, w"),
         ({"layers": "x"}, "there is no 'layers'; there are run, layer"),
     ],
 )
@@ -149,17 +147,12 @@ def test_a_selection_that_is_not_there_is_refused(runs, wrong, message):
 @pytest.mark.parametrize(
     ("what", "error", "message"),
     [
-        ({}, ValueError, "the mapping is empty"),
+        ({}, ValueError, "there are no layers"),
         ([], ValueError, "no run here has merging weights"),
-        ("nowhere", FileNotFoundError, "no folder nowhere; give one with finished runs"),
-        (Path(__file__).parent, FileNotFoundError, "no finished run in .*tests or below it"),
+        ("nowhere", FileNotFoundError, "no finished run in nowhere or below it; give a folder such as results"),
         (3, TypeError, "a folder of results, records, .* not int"),
-        ([3], TypeError, "not int"),
-        ({"a": [0.5, float("nan")]}, ValueError, "w of a is not finite"),
-        ({"a": [[0.5]]}, ValueError, r"w of a has shape \[1, 1\]"),
-        ({"a": []}, ValueError, r"w of a has shape \[0\]"),
-        ({"a": ["x"]}, ValueError, "w of a is no array of numbers"),
-        ({"run": {}}, ValueError, "run: there are no layers"),
+        ({"a": [0.5, float("nan")]}, ValueError, "w of a is .*nan.* finite numbers"),
+        ({"a": [[0.5]]}, ValueError, r"w of a is .* of shape \[1, 1\]"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(what, error, message):
@@ -179,8 +172,6 @@ def test_a_folder_at_any_depth_is_its_finished_runs(runs, tmp_path):
 
 
 def test_other_things_that_are_refused(runs, tmp_path):
-    with pytest.raises(ValueError, match="comes twice"):
-        medmerge.explore([runs[0], runs[0]])
     with pytest.raises(ValueError, match="give the names of two"):
         medmerge.explore({"a": [0.5]}, sources=["imagenet"])
     with pytest.raises(ValueError, match="trials: no run 'x'"):
@@ -206,14 +197,16 @@ def test_a_merge_is_shown_with_its_layers_shapes(granularity):
     shown = medmerge.explore(merge, sources=["a", "b"])
     described = {name: (kernels, shape, kind) for name, kernels, shape, kind, _ in shown._packed["networks"][0]}
     assert described["0"] == (4, "4 × 3 × 1 × 3", "1×3 convolution")
-    assert described["1"] == (4, "4 × 1 × 3 × 3", "3×3 depthwise convolution") and described["2"] == (
-        2,
-        "2 × 4",
-        "linear",
-    )
+    assert described["1"] == (4, "4 × 1 × 3 × 3", "3×3 depthwise convolution")
+    assert described["2"] == (2, "2 × 4", "linear")
     assert (shown.data(all_layers=True)["w"] == 0.25).all() and shown.runs["merge"].sources == ("a", "b")
     several = medmerge.explore({"one": merge, "other": {k: w for k, w in shown.runs["merge"].weights.items()}})
     assert list(several.runs) == ["one", "other"]
+
+
+def test_one_source_merged_with_zeros_has_these_at_its_other_end(tmp_path):
+    shown = explorer_data.collect([record(tmp_path), zeros(tmp_path)])
+    assert [run.sources for run in shown] == [("ImageNet", "clinic"), ("clinic", "zeros")]
 
 
 @pytest.mark.parametrize(("backbone", "layers", "kernels"), [("densenet121", 120, 10_240), ("resnet50", 53, 26_560)])
@@ -225,15 +218,6 @@ def test_layers_of_the_papers_networks_are_named(backbone, layers, kernels):
     assert (first.shape, first.kind, first.block) == ("64 × 3 × 7 × 7", "7×7 convolution", "stem")
     assert {layer.kind for layer in described} == {"7×7 convolution", "1×1 convolution", "3×3 convolution"}
     assert last.block == {"densenet121": "dense block 4", "resnet50": "layer 4"}[backbone]
-
-
-def test_both_networks_fit_a_page():
-    rng, runs = np.random.default_rng(0), {}
-    for backbone in ("densenet121", "resnet50"):
-        sizes = {name: shape[0] for name, (_, shape) in architecture(backbone).items()}
-        runs[backbone] = {name: 0.5 + rng.normal(0, 0.05, n) for name, n in sizes.items()}
-    page = medmerge.explore(runs).html()
-    assert len(page.encode()) < 1_500_000 / 3
 
 
 def unpacked(packed: dict) -> np.ndarray:
@@ -264,6 +248,7 @@ def test_the_page_holds_every_weight_and_a_history_within_its_budget(runs, monke
 
 def test_a_run_knows_its_budget_and_what_its_weights_are_worth(runs):
     run = medmerge.explore(runs).runs[FIRST]
+    assert f"record open/{FIRST}" in run.facts and "kept: epoch 2" in run.facts
     assert run.budget == pytest.approx(1e-3 * 2 * 3), "the rate times three steps an epoch up to the second"
     assert run.controls[0] == ("learnt", [0.6], pytest.approx(0.55)) and run.metric == "macro F1"
     assert dict((name, scores) for name, scores, _ in run.controls)["shuffled"] == [0.61, 0.57]
@@ -296,19 +281,6 @@ def test_a_notebook_gets_both_forms(runs):
     assert data["text/plain"].startswith(f"Explorer of 2 runs: {FIRST}") and " at 0x" not in data["text/plain"]
 
 
-def test_facts_say_what_a_run_was_computed_from(runs):
-    facts = medmerge.explore(runs).runs[FIRST].facts
-    for part in (
-        "target moles at 32 px",
-        "30 training images",
-        "kept: epoch 2",
-        f"record open/{FIRST}",
-        "commit abcdef012",
-    ):
-        assert part in facts
-    assert facts.endswith("Drawn, not photographed.")
-
-
 def test_what_if_is_answered_once_noted_and_never_hidden(runs, caplog):
     trial = Counted()
     shown = medmerge.explore(runs, trials={runs[0].folder: trial}, layer="features.conv0")
@@ -316,13 +288,7 @@ def test_what_if_is_answered_once_noted_and_never_hidden(runs, caplog):
     assert trial.asked == [("features.conv0", None), ("features.conv0", 1.0), ("features.conv0", 0.0)]
     assert [(one["w"], one["score"]) for one in shown._tried] == [(None, 0.6), (1.0, 0.6), (0.0, 0.5)]
     shown._asked = {"run": FIRST, "layer": "features.transition1.conv", "w": 0.5, "number": 1}
-    assert shown._tried[-1] == {
-        "run": FIRST,
-        "layer": "features.transition1.conv",
-        "w": 0.5,
-        "number": 1,
-        "score": 0.55,
-    }
+    assert shown._tried[-1] == {**shown._asked, "score": 0.55}
     trial.__class__ = type("Broken", (Counted,), {"__call__": lambda *a: 1 / 0})
     shown._asked = {"run": FIRST, "layer": "features.conv0", "w": 0.5, "number": 2}
     assert "division by zero" in shown._tried[-1]["error"] and "what if" in caplog.text
@@ -351,13 +317,6 @@ def test_agreement_of_runs(tmp_path):
     assert run_agreement(runs[2:]).empty
 
 
-def test_weights_that_are_all_the_same_correlate_with_nothing(tmp_path):
-    base = drawn(0)
-    runs = [record(tmp_path, 0, weights=base), record(tmp_path, 1, weights={k: w * 0 + 0.5 for k, w in base.items()})]
-    row = run_agreement(runs).iloc[0]
-    assert np.isnan(row["correlation"]) and np.isnan(row["of layers' means"]) and row["mean |difference|"] > 0
-
-
 def test_the_published_page_shows_every_recorded_study_under_a_name_of_its_own():
     page = json.loads((ROOT / "results/open/weights.ipynb").read_text())
     (html,) = (
@@ -382,8 +341,3 @@ def test_merged_runs_of_studies(tmp_path):
     assert [r.folder for r in records.merged(tmp_path / "open", ["mo*", "*"])] == [r.folder for r in made]
     with pytest.raises(RecordError, match="for the second time"):
         records.merged(tmp_path / "open", ["moles", "moles/densenet_small"])
-
-
-def test_a_source_merged_with_zeros_says_so_at_its_other_end(tmp_path):
-    shown = explorer_data.collect([record(tmp_path), zeros(tmp_path)])
-    assert [run.sources for run in shown] == [("ImageNet", "clinic"), ("clinic", "zeros")]

@@ -182,13 +182,6 @@ def test_by_keyboard(page, site):
     assert page.driver.execute_script("return document.activeElement.tagName") == "BUTTON", "the focus stays"
 
 
-def test_one_key_leads_past_it(page):
-    page.press("TAB")
-    assert page.driver.execute_script("return document.activeElement.className") == "mm-skip"
-    page.press("ENTER")
-    assert page.driver.execute_script("return document.activeElement.className") == "mm-facts"
-
-
 def test_epochs_are_stepped_through(page, site):
     before = page.pixels(".mm-map")
     page.focus("[data-mm=epoch]")
@@ -255,15 +248,6 @@ def test_two_runs_are_compared(page, site):
     assert not page.one(".mm-map-other").is_displayed()
 
 
-def test_another_network_brings_its_own_layers(page):
-    page.choose("study", "eyes")
-    assert page.text(".mm-run") == "eyes · elsewhere · MedMerge ImageNet + clinic · seed 0"
-    assert page.status.startswith("Layer 1 of 2, conv1, 3 kernels: mean w 0.507")
-    assert page.texts("[data-mm=compare] option") == ["nothing", "w shuffled within layers", "w’s start, 0.5"]
-    assert not page.one("[data-mm=epoch]").is_displayed(), "no history is stored"
-    assert not page.one(".mm-trial").is_displayed()
-
-
 def test_what_needs_a_kernel_is_not_there(page):
     assert page.one(".mm-trial").is_displayed() and "Counted" not in page.text(".mm-trial")
     assert [
@@ -320,17 +304,6 @@ def test_light_dark_narrow_and_print(page, driver):
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-
-
-def test_without_scripts_there_is_a_table(driver, site):
-    driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    try:
-        driver.get(site[2]["http"])
-        rows = [row.text for row in driver.find_elements("css selector", ".mm-explorer tbody tr")]
-        w = np.concatenate(list(site[1][0].kernel_weights.values()))
-        assert len(rows) == 3 and f"moles a small DenseNet MedMerge ImageNet + clinic 0 15 {w.mean():.3f}" in rows[0]
-    finally:
-        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
 LIVE = """

@@ -16,7 +16,7 @@ from medmerge.pages.figures.style import half_range
 from medmerge.pages.report import displacement
 from medmerge.pages.weights import displacements
 from medmerge.study import names, records
-from medmerge.study.layers import layers, modules_of
+from medmerge.study.layers import Modules, layers, modules_of
 from medmerge.study.records import Record
 
 WEIGHT_BYTES, HISTORY_BYTES = 250_000, 230_000
@@ -49,6 +49,7 @@ class Run:
         metric: what these scores are.
         facts: a sentence on what it was computed from.
         origin: fingerprints of the networks that were merged.
+        modules: of a merge that is at hand, for its layers' shapes and kinds.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Run:
     metric: str = ""
     facts: str = ""
     origin: str = ""
+    modules: Modules | None = None
 
     def at(self, epoch: int | None) -> Mapping[str, np.ndarray]:
         """w by layer as learnt (None), or after an epoch of the linear probe."""
@@ -79,12 +81,12 @@ def _found(folder: Path) -> list[Record]:
     """The finished runs in a folder but those of three sources or more, which cannot be shown.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no finished run in it.
+        FileNotFoundError: there is no finished run in it.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; give one with finished runs, such as results or learn's --out")
     if not (found := records.gather(folder)):
-        raise FileNotFoundError(f"no finished run in {folder} or below it; runs are kept below results/")
+        raise FileNotFoundError(
+            f"no finished run in {folder} or below it; give a folder such as results or learn's --out"
+        )
     return [record for record in found if not record.kernel_weights or record.num_merged == 2]
 
 
@@ -97,20 +99,18 @@ def collect(what: object, sources: Sequence[str] | None = None, backbone: str = 
         FileNotFoundError: a folder that is not there, or without a finished run.
     """
     if isinstance(what, Mapping):
-        if not what:
-            raise ValueError("nothing to explore: the mapping is empty; give {layer: w}")
-        nested = all(isinstance(value, (Mapping, KernelMerge)) for value in what.values())
-        runs = [_given(value, str(name), sources, backbone) for name, value in (what.items() if nested else ())]
-        return runs or [_given(what, "weights", sources, backbone)]
+        nested = what and all(isinstance(value, (Mapping, KernelMerge)) for value in what.values())
+        named = what if nested else {"weights": what}
+        return [_given(value, str(name), sources, backbone) for name, value in named.items()]
     if isinstance(what, (str, Path)):
         what = _found(Path(what).expanduser())
     items = list(what) if isinstance(what, Iterable) else [what]
     if wrong := [type(item).__name__ for item in items if not isinstance(item, (Record, KernelMerge))]:
         raise TypeError(f"explore() takes a folder of results, records, a KernelMerge or {{layer: w}}, not {wrong[0]}")
     runs = []
-    for number, item in enumerate(items):
+    for number, item in enumerate(items, 1):
         if isinstance(item, KernelMerge):
-            runs.append(_given(item, f"merge {number + 1}" if len(items) > 1 else "merge", sources, backbone))
+            runs.append(_given(item, f"merge {number}" if len(items) > 1 else "merge", sources, backbone))
         elif item.kernel_weights:
             runs.append(_recorded(item))
     if not runs:
@@ -158,35 +158,27 @@ def _recorded(record: Record) -> Run:
 
 def _given(what: KernelMerge | Mapping, name: str, sources: Sequence[str] | None, backbone: str) -> Run:
     """A run without a record."""
+    modules, sources = None, tuple(sources or ("source 1", "source 0"))
+    if len(sources) != 2:
+        raise ValueError(f"sources: give the names of two, for w = 1 and w = 0, not {sources!r}")
     if isinstance(what, KernelMerge):
         if what.num_sources != 2:
             raise ValueError(_MANY.format("this merge", what.num_sources, "merge.kernel_weights()"))
-        weights = {key: w.reshape(len(w), -1).float().mean(1).cpu() for key, w in what.kernel_weights().items()}
-    else:
-        weights = what
-    return Run(name, _vectors(weights, name), _two(sources or ("source 1", "source 0")), label=name, backbone=backbone)
-
-
-def _two(sources: Sequence[str]) -> tuple[str, str]:
-    if isinstance(sources, str) or len(sources) != 2:
-        raise ValueError(f"sources: give the names of two, for w = 1 and w = 0, not {sources!r}")
-    return str(sources[0]), str(sources[1])
+        modules = modules_of(what.merged)
+        what = {key: w.reshape(len(w), -1).float().mean(1) for key, w in what.kernel_weights().items()}
+    return Run(name, _vectors(what, name), sources, label=name, backbone=backbone, modules=modules)
 
 
 def _vectors(weights: Mapping, where: str) -> dict[str, np.ndarray]:
-    if not weights:
-        raise ValueError(f"{where}: there are no layers; give {{layer: w}}")
     vectors = {}
     for name, values in weights.items():
-        try:
-            w = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: w of {name} is no array of numbers: {error}") from None
-        if w.ndim != 1 or not w.size:
-            raise ValueError(f"{where}: w of {name} has shape {list(w.shape)}; each layer needs a vector [kernels]")
-        if not np.isfinite(w).all():
-            raise ValueError(f"{where}: w of {name} is not finite")
+        w = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float32)
+        if w.ndim != 1 or not w.size or not np.isfinite(w).all():
+            needed = "each layer needs a vector [kernels] of finite numbers"
+            raise ValueError(f"{where}: w of {name} is {w} of shape {list(w.shape)}; {needed}")
         vectors[str(name)] = w
+    if not vectors:
+        raise ValueError(f"{where}: there are no layers; give {{layer: w}}")
     return vectors
 
 
@@ -201,7 +193,7 @@ def shuffled(w: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def payload(runs: Sequence[Run], merges: Mapping[str, KernelMerge] | None = None) -> dict:
+def payload(runs: Sequence[Run]) -> dict:
     """The runs as JSON allows: what the explorer's script reads, on a page and live.
 
     Weights and histories are base64 of little-endian integers that ``step`` times gives w - 0.5, a run's layers one
@@ -212,8 +204,7 @@ def payload(runs: Sequence[Run], merges: Mapping[str, KernelMerge] | None = None
     bits = 16 if 2 * sum(w.size for run in runs for w in run.weights.values()) <= WEIGHT_BYTES else 8
     first = {(run.study, run.backbone): run for run in reversed(runs)}
     for run in sorted(runs, key=lambda run: first[run.study, run.backbone] is not run):  # these have their histories
-        merge = (merges or {}).get(run.name)
-        described = tuple(layers(run.weights, run.backbone, merge and modules_of(merge.merged)))
+        described = tuple(layers(run.weights, run.backbone, run.modules))
         network = networks.setdefault(described, len(networks))
         entry = {"name": run.name, "study": run.study, "backbone": names.title(run.backbone)}
         entry |= {"label": run.label, "seed": run.seed, "sources": run.sources, "origin": run.origin}

@@ -60,15 +60,10 @@ def explore(
         ValueError: no weights in it, weights that are not finite vectors, or a selection that is not there.
     """
     runs = explorer_data.collect(what, sources, backbone)
-    merges = {}
-    if isinstance(what, KernelMerge):
-        merges = {runs[0].name: what}
-    elif isinstance(what, Mapping):
-        merges = {str(name): value for name, value in what.items() if isinstance(value, KernelMerge)}
     named = {"/".join(k.parts[-4:]) if isinstance(k, Path) else str(k): v for k, v in (trials or {}).items()}
     if strange := sorted(set(named) - {run.name for run in runs}):
         raise ValueError(f"trials: no run {strange[0]!r} among {', '.join(run.name for run in runs)}")
-    return Explorer(runs, merges, named, selection)
+    return Explorer(runs, named, selection)
 
 
 class Explorer(anywidget.AnyWidget):
@@ -90,16 +85,10 @@ class Explorer(anywidget.AnyWidget):
     _asked = traitlets.Dict().tag(sync=True)
     _tried = traitlets.List().tag(sync=True)
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        merges: Mapping[str, KernelMerge],
-        trials: Mapping[str, Trial],
-        selection: Mapping[str, object],
-    ):
+    def __init__(self, runs: Sequence[Run], trials: Mapping[str, Trial], selection: Mapping[str, object]):
         self.runs: dict[str, Run] = {run.name: run for run in runs}
         self.trials = dict(trials)
-        self._packed = explorer_data.payload(runs, merges)
+        self._packed = explorer_data.payload(runs)
         self._packed["trials"] = {name: {"metric": t.metric, "images": t.images} for name, t in trials.items()}
         super().__init__(_content=explorer_data.dumps(self._packed), selection=dict(selection))
         self.observe(self._answer, names="_asked")
@@ -188,7 +177,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _note(self, answer: Mapping) -> None:
         def what(one: Mapping) -> tuple:
-            return one["run"], "" if one["w"] is None else one["layer"], one["w"]
+            return one["run"], one["w"] is not None and one["layer"], one["w"]
 
         self._tried = [*(one for one in self._tried if what(one) != what(answer)), dict(answer)]
 
