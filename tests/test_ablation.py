@@ -43,11 +43,6 @@ def pair(tmp_path):
     return [variant(tmp_path, 5, 10), variant(tmp_path, 25, 40, batchnorm_free="none")]
 
 
-def test_labels_say_what_sets_a_row_apart(pair):
-    assert [run.label for run in pair] == ["MedMerge b + c", "MedMerge b + c (free in batch norm: none)"]
-    assert ablation.factors(pair) == {"batchnorm_free": ["both", "none"]}
-
-
 def test_scores_are_those_of_each_stage(pair):
     table = ablation.scores(pair).set_index(["batchnorm_free", "stage"])
     expected = {("both", ablation.PROBE): 10, ("none", ablation.PROBE): 40, ("both", ablation.END): 5}
@@ -77,12 +72,6 @@ def test_a_stage_that_did_not_happen_is_not_shown(tmp_path):
     assert "after fine-tuning" not in ablation.verdict(runs).lower()
 
 
-def test_records_from_before_the_probe_was_kept_show_the_end_alone(tmp_path):
-    runs = [variant(tmp_path, 5, 10), variant(tmp_path, 25, 40, batchnorm_free="none")]
-    old = [records.Record(run.folder, {k: v for k, v in run.run.items() if k != "stages"}) for run in runs]
-    assert set(ablation.scores(old)["stage"]) == {ablation.END} and old[0].after_probe() is None
-
-
 def test_cells_and_histories_are_what_figures_take(pair, tmp_path):
     drawn = ablation.cells(pair)
     assert list(drawn["first"]) == ["both", "none"] * 2 and set(drawn["second"]) == {""}
@@ -97,6 +86,7 @@ def test_cells_and_histories_are_what_figures_take(pair, tmp_path):
 
 
 def test_tables_have_a_line_a_row_and_one_a_difference(pair):
+    assert [run.label for run in pair] == ["MedMerge b + c", "MedMerge b + c (free in batch norm: none)"]
     scores, differences = ablation.score_table(pair), report.difference_table(ablation.differences(pair))
     assert list(scores["free in batch norm"]) == ["both", "none"] and len(differences) == 2
     assert scores.loc[0, "test, after fine-tuning"].startswith(f"{macro_f1(5):.3f} (")

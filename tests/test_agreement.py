@@ -53,49 +53,23 @@ def test_correlation_across_studies(tmp_path):
     assert f"the same sign in **{found['same']} of 4 studies**" in said and f"{found['pearson']['value']:+.2f}" in said
 
 
-def test_a_leak_and_studies_without_both_sources_are_left_out(tmp_path):
-    clean, leaky, half = (study(tmp_path / name / "net", 5, 30, 0.6) for name in "pqr")
+def test_what_cannot_answer_is_left_out(tmp_path):
+    """A leak, a study without FT from both, merges with zeros, rows with settings of their own."""
+    clean, leaky, half, zeros = (study(tmp_path / name / "net", 5, 30, 0.6) for name in "pqrs")
     leaky[0].run["data"]["overlap"] = {"c": {"images": {"test": 3}}}
-    assert agreement.comparable([*clean, *leaky, *half[1:]]) == clean
-
-
-def test_what_is_missing_is_named(tmp_path):
-    runs = study(tmp_path / "pair" / "net", 5, 30, 0.6)
-    without = [run for run in runs if run.label != "FT c"]
-    with pytest.raises(RecordError, match="0 rows of FT from c for the seeds"):
-        agreement.shifts(without)
-    other = make(tmp_path / "pair" / "net", "medmerge-b-c", 5, 1)
-    other.__dict__["kernel_weights"] = runs[-1].kernel_weights
-    with pytest.raises(RecordError, match="FT from b for the seeds"):
-        agreement.shifts([*runs, other])
-    runs[0].run["data"]["fingerprint"] = "0" * 64
-    with pytest.raises(RecordError, match="tested on different images"):
-        agreement.shifts(runs)
-
-
-def test_merges_with_zeros_have_no_part_in_the_claim(tmp_path):
-    runs = study(tmp_path / "pair" / "net", 5, 30, 0.6)
-    runs[-1].run["row"]["sources"] = ["b"]
-    with pytest.raises(RecordError, match="no run merged two sources"):
-        agreement.shifts(runs)
-
-
-def test_the_studys_own_fine_tuning_is_taken_where_it_was_varied_too(tmp_path):
-    folder = tmp_path / "pair" / "net"
-    runs = study(folder, 5, 30, 0.6)
-    varied = make(folder / "varied", "ft-b", 50)
-    object.__setattr__(varied, "folder", folder / "ft-b+ft_lr=0.1" / "seed0")
+    zeros[-1].run["row"]["sources"] = ["b"]
+    varied = make(tmp_path / "varied", "ft-b", 50)
+    object.__setattr__(varied, "folder", tmp_path / "p" / "net" / "ft-b+ft_lr=0.1" / "seed0")
     varied.run["row"]["settings"] = {"ft_lr": 0.1}
-    (row,) = agreement.shifts([*runs, varied]).itertuples()
-    assert row.difference == pytest.approx(macro_f1(5) - macro_f1(30))
+    (row,) = agreement.shifts([*clean, *leaky, *half[1:], *zeros, varied]).itertuples()
+    assert row.study == "p/net" and row.difference == pytest.approx(macro_f1(5) - macro_f1(30))
+    assert agreement.shifts([*half[1:], *zeros]).empty
 
 
-def test_two_merged_rows_of_one_study_are_not_two_studies(tmp_path):
-    folder = tmp_path / "pair" / "net"
-    runs = study(folder, 5, 30, 0.6)
-    again = make(folder / "more", "medmerge-b-c", 5)
-    assert again.kernel_weights
-    assert len(again.predictions)
-    object.__setattr__(again, "folder", folder / "medmerge-b-c+w_lr=0.1" / "seed0")
-    with pytest.raises(RecordError, match="several rows of merged runs"):
-        agreement.shifts([*runs, again])
+def test_the_seeds_that_all_have_count_and_on_the_same_images(tmp_path):
+    runs = study(tmp_path / "p" / "net", 5, 30, 0.6, (0, 1))
+    (row,) = agreement.shifts(runs[:-1]).itertuples()
+    assert [run.run["seed"] for run in row.merged] == [0] and len(row.of_first) == 1
+    runs[0].run["data"]["fingerprint"] = "0" * 64
+    with pytest.raises(RecordError, match="was tested on other images"):
+        agreement.shifts(runs)

@@ -14,7 +14,6 @@ from medmerge.backbones import Classifier
 from medmerge.data import Samples
 from medmerge.devices import seeded
 from medmerge.pages import cost as told
-from medmerge.pages.figures import cost as figures_cost
 from medmerge.study import cost
 from medmerge.study.cost import CLASSES, VARIANTS, Step
 from medmerge.study.params import ParameterError, Parameters
@@ -254,8 +253,8 @@ def test_the_circumstances_tell_of_a_busy_machine(measured):
 def test_the_figure_draws_the_tables(measured):
     made = sheet(measured, ft=[1.0, 1.0, 1.0], kernel=[1.1, 1.2, 1.4])
     steps, memory = told.steps(made), told.memory(made)
-    (held,) = figures_cost.step_memory(memory).axes
-    widths = np.array([bar.get_width() for bar in held.patches]).reshape(len(figures_cost.KINDS), len(memory))
-    np.testing.assert_allclose(widths, memory[list(figures_cost.KINDS)].T)
+    (held,) = told.step_memory(memory).axes
+    widths = np.array([bar.get_width() for bar in held.patches]).reshape(len(told.KINDS), len(memory))
+    np.testing.assert_allclose(widths, memory[list(told.KINDS)].T)
     labels = [label.get_text().replace("\n", " ") for label in held.get_yticklabels()]
     assert labels == list(memory.index) == list(steps["title"])

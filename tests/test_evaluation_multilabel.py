@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import tracemalloc
 import warnings
 
 import numpy as np
@@ -91,14 +90,6 @@ def test_metrics_by_hand():
     assert found["ece"] == pytest.approx((abs(0.61 + 0.66 - 1) + 0 + abs(0.95 - 1) + 0.2) / 5)
 
 
-@pytest.mark.parametrize("value", [0, 1])
-def test_what_a_class_with_one_value_only_leaves_undefined(value):
-    found = metrics(np.full((4, 1), value), [[0.9], [0.8], [0.2], [0.1]], ["a"])
-    assert found["balanced_accuracy"] is found["macro_auroc"] is found["macro_ap"] is None
-    assert found["recall/a"] == (0.5 if value else None)
-    assert found["macro_f1"] == pytest.approx(2 * 2 / (4 + 2) if value else 0) and found["accuracy"] == 0.5
-
-
 def test_predictions_of_unknown_labels_count_nowhere():
     generator = np.random.default_rng(1)
     labels = truth(generator, 60, [0.5, 0.3, 0.1], unknown=0.4)
@@ -142,11 +133,6 @@ def test_class_scores_of_one_class_an_image_are_one_against_the_rest():
         assert found[name]["specificity"] == pytest.approx(rejected.mean())
 
 
-def test_decisions():
-    assert decide([[0.2, 0.4, 0.4]], multilabel=False).tolist() == [1]
-    assert decide([[[0.5, 0.49999997], [1, 0]]], multilabel=True).tolist() == [[[1, 0], [1, 0]]]
-
-
 @pytest.mark.parametrize("seeds", [None, 3])
 def test_intervals_match_drawing_images(seeds):
     generator = np.random.default_rng(5)
@@ -182,28 +168,6 @@ def test_permutation_test_matches_exact_enumeration(trial, seeds):
     assert found.p_value == pytest.approx(np.mean(as_large), abs=0.015)
 
 
-def test_labels_of_an_image_are_no_independent_evidence():
-    """Ten copies of a class must not look like ten times the images."""
-    generator = np.random.default_rng(9)
-    labels = truth(generator, 80, [0.4])
-    a, b = answers(generator, labels, 0.7), answers(generator, labels, 0.5)
-    one = compare(labels, a, b, 1)
-    ten = compare(*(np.tile(values, 10) for values in (labels, a, b)), 10)
-    assert (ten.low, ten.high, ten.p_value) == pytest.approx((one.low, one.high, one.p_value), abs=1e-9)
-
-
-def test_memory_does_not_grow_with_the_number_of_resamples():
-    """All resamples of 2,000 images that are all different would take 2 x 128 MB at once."""
-    generator = np.random.default_rng(12)
-    labels = truth(generator, 2000, np.full(14, 0.5))
-    predicted = answers(generator, labels, 0.7)
-    tracemalloc.start()
-    bootstrap_interval(labels, predicted, 14, resamples=8000)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 80e6
-
-
 def test_a_class_that_no_resample_need_hold():
     """One positive among few: resamples without it score 0 for its class, without a warning."""
     labels = np.array([[1.0], [0], [0], [np.nan]])
@@ -212,32 +176,18 @@ def test_a_class_that_no_resample_need_hold():
 
 
 @pytest.mark.parametrize(
-    ("labels", "probabilities", "classes", "message"),
+    ("labels", "probabilities", "message"),
     [
-        ([[0, 1, 1]], [[0.1, 0.2]], "ab", r"labels has shape \(1, 3\).*multi-label \(N, 2\)"),
-        ([[0, 0.5]], [[0.1, 0.2]], "ab", r"labels holds \[0.0, 0.5\]: give 1, 0 and NaN"),
-        ([[np.nan, np.nan]], [[0.1, 0.2]], "ab", "some of them known"),
-        ([[0, 1]], [[0.1, np.nan]], "ab", "non-finite value in row 0"),
-        ([[0, 1]], [[0.1, 1.2]], "ab", "runs from 0.1 to 1.2.*sigmoid"),
-        (np.empty((2, 0)), np.empty((2, 0)), "", "at least"),
+        ([[0, 1, 1]], [[0.1, 0.2]], r"labels has shape \(1, 3\).*give \(N, 2\)"),
+        ([[np.nan, np.nan]], [[0.1, 0.2]], "some of them known"),
+        ([[0, 1]], [[0.1, 1.2]], "runs from 0.1 to 1.2.*sigmoid"),
     ],
 )
-def test_refuses_scores(labels, probabilities, classes, message):
-    for function in (metrics, class_scores):
-        with pytest.raises(ValueError, match=message):
-            function(labels, probabilities, list(classes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"predicted_b": [0, 1]}, r"predicted_b has shape \(2,\): labels ask for \(\[seeds,\] 2, 2\)"),
-        ({"predicted_b": np.zeros((2, 2, 2))}, "predicted_a has 1 seeds, predicted_b has 2"),
-        ({"predicted_a": [[0.3, 1], [1, 0]]}, "predicted_a holds 0.3.*decide"),
-        ({"num_classes": 3}, r"labels has shape \(2, 2\)"),
-    ],
-)
-def test_refuses_comparisons(changes, message):
-    arguments = {"labels": [[1, 0], [np.nan, 1]], "predicted_a": [[1, 0], [1, 0]], "predicted_b": [[1, 1], [0, 0]]}
+def test_scores_that_are_none_are_refused(labels, probabilities, message):
     with pytest.raises(ValueError, match=message):
-        compare(**{"num_classes": 2, **arguments, **changes})
+        class_scores(labels, probabilities, ["a", "b"])
+
+
+def test_probabilities_are_no_predictions():
+    with pytest.raises(ValueError, match="more than 0 and 1: see decide"):
+        compare([[1, 0], [np.nan, 1]], [[0.3, 1], [1, 0]], [[1, 1], [0, 0]], 2)

@@ -10,7 +10,6 @@ from torch import nn
 
 from medmerge import KernelMerge, backbone
 from medmerge.pages import features as told
-from medmerge.pages.figures import features as figures_features
 from medmerge.pages.typeset import number
 from medmerge.study import definitions, features, records, revisits
 from medmerge.study import run as study
@@ -182,18 +181,18 @@ def test_it_says_what_is_not_here(merged, monkeypatch, tmp_path):
 
 def test_figures_show_what_is_kept(merged):
     found = merged[3]
-    figure = figures_features.feature_maps(found)
+    figure = told.feature_maps(found)
     shown = {image.get_gid(): image for part in figure.subfigs for axes in part.axes for image in axes.images}
     assert np.array_equal(shown["image"].get_array(), found.arrays["image"])
     np.testing.assert_array_equal(shown["high/1/2"].get_array(), found.arrays["maps/high"][1, 2])
     assert len(shown) == 1 + 3 * 6 * 2 and {image.get_clim() for key, image in shown.items() if "/" in key} == {(-1, 1)}
     assert found.about.image in figure.alt and "low-level objects and merged" in figure.alt
-    figure = figures_features.first_filters(found)
+    figure = told.first_filters(found)
     (w,) = [image for axes in figure.axes for image in axes.images if image.get_gid() == "w"]
     values = np.asarray(w.get_array().filled(np.nan)).ravel()
     assert (np.diff(values[~np.isnan(values)]) <= 0).all() and (~np.isnan(values)).sum() == found.about.first.kernels
     assert "Median cosine" in figure.alt
-    figure = figures_features.deeper_kernels(found)
+    figure = told.deeper_kernels(found)
     row = found.kernels("deeper").loc[found.about.deeper.shown[0]]
     cosine = number(row["cosine objects lesions"], ".2f")
     assert any(f"w {row['w']:.2f}" in word and cosine in word for word in words(figure))

@@ -64,12 +64,6 @@ def test_every_confusion_has_the_scores_that_were_printed(table):
             assert f1.mean() == pytest.approx(row.macro_f1, abs=1e-3)
 
 
-def test_of_two_classes_there_are_at_most_two_matrices(table):
-    """Accuracy and macro F1 are two equations in the two recalls; one of second degree has up to two roots."""
-    for row in table[table["target"] == "RSNA-Pneumonia"].itertuples():
-        assert len(papertables.confusions(TARGETS[row.target], row.accuracy, row.macro_f1)) <= 2
-
-
 @pytest.mark.parametrize(("accuracy", "macro_f1"), [(0.99, 0.2), (0.3, 0.9)])
 def test_scores_that_cannot_be_are_refused(accuracy, macro_f1):
     with pytest.raises(ValueError, match=f"has accuracy {accuracy} and macro F1 {macro_f1}"):
@@ -102,7 +96,6 @@ def test_comparisons_are_four_a_target_and_pairing_sees_more(table):
     assert (paired["visible"] < alone["visible"]).all()
     first = table.iloc[[0, 4]]["error"]
     assert alone.iloc[0]["visible"] == pytest.approx(stats.norm.ppf(0.975) * np.hypot(*first))
-    assert (paired["family"] / paired["visible"]).round(3).unique() == [1.274]
     assert (paired["corrected"] / paired["visible"]).round(2).unique() == [1.57]
     seeds = papertables.comparisons(table, 0.6, 0.01)
     assert np.allclose((seeds["visible"] / 1.96) ** 2 - (paired["visible"] / 1.96) ** 2, 2e-4, rtol=1e-3)
@@ -126,15 +119,7 @@ def test_claims_follow_the_numbers(table):
     assert again["holds"].iloc[3] == "yes"
     assert "LP-FT ImageNet" in again["numbers"].iloc[1] and "−0.186 on ISIC-2019" in again["numbers"].iloc[0]
     small = table[table["table"] == "1"].assign(macro_f1=0.5)
-    assert papertables._gains(small, "1") == dict.fromkeys(TARGETS, 0.0)
-
-
-def test_the_best_rows_are_named_with_ties(table):
-    lines = papertables.best(table, "macro_f1").set_index(["table", "target"])
-    assert lines["ours"].sum() == 5
-    assert lines.loc[("A1", "RSNA-Pneumonia"), "rows"] == "LP-FT CheXpert"
-    tied = table.assign(macro_f1=0.7)
-    assert not papertables.best(tied, "macro_f1")["ours"].any()
+    assert papertables.gains(small)["1"] == dict.fromkeys(TARGETS, 0.0)
 
 
 def test_the_chapters_sentence_is_computed(table):

@@ -261,4 +261,4 @@ def test_the_sentences_follow_the_numbers(permuted):
     assert "share a start" in near[1] and "a scaled task vector" in near[1] and "nowhere with interpolated" in near[2]
     assert "partly alike" in points(made(permuted, cosine=0.3))[1]
     assert "24 training images" in premise_report.circumstances(permuted)
-    assert len(premise_report.closeness_table(permuted)) == 2 and len(premise_report.barrier_table(permuted)) == 4
+    assert len(premise_report.closeness(permuted)) == 2 and len(premise_report.barriers(permuted)) == 4

@@ -6,13 +6,13 @@ import test_report
 from test_claims import BEST, FIVE, WORST, pair
 from test_report import CLASSES, LABELS, make, predicted
 
-from medmerge.pages import claims, evidence, second
-from medmerge.pages.claims import FAILURE, SUPPORT, UNASSESSED
-from medmerge.pages.figures.answer import answer
-from medmerge.pages.second import FAST, LONG, OPEN, PAPERS, SLOW
+from medmerge.pages import claims, second
+from medmerge.pages.claims import BASELINES, FAILURE, SUPPORT, UNASSESSED
+from medmerge.pages.figures.forest import answer
+from medmerge.pages.second import FAST, LONG, OPEN, SLOW
 from medmerge.stats import significance
 
-KINDS = dict(zip((*PAPERS[:2], *PAPERS[2:], SLOW, FAST, LONG), (*FIVE, "medmerge-b-c", "ft-b"), strict=True))
+KINDS = dict(zip((*BASELINES, SLOW, FAST, LONG), (*FIVE, "medmerge-b-c", "ft-b"), strict=True))
 """What a row is, and which record stands for it."""
 
 
@@ -77,15 +77,15 @@ def test_the_answer_is_the_plans_where_a_pair_of_it_counts(tmp_path, monkeypatch
     found = rows(tmp_path / "later", *later) if later else {SLOW: []}
     monkeypatch.setattr(claims, "pairs", lambda network: pairs if network == "densenet121" else [])
     monkeypatch.setattr(second, "pair", lambda name: found if name == "skin-2" else {SLOW: []})
-    table = evidence.compared()
+    table = second.compared()
     assert len(table) == 4 + 12 + 12 * bool(later) and table["whole"].sum() == 4 + 4 * bool(later)
-    told = evidence.told(table, 0.8)
+    told = second.told(table, 0.8)
     assert told["answer"].startswith(begins)
     assert told["use"].startswith("If you can pay" if "Yes" in begins else "Fine-tune each")
     assert ("as [planned before the runs]" if later else "0 of 6 seeds") in told["sure"]
     assert answer(table, 0.03, 0.01).alt.count("pooled: ") == table["whole"].sum()
     if not later:
-        unsure = evidence.told(table.assign(low=-0.05, high=0.05, random_low=-0.05, random_high=0.05), 0.8)
+        unsure = second.told(table.assign(low=-0.05, high=0.05, random_low=-0.05, random_high=0.05), 0.8)
         assert unsure["answer"].startswith("**We cannot tell yet.**") and "no longer left out" in unsure["sure"]
 
 
@@ -99,7 +99,7 @@ def test_what_too_few_seeds_say_is_described(tmp_path):
 def test_a_family_is_both_rows_and_the_spread_is_that_of_all_rows(tmp_path):
     one = rows(tmp_path, 30, 25, 20, 15, 10, 12, 28)
     table = second.family(one)
-    assert len(table) == 10 and set(table["against"]) == {*PAPERS, LONG} and set(table["row"]) == {SLOW, FAST}
+    assert len(table) == 10 and set(table["against"]) == {*BASELINES, LONG} and set(table["row"]) == {SLOW, FAST}
     scores = [[run.run["metrics"]["macro_f1"] for run in runs] for runs in one.values()]
     spread = significance.seed_spread(scores), 7 * 2
     a, b = (np.stack([predicted(count, seed) for seed in (1, 2, 3)]) for count in (10, 30))
@@ -114,5 +114,10 @@ def test_a_family_is_both_rows_and_the_spread_is_that_of_all_rows(tmp_path):
 
 def test_the_files_ask_for_every_row():
     for name, network in second.PLANNED:
-        assert set(second.pair(name, network)) == {*PAPERS, SLOW, FAST, *([LONG] if network == "densenet121" else [])}
+        assert set(second.pair(name, network)) == {
+            *BASELINES,
+            SLOW,
+            FAST,
+            *([LONG] if network == "densenet121" else []),
+        }
     assert claims.GAIN == 0.03

@@ -10,8 +10,7 @@ import pandas as pd
 
 from medmerge.pages import report
 from medmerge.pages.contrast import ALPHA, by_row, contrast
-from medmerge.pages.template import fill
-from medmerge.pages.typeset import number, span
+from medmerge.pages.typeset import fill, number, span
 from medmerge.study.names import setting
 from medmerge.study.params import Parameters
 from medmerge.study.records import Record, score_column
@@ -43,14 +42,12 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
     """
     rows, varied, lines = by_row(records), factors(records), []
     for stage in STAGES:
-        there = at(records, stage)
-        for one in report.scores(there).to_dict("records") if there else []:
-            runs = rows[one["label"]]
-            line = {name: one[name] for name in ("label", "approach")}
-            line |= {"sources": " + ".join(runs[0].run["row"]["sources"])}
-            line |= {name: runs[0].run["parameters"][name] for name in varied} | {"stage": stage}
+        for one in report.scores(at(records, stage)).to_dict("records"):
+            run = rows[one["label"]][0].run
+            line = {"label": one["label"], "approach": one["approach"], "sources": " + ".join(run["row"]["sources"])}
+            line |= {name: run["parameters"][name] for name in varied} | {"stage": stage}
             line |= {name: one[name] for name in ("seeds", "mean", "low", "high")}
-            lines.append(line | {"validation": _validation(runs)})
+            lines.append(line | {"validation": _validation(rows[one["label"]])})
     return pd.DataFrame(lines)
 
 
@@ -80,10 +77,10 @@ def differences(records: Sequence[Record]) -> pd.DataFrame:
     """
     pairs = []
     for stage in STAGES:
-        rows = by_row(at(records, stage))
-        for label, reference in references(records).items() if rows else ():
-            named = {"label": label, "reference": reference, "stage": stage}
-            pairs.append((named, rows[label], rows[reference]))
+        if rows := by_row(at(records, stage)):
+            for label, reference in references(records).items():
+                named = {"label": label, "reference": reference, "stage": stage}
+                pairs.append((named, rows[label], rows[reference]))
     return contrast(pairs)
 
 

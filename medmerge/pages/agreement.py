@@ -1,48 +1,28 @@
-"""Whether merging weights are the same again: between seeds, between runs, and with what fine-tuning says.
+"""Whether merging weights are the same again: between seeds, between runs, and with what fine-tuning says; and whether
+they are worth anything, and came to rest.
 
 The paper's claim about its Fig. 2 and Table 1 (section 4), as numbers: the shift, the mean of w - 0.5 over all kernels,
 has the sign of FT's macro F1 from the first source minus that from the second.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+from numpy.typing import NDArray
+from scipy import stats
 
-from medmerge.pages.contrast import contrast, predicted
-from medmerge.pages.template import fill
-from medmerge.pages.weights import Weights, merged_rows
+from medmerge.pages.contrast import by_row, contrast, predicted
+from medmerge.pages.typeset import fill
+from medmerge.pages.weights import Weights, shift
 from medmerge.stats import evaluation, resampling
 from medmerge.study import names
-from medmerge.study.records import Record, RecordError
+from medmerge.study.records import Record
 
 LEAST = 3
 """Fewer studies than this have no correlation to speak of."""
-
-
-def icc(ratings: ArrayLike) -> float:
-    """Intraclass correlation ICC(A,1): absolute agreement of single ratings, two-way (McGraw and Wong 1996).
-
-    Args:
-        ratings: ``[n, k]``, n things by k raters; here kernels by seeds.
-
-    Returns:
-        At most 1, which is reached by equal ratings only; NaN for fewer than two things or where nothing varies.
-    """
-    ratings = np.asarray(ratings, dtype=np.float64)
-    n, k = ratings.shape
-    if n < 2 or k < 2:
-        return float("nan")
-    grand, of_things, of_raters = ratings.mean(), ratings.mean(axis=1), ratings.mean(axis=0)
-    things = k * ((of_things - grand) ** 2).sum() / (n - 1)
-    raters = n * ((of_raters - grand) ** 2).sum() / (k - 1)
-    rest = ((ratings - of_things[:, None] - of_raters + grand) ** 2).sum() / ((n - 1) * (k - 1))
-    spread = things + (k - 1) * rest + k * (raters - rest) / n
-    return float((things - rest) / spread) if spread > 1e-30 else float("nan")
 
 
 def pearson(a: NDArray, b: NDArray) -> float:
@@ -63,28 +43,34 @@ def seed_agreement(runs: Mapping[object, Weights], resamples: int = 1000, seed: 
             only if the sources are the same.
 
     Returns:
-        Columns one, other, kernels; ``pearson`` and ``icc`` (:func:`icc`) over all kernels; ``layers``, the Pearson
-        correlation of layers' means; ``within``, that of deviations from them; ``null``, ``null_low`` and
-        ``null_high``, mean and 95 % range of ``pearson`` after shuffling; ``p_value`` that shuffling gives as much.
+        Columns one, other, kernels; ``pearson`` over all kernels; ``layers``, the correlation of layers' means;
+        ``within``, that of deviations from them; ``null``, ``null_low`` and ``null_high``, mean and 95 % range of
+        ``pearson`` after shuffling; ``p_value`` that shuffling gives as much.
     """
     generator, rows = np.random.default_rng(seed), []
     vectors = {key: {name: np.asarray(w, dtype=np.float64) for name, w in run.items()} for key, run in runs.items()}
     for (one, a), (other, b) in itertools.combinations(vectors.items(), 2):
-        x, y = (np.concatenate(list(w.values())) for w in (a, b))
-        means = [np.array([w.mean() for w in run.values()]) for run in (a, b)]
+        x, y = _kernels(a), _kernels(b)
         deviations = [np.concatenate([w - w.mean() for w in run.values()]) for run in (a, b)]
-        observed, within = pearson(x, y), pearson(*deviations)
+        observed = pearson(x, y)
         products = sum(generator.permuted(np.tile(b[k], (resamples, 1)), axis=1) @ a[k] for k in a)
         spread = x.std() * y.std()
         null = (products / len(x) - x.mean() * y.mean()) / spread if spread > 1e-15 else np.full(resamples, np.nan)
-        as_large = (null >= observed - 1e-12).sum()
-        rows.append(
-            {"one": one, "other": other, "kernels": len(x), "pearson": observed, "icc": icc(np.stack([x, y], axis=1))}
-            | {"layers": pearson(*means), "within": within, "null": null.mean()}
-            | dict(zip(("null_low", "null_high"), np.quantile(null, [0.025, 0.975]), strict=True))
-            | {"p_value": (1 + as_large) / (1 + resamples) if np.isfinite(observed) else float("nan")}
-        )
+        as_large, (low, high) = (null >= observed - 1e-12).sum(), np.quantile(null, [0.025, 0.975])
+        line = {"one": one, "other": other, "kernels": len(x), "pearson": observed}
+        line |= {"layers": pearson(_means(a), _means(b)), "within": pearson(*deviations)}
+        line |= {"null": null.mean(), "null_low": low, "null_high": high}
+        p = (1 + as_large) / (1 + resamples) if np.isfinite(observed) else float("nan")
+        rows.append(line | {"p_value": p})
     return pd.DataFrame(rows)
+
+
+def _kernels(weights: Weights) -> NDArray:
+    return np.concatenate(list(weights.values()))
+
+
+def _means(weights: Weights) -> NDArray:
+    return np.array([w.mean() for w in weights.values()])
 
 
 def run_agreement(records: Sequence[Record]) -> pd.DataFrame:
@@ -100,12 +86,11 @@ def run_agreement(records: Sequence[Record]) -> pd.DataFrame:
     for (one, a), (other, b) in itertools.combinations([(record, record.kernel_weights) for record in records], 2):
         if [(name, len(w)) for name, w in a.items()] != [(name, len(w)) for name, w in b.items()]:
             continue
-        x, y = (np.concatenate(list(w.values())) for w in (a, b))
-        means = [np.array([w.mean() for w in run.values()]) for run in (a, b)]
+        x, y = _kernels(a), _kernels(b)
         row = "seed" if one.folder.parent == other.folder.parent else "study or settings"
         apart = row if one.run["sources"] == other.run["sources"] else f"{row}, and networks merged"
         line = {"network": names.title(one.folder.parts[-3]), "apart": apart}
-        line |= {"correlation": pearson(x, y), "of layers' means": pearson(*means)}
+        line |= {"correlation": pearson(x, y), "of layers' means": pearson(_means(a), _means(b))}
         rows.append(line | {"mean |difference|": np.abs(x - y).mean(), "same side": ((x > 0.5) == (y > 0.5)).mean()})
     if not rows:
         return pd.DataFrame()
@@ -114,53 +99,45 @@ def run_agreement(records: Sequence[Record]) -> pd.DataFrame:
     return counted.join(grouped[["of layers' means", "mean |difference|", "same side"]].mean()).reset_index()
 
 
-def comparable(records: Sequence[Record]) -> list[Record]:
-    """What :func:`shifts` takes: FT and MedMerge with their study's own settings, of studies that have both and FT from
-    two sources, neither of which had seen test images.
-    """
-    studies: dict[Path, list[Record]] = {}
-    for record in records:
-        if record.approach in ("ft", "medmerge") and not record.settings:
-            studies.setdefault(record.folder.parents[1], []).append(record)
-    clean = []
-    for runs in studies.values():
-        tuned = {run.run["row"]["sources"][0] for run in runs if run.approach == "ft"}
-        overlaps = [found for run in runs for found in run.run["data"].get("overlap", {}).values()]
-        if len(tuned) > 1 and any(run.approach == "medmerge" for run in runs):
-            clean += [] if any(found.get("images", {}).get("test") for found in overlaps) else runs
-    return clean
-
-
 def shifts(records: Sequence[Record]) -> pd.DataFrame:
-    """Shift of w beside the FT difference of its sources: a line each row of runs that merged two sources.
+    """Shift of w beside the FT difference of its sources: a line each study that has both.
 
     Args:
-        records: of any number of studies; each such row needs FT from both sources with the same seeds and images.
+        records: of any number of studies. Of each count MedMerge of two sources and FT from either, with the study's
+            own settings and over the seeds that all three have; a study whose sources had seen test images does not.
 
     Returns:
         Columns study (``pair/backbone``), first and second (the sources), ``shift``, averaged over kernels and seeds,
         the columns of :func:`~medmerge.pages.contrast.contrast` for FT from first minus FT from second, and the
-        records: ``merged``, ``of_first`` and ``of_second``.
+        records: ``merged``, ``of_first`` and ``of_second``. Empty without such a study.
 
     Raises:
-        RecordError: no merged run, two such rows of one study, which are not independent, or FT is missing.
+        RecordError: runs of one study were tested on different images.
     """
+    studies: dict[Path, dict[tuple, dict[int, Record]]] = {}
+    for record in records:
+        if record.approach in ("ft", "medmerge") and not record.settings:
+            row = record.approach, *record.run["row"]["sources"]
+            studies.setdefault(record.folder.parents[1], {}).setdefault(row, {})[record.run["seed"]] = record
     lines, pairs = [], []
-    for folder, runs in merged_rows(records).items():
-        if len(runs[0].run["row"]["sources"]) != 2:
+    for folder, rows in studies.items():
+        merged = next((row for row in rows if row[0] == "medmerge" and len(row) == 3), ())
+        needed = [merged, *(("ft", source) for source in merged[1:])]
+        overlaps = [found for row in rows.values() for run in row.values() for found in _overlaps(run)]
+        if not set(needed) <= set(rows) or any(found.get("images", {}).get("test") for found in overlaps):
             continue
-        first, second = runs[0].run["row"]["sources"]
-        tuned = [_fine_tuned(records, folder, source, runs) for source in (first, second)]
-        named = {"study": "/".join(folder.parts[-3:-1]), "first": first, "second": second}
-        shown = dict(zip(("merged", "of_first", "of_second"), (runs, *tuned), strict=True))
-        lines.append(named | {"shift": _shifts(runs).mean(), **shown})
-        pairs.append((named, *tuned))
-    if not lines:
-        raise RecordError("no run merged two sources: the claim is about the sources that w chooses between")
-    table = pd.DataFrame(lines)
-    if twice := table["study"][table["study"].duplicated()].tolist():
-        raise RecordError(f"{twice[0]} has several rows of merged runs: give the one that the claim is about")
-    return table.join(contrast(pairs)[["difference", "low", "high", "p"]])
+        seeds = sorted(set.intersection(*(set(rows[row]) for row in needed)))
+        found = [[rows[row][seed] for seed in seeds] for row in needed]
+        by_row(sum(found, []))  # refuses other test images
+        named = dict(zip(("study", "first", "second"), ("/".join(folder.parts[-2:]), *merged[1:]), strict=True))
+        shown = dict(zip(("merged", "of_first", "of_second"), found, strict=True))
+        lines.append(named | {"shift": np.mean([*map(shift, found[0])]), **shown})
+        pairs.append((named, *found[1:]))
+    return pd.DataFrame(lines).join(contrast(pairs)[["difference", "low", "high", "p"]])
+
+
+def _overlaps(run: Record) -> Iterable[Mapping]:
+    return run.run["data"].get("overlap", {}).values()
 
 
 def association(table: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> dict[str, object]:
@@ -182,43 +159,14 @@ def association(table: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> 
     drawn = [np.stack(values, axis=1) for values in zip(*pairs, strict=True)]  # [resamples, studies], shift and FT
     known = [table["shift"].to_numpy(), table["difference"].to_numpy()]
     low, high = np.quantile((drawn[0] * drawn[1] > 0).sum(axis=1), [0.025, 0.975])
+    ranked = [stats.rankdata(v) for v in known], [stats.rankdata(v, axis=1) for v in drawn]
     found = {"same": int((known[0] * known[1] > 0).sum()), "same_low": low, "same_high": high}
-    return found | {
-        "pearson": _correlated(known, drawn),
-        "spearman": _correlated([rankdata(v) for v in known], [rankdata(v, axis=1) for v in drawn]),
-    }
+    return found | {"pearson": _correlated(known, drawn), "spearman": _correlated(*ranked)}
 
 
 def statement(table: pd.DataFrame) -> str:
     """What :func:`shifts` says about the claim, in Markdown: the correlation, or that it cannot be estimated."""
     return fill("shift", studies=len(table), least=LEAST, **association(table))
-
-
-def _fine_tuned(records: Sequence[Record], merged: Path, source: str, runs: Sequence[Record]) -> list[Record]:
-    """FT from a source in a merged row's study, its own alone if it has also varied it, with the row's seeds."""
-    rows: dict[Path, dict[int, Record]] = {}
-    for record in records:
-        row = record.run["row"]
-        if record.folder.parent.parent == merged.parent and (row["approach"], row["sources"]) == ("ft", [source]):
-            rows.setdefault(record.folder.parent, {})[record.run["seed"]] = record
-    plain = [found for found in rows.values() if not any(r.settings for r in found.values())]
-    seeds = [run.run["seed"] for run in runs]
-    found = plain or list(rows.values())
-    if len(found) != 1 or not set(seeds) <= set(found[0]):
-        raise RecordError(
-            f"{merged.parent} has {len(found)} rows of FT from {source} for the seeds {seeds} of {merged.name}: the "
-            "claim needs one from each source, with these seeds"
-        )
-    chosen = [found[0][seed] for seed in seeds]
-    if len({run.run["data"]["fingerprint"] for run in (*runs, *chosen)}) > 1:
-        raise RecordError(f"{merged} and its FT were tested on different images")
-    return chosen
-
-
-def _shifts(runs: Sequence[Record]) -> NDArray[np.float64]:
-    """Mean w - 0.5 over kernels, by seed."""
-    kernels = [np.concatenate([w.ravel() for w in run.kernel_weights.values()]) for run in runs]
-    return np.array([w.mean(dtype=np.float64) - 0.5 for w in kernels])
 
 
 def _resampled(row: object, resamples: int, generator: np.random.Generator) -> tuple[NDArray, NDArray]:
@@ -229,7 +177,7 @@ def _resampled(row: object, resamples: int, generator: np.random.Generator) -> t
     scores = resampling.bootstrap(cells, resamples, generator)
     drawn = generator.integers(seeds, size=(resamples, seeds))
     differences = np.take_along_axis(scores[:, :seeds] - scores[:, seeds:], drawn, axis=1)
-    return _shifts(row.merged)[drawn].mean(axis=1), differences.mean(axis=1)
+    return np.array([*map(shift, row.merged)])[drawn].mean(axis=1), differences.mean(axis=1)
 
 
 def _correlated(known: Sequence[NDArray], drawn: Sequence[NDArray]) -> dict[str, float]:
@@ -239,3 +187,36 @@ def _correlated(known: Sequence[NDArray], drawn: Sequence[NDArray]) -> dict[str,
     values = np.array([pearson(a, b) for a, b in zip(*drawn, strict=True)])
     low, high = np.nanquantile(values, [0.025, 0.975]) if np.isfinite(values).any() else [float("nan")] * 2
     return {"value": pearson(*known), "low": low, "high": high}
+
+
+def replaced(runs: Sequence[Record]) -> pd.DataFrame:
+    """What learnt w is worth in each run, as in :func:`learning`: ``run`` (pair, seed), ``network``, ``difference``."""
+    lines = []
+    for run in (one for one in runs if not one.controls.empty):
+        scores = run.controls.groupby("control")["score"].mean()
+        name = f"{names.pair(run.folder.parts[-4])}, seed {run.run['seed']}"
+        line = {"run": name, "network": names.title(run.folder.parts[-3])}
+        lines.append(line | {"difference": scores["learnt"] - scores["start"]})
+    return pd.DataFrame(lines)
+
+
+def learning(runs: Sequence[Record]) -> dict[str, float]:
+    """Validation macro F1 as the probe left it, with learnt w minus with w = 0.5, over runs.
+
+    Batch norm is as learnt, and the epoch was chosen, with the learnt w: both favour it.
+
+    Returns:
+        ``runs``, ``difference`` and the ends ``low`` and ``high`` of its 95 % t interval over runs.
+    """
+    each = replaced(runs)["difference"].to_numpy()
+    reach = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each))
+    return {"runs": len(each), "difference": each.mean(), "low": each.mean() - reach, "high": each.mean() + reach}
+
+
+def pace(run: Record) -> tuple[float, float]:
+    """How far w is from its start at the end of the probe, in the mean over kernels, and how much of that way the
+    second half of the epochs adds: about a half if w goes on as it began, nothing if it has come to rest."""
+    epochs, weights = run.kernel_history
+    moved = np.mean(np.concatenate([np.abs(w - run.neutral) for w in weights.values()], axis=1), axis=1)
+    half = np.interp(epochs[-1] / 2, [0, *epochs], [0, *moved])
+    return float(moved[-1]), float(1 - half / moved[-1])

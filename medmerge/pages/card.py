@@ -13,7 +13,7 @@ from medmerge.backbones import SMALL, has_plain_head, patch_size
 from medmerge.data.images import FILL
 from medmerge.pages import report
 from medmerge.pages.contrast import against, by_row
-from medmerge.pages.template import render
+from medmerge.pages.typeset import render
 from medmerge.samples import IMAGENET_MEAN, IMAGENET_STD
 from medmerge.study.params import of_seed
 from medmerge.study.records import Record

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from medmerge.stats import evaluation, pooling, significance
+from medmerge.stats import evaluation, significance
 from medmerge.study.records import Record, RecordError
 
 Rows = dict[str, list[Record]]
@@ -93,7 +94,7 @@ def contrast(
         adjusted. With ``"seeds"`` also ``superior``: ``"superior"`` or ``"inferior"`` where both the adjusted p is
         below 5 % and the interval leaves out 0, else ``"not shown"``; and ``equivalence``, the outcome of
         :func:`~medmerge.stats.significance.equivalence`, ``"unknown"`` without a margin; ``error``; and what that error
-        can show, before Holm's correction (:mod:`medmerge.stats.pooling`): ``power`` at a true :data:`GAIN`, and
+        can show, before Holm's correction (:mod:`medmerge.stats.significance`): ``power`` at a true :data:`GAIN`, and
         ``visible``, the gain that is found in four of five cases.
     """
     pairs = list(pairs)
@@ -108,7 +109,12 @@ def contrast(
         line = {"difference": found.difference, "low": found.low, "high": found.high, "p": test.p_value}
         line["p_holm"] = p_holm
         if over == "seeds":
-            line |= _judged(found, p_holm, spread)
+            seen = found.error, found.freedom
+            same = (
+                significance.equivalence(found.difference, found.error, spread, found.freedom) if spread else "unknown"
+            )
+            line |= {"superior": _superior(found.low, found.high, p_holm), "equivalence": same, "error": found.error}
+            line |= {"power": significance.power(GAIN, *seen), "visible": significance.visible(*seen)}
         lines.append({**named, **line})
     return pd.DataFrame(lines) if lines else pd.DataFrame(columns=["difference", "low", "high", "p", "p_holm"])
 
@@ -134,15 +140,31 @@ def against(records: Sequence[Record], reference: str = "medmerge", over: str = 
     return contrast(pairs, over, margin(records) if over == "seeds" else None)
 
 
-def _judged(found: significance.SeedInterval, p_holm: float, spread: float | None) -> dict[str, object]:
-    sign = np.sign(found.low) if p_holm < ALPHA and found.low * found.high > 0 else 0
-    same = significance.equivalence(found.difference, found.error, spread, found.freedom).outcome if spread else ""
-    superior = {1: "superior", -1: "inferior"}.get(sign, "not shown")
-    power = pooling.power(GAIN, found.error, found.freedom)
-    return {
-        **{"superior": superior, "equivalence": same or "unknown", "error": found.error, "power": power},
-        "visible": pooling.visible(found.error, found.freedom),
-    }
+def pooled(tables: Iterable[pd.DataFrame], by: Sequence[str] = ("row", "against")) -> pd.DataFrame:
+    """Differences of several pairs pooled by inverse variance, one family of Holm's correction again.
+
+    Args:
+        tables: :func:`contrast` over seeds, of each pair.
+        by: columns that name what is pooled.
+
+    Returns:
+        These columns, ``pairs``, the fields of :class:`~medmerge.stats.significance.Pooled`, ``p``, ``p_holm``,
+        ``superior`` as there, and ``power`` at the paper's gain.
+    """
+    lines = []
+    for named, each in pd.concat(tables).groupby(list(by), sort=False):
+        found = significance.pool(each["difference"], each["error"])
+        error = (found.high - found.low) / 2 / stats.norm.ppf(1 - ALPHA / 2)
+        line = {**dict(zip(by, named, strict=True)), "pairs": len(each), **vars(found)}
+        p = 2 * stats.norm.sf(abs(found.difference) / error)
+        lines.append(line | {"p": p, "power": significance.power(GAIN, error)})
+    table = pd.DataFrame(lines).assign(p_holm=lambda t: evaluation.holm(t["p"]))
+    return table.assign(superior=[_superior(r.low, r.high, r.p_holm) for r in table.itertuples()])
+
+
+def _superior(low: float, high: float, p_holm: float) -> str:
+    sign = np.sign(low) if p_holm < ALPHA and low * high > 0 else 0
+    return {1: "superior", -1: "inferior"}.get(sign, "not shown")
 
 
 def _classes(runs: Sequence[Record]) -> int:

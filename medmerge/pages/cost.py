@@ -1,17 +1,25 @@
-"""Tables and sentences of the page on costs, from a record of it alone: measured or, where it says so, derived."""
+"""The page on costs, from a record of it alone: measured or, where it says so, derived."""
+
+import textwrap
 
 import numpy as np
 import pandas as pd
 
-from medmerge.pages.template import fill
-from medmerge.pages.typeset import number, span
+from medmerge.pages.figures.style import BookFigure, book_style, canvas, on_phone
+from medmerge.pages.typeset import fill, number
 from medmerge.study.cost import VARIANTS, CostSheet, quartiles
 
 ALIKE = 0.1
 """Two costs count as alike where the quartiles of their ratio lie within this of 1."""
 
-MEMORY = ("parameters", "gradients", "optimizer", "frozen", "saved")
-"""The kinds of bytes of :func:`medmerge.study.cost.memory`, in the order in which they are shown."""
+KINDS = {
+    "parameters": ("parameters that learn", "#0173B2"),
+    "gradients": ("their gradients", "#56B4E9"),
+    "optimizer": ("AdamW's state", "#DE8F05"),
+    "frozen": ("frozen parameters and copies", "#7A7A7A"),
+    "saved": ("kept for the backward pass", "#029E73"),
+}
+"""The kinds of bytes of :func:`medmerge.study.cost.memory`, as they are shown, in words and colours of the figure."""
 
 
 def steps(sheet: CostSheet) -> pd.DataFrame:
@@ -23,27 +31,47 @@ def steps(sheet: CostSheet) -> pd.DataFrame:
     rows = []
     for name, variant in VARIANTS.items():
         measured, seconds = sheet.variants[name], float(np.median(sheet.seconds(name)))
-        low, median, high = sheet.ratio(name)
-        rows.append(
-            {"variant": name, "title": variant.title, "milliseconds": 1e3 * seconds}
-            | {"images": sheet.batch_size / seconds, "low": low, "median": median, "high": high}
-            | {"trainable": measured.trainable, "gflops": measured.flops / 1e9}
-            | {"flops": measured.flops / sheet.variants["ft"].flops}
-            | {"mib": held(sheet, name) / 2**20, "peak": measured.peak_memory_mib}
-        )
+        line = {"variant": name, "title": variant.title, "milliseconds": 1e3 * seconds}
+        line |= dict(zip(("low", "median", "high"), sheet.ratio(name), strict=True))
+        line |= {"images": sheet.batch_size / seconds, "trainable": measured.trainable, "gflops": measured.flops / 1e9}
+        line |= {"flops": measured.flops / sheet.variants["ft"].flops, "mib": held(sheet, name) / 2**20}
+        rows.append(line | {"peak": measured.peak_memory_mib})
     return pd.DataFrame(rows)
 
 
 def held(sheet: CostSheet, name: str) -> int:
     """Bytes that a step of a variant holds, of all kinds."""
-    return sum(sheet.variants[name].memory[kind] for kind in MEMORY)
+    return sum(sheet.variants[name].memory[kind] for kind in KINDS)
 
 
 def memory(sheet: CostSheet) -> pd.DataFrame:
-    """MiB that a step holds, a row a variant (by its title) and a column a kind of :data:`MEMORY`."""
-    rows = {v.title: {kind: sheet.variants[name].memory[kind] / 2**20 for kind in MEMORY}
-            for name, v in VARIANTS.items()}  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index")
+    """MiB that a step holds, a row a variant (by its title) and a column a kind of :data:`KINDS`."""
+    rows = {v.title: pd.Series(sheet.variants[name].memory) / 2**20 for name, v in VARIANTS.items()}
+    return pd.DataFrame(rows).T[[*KINDS]]
+
+
+@book_style
+def step_memory(memory: pd.DataFrame) -> BookFigure:
+    """:func:`memory` that a step holds, a bar a variant, end to end by kind."""
+    figure = canvas(1.1 + 0.3 * len(memory) + 0.9 * on_phone())
+    axes, start = figure.subplots(), pd.Series(0.0, memory.index)
+    for kind, (label, colour) in KINDS.items():
+        axes.barh(range(len(memory)), memory[kind], left=start, color=colour, label=label, height=0.65)
+        start = start + memory[kind]
+    for y, total in enumerate(start):
+        where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(number(total, ",.0f" if total >= 10 else ".1f"), (total, y), **where)
+    axes.set(
+        xlabel="memory held by a step, MiB",
+        xlim=(0, (1.25 if on_phone() else 1.12) * start.max()),
+        ylim=(len(memory) - 0.5, -0.5),
+    )
+    axes.set_yticks(range(len(memory)), [textwrap.fill(title, 18) for title in memory.index])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    figure.legend(loc="outside upper left", ncols=1 if on_phone() else 3, columnspacing=1)
+    figure.alt = "MiB held by a step: " + ", ".join(f"{title} {total:,.0f}" for title, total in start.items()) + "."
+    return figure
 
 
 def phases(sheet: CostSheet, lp_epochs: int, ft_epochs: int, images: int = 10_000) -> pd.DataFrame:
@@ -72,32 +100,21 @@ def phases(sheet: CostSheet, lp_epochs: int, ft_epochs: int, images: int = 10_00
     ]
     rows = []
     for what, kind, each, epochs in table:
-        low, median, high = quartiles(each / tune)
-        seconds = float(np.median(each))
-        rows.append(
-            {"what": what, "kind": kind, "seconds": images * seconds, "images": epochs / seconds}
-            | {"low": low, "median": median, "high": high}
-        )
+        line, seconds = {"what": what, "kind": kind}, float(np.median(each))
+        line |= dict(zip(("low", "median", "high"), quartiles(each / tune), strict=True))
+        rows.append(line | {"seconds": images * seconds, "images": epochs / seconds})
     return pd.DataFrame(rows)
 
 
 def summary(sheet: CostSheet, lp_epochs: int, ft_epochs: int) -> str:
     """What MedMerge's probe costs beside LP and FT, from one record, a point each, in Markdown."""
     whole = phases(sheet, lp_epochs, ft_epochs).set_index("what")["median"]
-    bytes_of = {name: held(sheet, name) for name in ("ft", "kernel", "parameter")}
-    return fill(
-        "cost",
-        **{name: sheet.variants[name] for name in ("ft", "lp", "kernel", "parameter")},
-        **{"lp_epochs": lp_epochs, "ft_epochs": ft_epochs, "alike": ALIKE},
-        **{"to_lp": sheet.ratio("kernel", "lp"), "to_ft": sheet.ratio("kernel")},
-        single=sheet.ratio("parameter", "kernel"),
-        times=lambda r: f"{number(r[1], '.2f')} times (quartiles {span(r[0], r[2], '.2f')})",
-        time="processor time" if sheet.clock == "cpu" else "time",
-        cached=whole["LP, features computed once"],
-        probe=whole["MedMerge's probe"],
-        memory_of_ft=bytes_of["kernel"] / bytes_of["ft"],
-        memory_of_single=bytes_of["parameter"] / bytes_of["kernel"],
-    )
+    facts = {name: sheet.variants[name] for name in ("ft", "lp", "kernel", "parameter")}
+    facts |= {"to_lp": sheet.ratio("kernel", "lp"), "to_ft": sheet.ratio("kernel")}
+    facts |= {"single": sheet.ratio("parameter", "kernel"), "held": {name: held(sheet, name) for name in VARIANTS}}
+    facts |= {"lp_epochs": lp_epochs, "ft_epochs": ft_epochs, "alike": ALIKE, "whole": whole}
+    time = "processor time" if sheet.clock == "cpu" else "time"
+    return fill("cost", time=time, **facts)
 
 
 def circumstances(sheet: CostSheet) -> str:

@@ -1,10 +1,10 @@
-"""Tables and sentences on what datasets and splits hide, computed from their datasheet and from nothing else."""
+"""What datasets and splits hide, computed from their datasheet alone."""
 
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from medmerge.pages.template import fill
+from medmerge.pages.typeset import fill
 from medmerge.study.names import title
 
 
@@ -14,18 +14,15 @@ def leak_table(sheets: Mapping[str, Mapping]) -> pd.DataFrame:
     Columns: dataset, split, kind ("group" or "file"), draws, test (mean images), mean, low, high (shares; least and
     most of the draws).
     """
-    rows = []
+    lines = []
     for name, sheet in sheets.items():
         for split, draws in pd.DataFrame(sheet["leaks"]).groupby("split", sort=False):
-            for kind in ("group", "file"):
+            line = {"dataset": name, "split": split, "draws": len(draws), "test": int(draws["test"].mean().round())}
+            for kind in ("group", "file") if sheet["images in groups of several"] else ("file",):
                 shares = (draws[f"{kind}s"] / draws["test"]).dropna()
-                known = kind == "file" or sheet["images in groups of several"]
-                if len(shares) and known:
-                    spread = {"mean": shares.mean(), "low": shares.min(), "high": shares.max()}
-                    spread["test"] = int(draws["test"].mean().round())
-                    rows.append({"dataset": name, "split": split, "kind": kind, "draws": len(draws), **spread})
-    columns = ["dataset", "split", "kind", "draws", "mean", "low", "high", "test"]
-    return pd.DataFrame(rows, columns=columns)
+                spread = {"mean": shares.mean(), "low": shares.min(), "high": shares.max()}
+                lines += [{**line, "kind": kind, **spread}] if len(shares) else []
+    return pd.DataFrame(lines, columns=["dataset", "split", "kind", "draws", "mean", "low", "high", "test"])
 
 
 def probe_table(sheets: Mapping[str, Mapping]) -> pd.DataFrame:
@@ -34,18 +31,16 @@ def probe_table(sheets: Mapping[str, Mapping]) -> pd.DataFrame:
     Columns: dataset, probe, random, grouped, difference (means), low, high (least and most difference of draws with
     the same seed), draws.
     """
-    rows = []
+    lines = []
     for name, sheet in sheets.items():
-        if not sheet["probes"]:
-            continue
-        scores = pd.DataFrame(sheet["probes"]).pivot(index=["probe", "seed"], columns="split", values="macro_f1")
-        for probe, draws in scores.groupby(level="probe", sort=False):
-            gap = draws["random"] - draws["grouped"]
-            means = {"random": draws["random"].mean(), "grouped": draws["grouped"].mean(), "difference": gap.mean()}
-            spread = {"low": gap.min(), "high": gap.max(), "draws": len(draws)}
-            rows.append({"dataset": name, "probe": probe, **means, **spread})
+        probes = pd.DataFrame(sheet["probes"], columns=["probe", "seed", "split", "macro_f1"])
+        for probe, own in probes.groupby("probe"):
+            scores = own.pivot(index="seed", columns="split", values="macro_f1")
+            gap, means = scores["random"] - scores["grouped"], {split: scores[split].mean() for split in scores}
+            spread = {"difference": gap.mean(), "low": gap.min(), "high": gap.max(), "draws": len(gap)}
+            lines.append({"dataset": name, "probe": probe, **means, **spread})
     columns = ["dataset", "probe", "random", "grouped", "difference", "low", "high", "draws"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(lines, columns=columns)
 
 
 def summary(sheets: Mapping[str, Mapping], overlaps: Sequence[Mapping]) -> str:
@@ -55,11 +50,7 @@ def summary(sheets: Mapping[str, Mapping], overlaps: Sequence[Mapping]) -> str:
     random, probes = (table.assign(dataset=table["dataset"].map(title)) for table in (random, probes))
     sure = probes[(probes["low"] > 0) | (probes["high"] < 0)]
     met = [row for row in overlaps if 0.1 < row["share of random test"] < 1]
-    return fill(
-        "leaks",
-        leaks={kind: rows.to_dict("records") for kind, rows in random.groupby("kind")},
-        met=[{**row, "in": title(row["in"]), "of": title(row["of"])} for row in met],
-        probed=len(probes) > 0,
-        sure=sure.to_dict("records"),
-        others=sorted(set(probes["dataset"]) - set(sure["dataset"])),
-    )
+    kinds = {kind: rows.to_dict("records") for kind, rows in random.groupby("kind")}
+    met = [{**row, "in": title(row["in"]), "of": title(row["of"])} for row in met]
+    others = sorted(set(probes["dataset"]) - set(sure["dataset"]))
+    return fill("leaks", leaks=kinds, met=met, probed=len(probes), sure=sure.to_dict("records"), others=others)

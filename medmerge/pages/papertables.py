@@ -16,17 +16,15 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from medmerge.pages.contrast import by_row, margin, predicted
-from medmerge.pages.template import fill
+from medmerge.pages.contrast import ALPHA, by_row, margin, predicted
+from medmerge.pages.typeset import fill
 from medmerge.stats import evaluation, resampling
 from medmerge.study.records import Record, gather
 
-BASELINES = 4
-"""Rows of a target beside MedMerge: the family of its comparisons."""
+APPROACHES = ("ft", "lp_ft", "medmerge")
+LEANING = {"ISIC-2019": "HAM10K", "APTOS": "EyePACS", "RSNA-Pneumonia": "ImageNet"}
+"""The source that w leans to on a target, as the paper reads its Fig. 2."""
 
-_APPROACHES = ("ft", "lp_ft", "medmerge")
-
-ALPHA = 0.05
 DRAWS = 4000
 
 
@@ -119,16 +117,16 @@ def spread(target: Target, accuracy: float, macro_f1: float) -> dict[str, float]
         generator = np.random.default_rng(0)
         cells = [generator.multinomial(count, row, DRAWS) for count, row in zip(target.tested, matrix, strict=True)]
         scores = _macro_f1(np.stack(cells, 1).astype(np.float64))
-        low, high = np.quantile(scores, [ALPHA / 2, 1 - ALPHA / 2]) - scores.mean()
-        found.append({"low": macro_f1 + low, "high": macro_f1 + high, "error": scores.std()})
-    return {name: float(value) for name, value in max(found, key=lambda one: one["error"]).items()}
+        low, high = macro_f1 + (np.quantile(scores, [ALPHA / 2, 1 - ALPHA / 2]) - scores.mean())
+        found.append({"low": low, "high": high, "error": scores.std()})
+    return max(found, key=lambda one: one["error"])
 
 
 def intervals(table: pd.DataFrame) -> pd.DataFrame:
     """:func:`rows` with ``low``, ``high``, ``error`` and ``images``, the number of test images."""
     found = [spread(TARGETS[row.target], row.accuracy, row.macro_f1) for row in table.itertuples()]
     images = [int(TARGETS[target].tested.sum()) for target in table["target"]]
-    return pd.concat([table, pd.DataFrame(found, index=table.index)], axis=1).assign(images=images)
+    return table.join(pd.DataFrame(found, index=table.index)).assign(images=images)
 
 
 def comparisons(table: pd.DataFrame, together: float, seeds: float = 0.0) -> pd.DataFrame:
@@ -142,23 +140,18 @@ def comparisons(table: pd.DataFrame, together: float, seeds: float = 0.0) -> pd.
 
     Returns:
         Columns backbone, target, against, difference; ``visible``, the smallest difference of that pair of rows that a
-        two-sided test at 5 % would have found; ``family``, the same for the smallest of a target's four after Holm;
-        ``corrected``, the same with Bonferroni's correction for all of the table.
+        two-sided test at 5 % would have found; ``corrected``, the same with Bonferroni's correction for all of them.
     """
-    lines, whole = [], BASELINES * len(table.groupby(["backbone", "target"]))
+    lines, whole = [], (table["approach"] != "MedMerge").sum()
     for (backbone, target), group in table.groupby(["backbone", "target"], sort=False):
         ours = group[group["approach"] == "MedMerge"].iloc[0]
         for other in group[group["approach"] != "MedMerge"].itertuples():
             images = ours["error"] ** 2 + other.error**2 - 2 * together * ours["error"] * other.error
             error = math.sqrt(images + 2 * seeds**2)
-            one, four, every = (stats.norm.ppf(1 - ALPHA / 2 / m) * error for m in (1, BASELINES, whole))
-            lines.append(
-                {"backbone": backbone, "target": target, "against": f"{other.approach} {other.source}"}
-                | {
-                    "difference": round(ours["macro_f1"] - other.macro_f1, 3),
-                }
-                | {"visible": one, "family": four, "corrected": every}
-            )
+            one, every = (stats.norm.ppf(1 - ALPHA / 2 / m) * error for m in (1, whole))
+            line = {"backbone": backbone, "target": target, "against": f"{other.approach} {other.source}"}
+            line |= {"difference": round(ours["macro_f1"] - other.macro_f1, 3)}
+            lines.append(line | {"visible": one, "corrected": every})
     return pd.DataFrame(lines)
 
 
@@ -188,9 +181,9 @@ def complete_studies(folder: Path) -> list[list[Record]]:
     """The five rows of each finished pair below a folder of records, those without settings of their own."""
     found: dict[tuple[str, ...], list[Record]] = {}
     for record in gather(folder, "*/*/*/seed*"):
-        if record.approach in _APPROACHES and not record.settings and not record.multilabel:
+        if record.approach in APPROACHES and not record.settings and not record.multilabel:
             found.setdefault(record.folder.parts[-4:-2], []).append(record)
-    return [runs for runs in found.values() if len({_seeds(runs, one) for one in _APPROACHES}) == 1]
+    return [runs for runs in found.values() if len({_seeds(runs, one) for one in APPROACHES}) == 1]
 
 
 def _seeds(runs: Sequence[Record], approach: str) -> frozenset[int]:
@@ -221,17 +214,14 @@ def summary(found: Mapping[str, pd.DataFrame], seeds: float | None) -> str:
     Args:
         found: :func:`ways`.
     """
-    paired, strictest = found["paired"], [*found.values()][-1]
-    named = {name.replace(", ", "_").replace(" ", "_"): table for name, table in found.items()}
-    visible, corrected = ({name: int((table["difference"] > table[limit]).sum()) for name, table in named.items()}
-                          for limit in ("visible", "corrected"))  # fmt: skip
-    places = " and ".join(dict.fromkeys(strictest[strictest["difference"] > strictest["visible"]]["target"]))
-    gain = headline(found)
-    below = int((paired["difference"] < -paired["visible"]).sum())
-    above = int((paired["difference"] > 0).sum())
-    facts = {"visible": visible, "corrected": corrected, "below": below, "above": above, "places": places, "gain": gain}
-    images = int(TARGETS[gain["target"]].tested.sum())
-    return fill("paper", total=len(paired), seeds=seeds, images=images, **facts)
+    paired, strictest, gain = found["paired"], [*found.values()][-1], headline(found)
+    visible, corrected = (
+        {name: int((table["difference"] > table[limit]).sum()) for name, table in found.items()}
+        for limit in ("visible", "corrected")
+    )
+    places = dict.fromkeys(strictest[strictest["difference"] > strictest["visible"]]["target"])
+    facts = {"visible": visible, "corrected": corrected, "places": list(places), "gain": gain, "paired": paired}
+    return fill("paper", seeds=seeds, images=int(TARGETS[gain["target"]].tested.sum()), **facts)
 
 
 def headline(found: Mapping[str, pd.DataFrame]) -> pd.Series:
@@ -273,58 +263,27 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
 
     ``holds`` is ``"yes"``, ``"no"`` or ``"in part"``, of the numbers as they stand: none of it is a test.
     """
-    gains = {number: _gains(table, number) for number in ("1", "A1")}
-    scores = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+    scores, keys = {"accuracy": "accuracy", "macro_f1": "macro F1"}, ["table", "target", "source"]
     lines = pd.concat([best(table, column).assign(score=words) for column, words in scores.items()])
-    lost = lines[~lines["ours"]].to_dict("records")
-    wide = table.pivot(index=["table", "target", "source"], columns="approach", values="macro_f1").loc[_pairs(table)]
-    probing = (wide["LP-FT"] - wide["FT"]).round(3).rename("gain").reset_index()
-    above = int((probing["gain"] > 0).sum())
-    of_imagenet = probing[(probing["table"] == "1") & (probing["source"] == "ImageNet") & (probing["gain"] < 0)]
-    below = dict(zip(of_imagenet["target"], of_imagenet["gain"], strict=True))
-    tuned = table[(table["table"] == "1") & (table["approach"] == "FT")]
-    shift = [_ahead(tuned[tuned["target"] == target], source) for target, source in LEANING.items()]
-    largest = max(gain for one in gains.values() for gain in one.values())
-    holds = {
-        ("up to 3 % higher F1", "abstract"): "yes" if largest >= 0.0295 else "in part",
-        ("outperforms fine-tuning and LP-FT", "4"): "in part" if lost else "yes",
-        ("increased performance using LP-FT compared to FT", "4"): "yes" if above == len(probing) else "in part",
-        ("RSNA is the only case where FT outperforms LP-FT from ImageNet", "4"): (
-            "yes" if list(below) == ["RSNA-Pneumonia"] else "no"
-        ),
-        ("w leans to the source whose FT is better", "4, Fig. 2"): (
-            "yes" if all(one["gain"] > 0 for one in shift) else "in part"
-        ),
-    }
-    facts = {"gains": gains, "lost": lost, "lines": len(lines), "below": below, "above": above, "shift": shift}
+    tuned, probed = (table[table["approach"] == approach] for approach in ("FT", "LP-FT"))
+    probing = tuned.merge(probed, on=keys)
+    probing["gain"] = (probing["macro_f1_y"] - probing["macro_f1_x"]).round(3)
+    below = probing.query("table == '1' and source == 'ImageNet' and gain < 0").set_index("target")["gain"].to_dict()
+    first = tuned[tuned["table"] == "1"].set_index(["target", "source"])["macro_f1"]
+    shift = [
+        {"target": target, "source": source, "gain": first[target, source] - first[target].drop(source).item()}
+        for target, source in LEANING.items()
+    ]
+    facts = {"gains": gains(table), "lines": lines, "lost": lines[~lines["ours"]].to_dict("records"), "below": below}
     worst = probing.loc[probing["gain"].idxmin()]
-    text = fill("paper_claims", **facts, probing=probing, worst=worst)
-    said = [line.removeprefix("- ").strip() for line in text.splitlines() if line]
-    rows = [(*claim, words, verdict) for (claim, verdict), words in zip(holds.items(), said, strict=True)]
+    text = fill("paper_claims", **facts, probing=probing, worst=worst, shift=shift)
+    rows = [line.removeprefix("- ").strip().split(" | ") for line in text.splitlines() if line]
     return pd.DataFrame(rows, columns=["claim", "place", "numbers", "holds"])
 
 
-LEANING = {"ISIC-2019": "HAM10K", "APTOS": "EyePACS", "RSNA-Pneumonia": "ImageNet"}
-"""The source that w leans to on a target, as the paper reads its Fig. 2."""
-
-
-def _pairs(table: pd.DataFrame) -> pd.MultiIndex:
-    """Table, target and source of every baseline, in the tables' order."""
-    tuned = table[table["approach"] == "FT"]
-    return pd.MultiIndex.from_frame(tuned[["table", "target", "source"]])
-
-
-def _ahead(rows: pd.DataFrame, source: str) -> dict[str, object]:
-    """FT's macro F1 from a source above that from the other."""
-    mine = rows["source"] == source
-    gain = rows[mine]["macro_f1"].item() - rows[~mine]["macro_f1"].item()
-    return {"target": rows["target"].iloc[0], "source": source, "gain": gain}
-
-
-def _gains(table: pd.DataFrame, number: str) -> dict[str, float]:
-    """MedMerge's macro F1 above the best baseline's, by target."""
-    found = {}
-    for target, group in table[table["table"] == number].groupby("target", sort=False):
-        ours = group["approach"] == "MedMerge"
-        found[target] = round(group[ours]["macro_f1"].iloc[0] - group[~ours]["macro_f1"].max(), 3)
-    return found
+def gains(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """MedMerge's macro F1 above the best baseline's, by table and target."""
+    keys, ours = ["table", "target"], table["approach"] == "MedMerge"
+    most = table[~ours].groupby(keys, sort=False)["macro_f1"].max()
+    gain = (table[ours].set_index(keys)["macro_f1"] - most).round(3)
+    return {number: gain[number].to_dict() for number in dict.fromkeys(table["table"])}

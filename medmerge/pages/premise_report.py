@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from medmerge.pages.template import fill
+from medmerge.pages.typeset import fill
 from medmerge.study import premise
 from medmerge.study.premise import ORDERS, STATISTICS, PremiseSheet
 
@@ -27,10 +27,8 @@ def closeness(sheet: PremiseSheet) -> pd.DataFrame:
     for order in ORDERS:
         table = sheet.distances[sheet.distances["order"] == order]
         low, median, high = table["cosine"].quantile([0.25, 0.5, 0.75])
-        rows.append(
-            {"order": order, "layers": len(table), "cosine": median, "low": low, "high": high}
-            | {name: table[name].median() for name in ("kernel_cosine", "distance")}
-        )
+        line = {"order": order, "layers": len(table), "cosine": median, "low": low, "high": high}
+        rows.append(line | {name: table[name].median() for name in ("kernel_cosine", "distance")})
     return pd.DataFrame(rows)
 
 
@@ -54,44 +52,24 @@ def barriers(sheet: PremiseSheet) -> pd.DataFrame:
             a, losses = inside["a"].to_numpy(), inside["val_loss"].to_numpy()
             excess = losses - np.interp(a, [0, 1], losses[[0, -1]])
             gain = sheet.content.prior_loss - losses[[0, -1]].mean()
-            rows.append(
-                {"order": order, "statistics": statistics, "c": losses[0], "b": losses[-1]}
-                | {"barrier": height[statistics], "rise": max(excess.max(), 0.0), "at": a[excess.argmax()]}
-                | {"share": max(excess.max(), 0.0) / gain if gain > 0 else np.nan}
-            )
+            rise, at = max(excess.max(), 0.0), a[excess.argmax()]
+            row = {"order": order, "statistics": statistics, "c": losses[0], "b": losses[-1], "rise": rise, "at": at}
+            rows.append(row | {"share": rise / gain if gain > 0 else np.nan, "barrier": height[statistics]})
     return pd.DataFrame(rows)
 
 
 def summary(sheet: PremiseSheet) -> str:
     """What one record answers, whether two sources start from different places, a point each, in Markdown."""
     found = barriers(sheet).set_index(["order", "statistics"])
-    cosines = closeness(sheet).set_index("order")
-    share = found.loc["as trained"]["share"]
+    cosines, share = closeness(sheet), found.loc["as trained"]["share"]
     verdict = "none" if share.isna().any() else "one" if share["interpolated"] < NEGLIGIBLE else "two"
     if verdict == "two" and share["re-estimated"] < NEGLIGIBLE:
         verdict = "but for batch norm"
     near = cosines.iloc[0].to_dict()
     kinship = "kin" if near["cosine"] > RELATED else "strangers" if near["cosine"] < UNRELATED else "partly"
     facts = {"b": sheet.names[0], "c": sheet.names[1], "statistics": STATISTICS, "content": sheet.content}
-    rises = {key: row.to_dict() for key, row in found.iterrows()}
-    moved = {"moved": sheet.moved, "cosines": cosines["cosine"].tolist(), "orders": ORDERS}
-    return fill("premise", verdict=verdict, near=near, kinship=kinship, found=rises, **facts, **moved)
-
-
-def closeness_table(sheet: PremiseSheet) -> pd.DataFrame:
-    """:func:`closeness` with the columns and names that a reader wants."""
-    names = {"order": "channels of c", "layers": "layers", "cosine": "cosine, median layer"}
-    names |= {"low": "low", "high": "high"}
-    names |= {"kernel_cosine": "cosine of kernels", "distance": "relative distance"}
-    return closeness(sheet)[list(names)].rename(columns=names)
-
-
-def barrier_table(sheet: PremiseSheet) -> pd.DataFrame:
-    """:func:`barriers` with the columns and names that a reader wants."""
-    b, c = sheet.names
-    names = {"order": "channels of c", "statistics": "running statistics", "c": f"loss at {c}", "b": f"loss at {b}"}
-    names |= {"rise": "rise between them", "at": "at a", "share": "share of the gain", "barrier": "over the ends' mean"}
-    return barriers(sheet)[list(names)].rename(columns=names)
+    facts |= {"found": found.to_dict("index"), "cosines": cosines["cosine"].tolist(), "orders": ORDERS}
+    return fill("premise", verdict=verdict, near=near, kinship=kinship, moved=sheet.moved, **facts)
 
 
 def circumstances(sheet: PremiseSheet) -> str:

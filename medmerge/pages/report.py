@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from medmerge.pages.contrast import ALPHA, against, by_row, interval, margin, predicted
-from medmerge.pages.template import fill
-from medmerge.pages.typeset import number, span
+from medmerge.pages.typeset import fill, number, span
 from medmerge.stats import evaluation, significance
 from medmerge.study.names import phrase
 from medmerge.study.records import Record, score_column
@@ -21,7 +20,6 @@ GRADED = ("aptos2019", "eyepacs", "medmnist:retinamnist")
 SINGLE = "With several labels an image these tests are not defined here."
 """Said in place of the tables where images have several labels."""
 
-_PARTS = {"test": "test", "val": "validation", "train": "training"}
 _NAMES = {
     **{"against": "MedMerge minus", "label": "row", "reference": "minus"},
     **{"p_holm": "p (Holm)", "superior": "superiority", "equivalence": "within the margin"},
@@ -36,20 +34,18 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
     """
     table = []
     for label, runs in by_row(records).items():
-        metrics = pd.DataFrame([run.run["metrics"] for run in runs])
-        low, high = interval(runs)
-        line = {"label": label, "approach": runs[0].approach, "seeds": len(runs)} | metrics.mean().to_dict()
-        f1 = metrics["macro_f1"]
-        table.append(line | {"mean": f1.mean(), "low": low, "high": high, "sd": f1.std()})
+        metrics, (low, high) = pd.DataFrame([run.run["metrics"] for run in runs]), interval(runs)
+        line = {"label": label, "approach": runs[0].approach, "seeds": len(runs), **metrics.mean()}
+        table.append(line | {"mean": line["macro_f1"], "low": low, "high": high, "sd": metrics["macro_f1"].std()})
     return pd.DataFrame(table)
 
 
 def score_table(records: Sequence[Record]) -> pd.DataFrame:
     """:func:`scores` with the columns and names that a reader wants."""
     table = scores(records)
-    names = {"label": "run", "seeds": "seeds", "mean": "macro F1", "low": "low", "high": "high", "accuracy": "accuracy"}
-    names |= {"macro_auroc": "AUROC", "macro_ap": "average precision", "ece": "ECE"}
-    return table[[name for name in names if name in table]].rename(columns=names)
+    names = {"label": "run", "mean": "macro F1", "macro_auroc": "AUROC", "macro_ap": "average precision", "ece": "ECE"}
+    columns = ("label", "seeds", "mean", "low", "high", "accuracy", "macro_auroc", "macro_ap", "ece")
+    return table[[name for name in columns if name in table]].rename(columns=names)
 
 
 def difference_table(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -61,9 +57,11 @@ def difference_table(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """
     if {"seeds", "superior"} <= {*table}:
         few = table["seeds"] == 1
-        table = table.assign(
-            superior=table["superior"].mask(few, "one seed"), equivalence=table["equivalence"].mask(few, "–")
-        )
+        masked = {
+            "superior": table["superior"].mask(few, "one seed"),
+            "equivalence": table["equivalence"].mask(few, "–"),
+        }
+        table = table.assign(**masked)
     named = table.columns[: table.columns.get_loc("difference")]
     return table[list(columns) or [*named, "difference", "low", "high", "p", "p_holm"]].rename(columns=_NAMES)
 
@@ -118,42 +116,23 @@ def verdict(records: Sequence[Record]) -> str:
     merged, best, line, pairs = _headline(records)
     sure, differences = pairs["p_holm"] < ALPHA, pairs["difference"]
     better, worse = (int((sure & (sign * differences > 0)).sum()) for sign in (1, -1))
-    counts = {"above": (differences > 0).sum(), "below": (differences < 0).sum(), "count": len(pairs)}
-    facts = {"merged": merged, "best": best, "line": line, "better": better, "worse": worse, "seeds": _seeds(merged)}
-    return fill("verdict", **facts, **counts)
+    facts = {"merged": merged, "best": best, "line": line, "differences": differences, "better": better}
+    return fill("verdict", worse=worse, **facts)
 
 
 def circumstances(records: Sequence[Record]) -> str:
     """What the numbers rest on, in Markdown: images, size, weights, seeds, precision and device."""
-    first = records[0]
-    return fill(
-        "circumstances",
-        p=first.run["parameters"],
-        images=first.images,
-        data=first.run["data"],
-        several=first.multilabel,
-        seeds=sorted({record.run["seed"] for record in records}),
-        devices=sorted({f"{record.run['precision']} on {record.run['device']}" for record in records}),
-    )
+    first, seeds = records[0], sorted({record.run["seed"] for record in records})
+    devices = sorted({f"{record.run['precision']} on {record.run['device']}" for record in records})
+    facts = {"images": first.images, "data": first.run["data"], "several": first.multilabel}
+    return fill("circumstances", p=first.run["parameters"], seeds=seeds, devices=devices, **facts)
 
 
 def overlap_note(records: Sequence[Record]) -> str:
     """What the sources had seen of the target's images, in Markdown; empty if nothing, or if nothing is recorded."""
-    sentences: dict[str, None] = {}
-    for record in records:
-        for source, found in record.run["data"].get("overlap", {}).items():
-            met = {} if "unknown" in found else {
-                part: (found["images"].get(part, 0), found["groups"].get(part, 0)) for part in _PARTS
-            }  # fmt: skip
-            counts = [
-                f"{_PARTS[part]}: {same:,} of {record.images[part]:,} images themselves, {near:,} more by their "
-                "patient or lesion"
-                for part, (same, near) in met.items()
-                if same or near
-            ]
-            seen = any(any(met[part]) for part in ("test", "val") if part in met)
-            sentences[fill("overlap", source=source, found=found, counts=counts, seen=seen)] = None
-    return " ".join(filter(None, sentences))
+    found = [(record.images, *one) for record in records for one in record.run["data"].get("overlap", {}).items()]
+    notes = [fill("overlap", images=images, source=source, found=met) for images, source, met in found]
+    return " ".join(filter(None, dict.fromkeys(notes)))
 
 
 def planned_verdict(records: Sequence[Record]) -> str:
@@ -164,18 +143,9 @@ def planned_verdict(records: Sequence[Record]) -> str:
     if spread is None:
         return "One seed: what another would change is not known, and the analysis plan decides nothing on it."
     found = against(records, over="seeds")
-    counts = {name: int((found["superior"] == name).sum()) for name in ("superior", "inferior")}
     others = {r.run["row"]["title"]: None for r in records if r.approach not in (*BASELINES, "medmerge")}
-    return fill(
-        "planned",
-        seeds={record.run["seed"] for record in records},
-        equivalent=int((found["equivalence"] == "equivalent").sum()),
-        count=len(found),
-        margin=spread,
-        others=list(others),
-        outcome=decide(found),
-        **counts,
-    )
+    facts = {"found": found, "margin": spread, "others": list(others), "outcome": decide(found)}
+    return fill("planned", seeds={record.run["seed"] for record in records}, **facts)
 
 
 def decide(found: pd.DataFrame) -> str:
@@ -197,28 +167,27 @@ def decide(found: pd.DataFrame) -> str:
 def secondary(records: Sequence[Record]) -> pd.DataFrame:
     """Secondary outcomes, described and in no family: a line a baseline, of MedMerge minus it.
 
-    Accuracy, mean over seeds, with McNemar's p of each seed, and macro AUROC, mean over seeds, with DeLong's interval.
+    Accuracy, mean over seeds, with McNemar's p of each seed, and macro AUROC, mean over seeds, with DeLong's interval,
+    not defined where a class has one image or is ranked perfectly by both.
     """
     rows = by_row(records)
     (merged,) = [runs for runs in rows.values() if runs[0].approach == "medmerge" and not runs[0].settings]
-    ours, lines = predicted(merged), []
+    labels, lines = merged[0].labels, []
     for label, runs in rows.items():
         if runs is merged:
             continue
-        exact = [significance.mcnemar(merged[0].labels, *pair) for pair in zip(ours, predicted(runs), strict=True)]
+        exact = [significance.mcnemar(labels, a, b) for a, b in zip(predicted(merged), predicted(runs), strict=True)]
         line = {"MedMerge minus": label, "accuracy": float(np.mean([difference for difference, _ in exact]))}
         line["McNemar's p, by seed"] = ", ".join(number(p, ".2g") for _, p in exact)
-        lines.append(line | _area(merged, runs))
+        try:
+            area = significance.delong(
+                labels, *(np.stack([run.probabilities for run in each]) for each in (merged, runs))
+            )
+            line |= {"AUROC": area.difference, "low": area.low, "high": area.high}
+        except ValueError:
+            line |= dict.fromkeys(("AUROC", "low", "high"), float("nan"))
+        lines.append(line)
     return pd.DataFrame(lines)
-
-
-def _area(runs: Sequence[Record], others: Sequence[Record]) -> dict[str, object]:
-    a, b = (np.stack([run.probabilities for run in each]) for each in (runs, others))
-    try:
-        found = significance.delong(runs[0].labels, a, b)
-    except ValueError:  # a class with one image, or ranked perfectly by both
-        return dict.fromkeys(("AUROC", "low", "high"), float("nan"))
-    return {"AUROC": found.difference, "low": found.low, "high": found.high}
 
 
 def kappas(records: Sequence[Record]) -> pd.DataFrame:
@@ -248,18 +217,14 @@ def displacement(record: Record) -> dict[str, float]:
     whole, rest = divmod(record.images["train"], p["batch_size"])
     steps = kept * (whole + (rest > 1 or not whole))
     away = np.abs(w - record.neutral)
-    return {
-        **{"mean": float(away.mean()), "largest": float(away.max())},
-        **{"share_first": float((w > record.neutral).mean()), "kernels": len(w)},
-        **{"kept_epoch": int(kept), "steps": int(steps), "budget": float(lr * steps)},
-    }
+    found = {"mean": float(away.mean()), "largest": float(away.max())}
+    found |= {"share_first": float((w > record.neutral).mean()), "kernels": len(w)}
+    return found | {"kept_epoch": int(kept), "steps": int(steps), "budget": float(lr * steps)}
 
 
 def histories(records: Sequence[Record]) -> pd.DataFrame:
     """All histories in one frame, with columns run, approach and seed; runs that trained nothing have no rows."""
-    frames = [
-        record.history.assign(run=record.label, approach=record.approach, seed=record.run["seed"]) for record in records
-    ]
+    frames = [r.history.assign(run=r.label, approach=r.approach, seed=r.run["seed"]) for r in records]
     return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
 
 
@@ -268,9 +233,8 @@ def choice_table(records: Sequence[Record]) -> pd.DataFrame:
     table = []
     for record in records:
         for name, value in record.run.get("choices", {}).items():
-            if name != "validation":
-                text = " + ".join(map(phrase, value)) if isinstance(value, list) else value
-                table.append({"run": record.label, "seed": record.run["seed"], "chosen": f"{name}: {text}"})
+            text = " + ".join(map(phrase, value)) if isinstance(value, list) else value
+            table += [(record.label, record.run["seed"], f"{name}: {text}")] if name != "validation" else []
     return pd.DataFrame(table, columns=["run", "seed", "chosen"])
 
 
@@ -288,7 +252,3 @@ def _headline(records: Sequence[Record]) -> tuple[pd.Series, pd.Series, pd.Serie
     merged = table[table["approach"] == "medmerge"].iloc[0]
     best = table[table["approach"] != "medmerge"].sort_values("mean").iloc[-1]
     return merged, best, pairs[pairs["against"] == best["label"]].iloc[0], pairs
-
-
-def _seeds(row: pd.Series) -> str:
-    return f"{row['seeds']} seed" + "s" * int(row["seeds"] > 1)

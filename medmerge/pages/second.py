@@ -1,21 +1,19 @@
-"""The second round, as its plan (`book/second-plan.md`) decides it, from whatever records there are."""
+"""The second round, as its plan (`book/second-plan.md`) decides it, and the answer of both rounds together."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from medmerge.pages import claims
-from medmerge.pages.claims import FAILURE, SUPPORT, Claim
-from medmerge.pages.contrast import ALPHA, GAIN, Rows, by_row, contrast, margin, over_seeds
-from medmerge.pages.typeset import estimate, number
-from medmerge.stats import evaluation, pooling
+from medmerge.pages.claims import BASELINES, CLAIMS, FAILURE, SUPPORT, Claim, Pair
+from medmerge.pages.contrast import GAIN, Rows, by_row, contrast, margin, over_seeds, pooled
+from medmerge.pages.typeset import estimate, fill, number
+from medmerge.pages.weights import shift
 from medmerge.study import definitions, names
 from medmerge.study.definitions import Row
 from medmerge.study.params import Parameters
-from medmerge.study.records import Record
 from medmerge.study.run import finished
 
 PAIRS = ("skin-2", "chest-2", "retina-2")
@@ -29,8 +27,7 @@ OPEN = "not decidable"
 NOT_RUN = "not run with three seeds"
 SLOW, FAST = "MedMerge", "MedMerge, w's budget matched"
 LONG = "FT from the base, twice the epochs"
-PAPERS = ("FT from the base", "FT from the medical source", "LP-FT from the base", "LP-FT from the medical source")
-"""The paper's four baselines."""
+POOLED = "All pairs pooled"
 
 
 @functools.cache
@@ -44,8 +41,7 @@ def pair(name: str, network: str = "densenet121") -> Rows:
     for file in (f"{name}{NETWORKS[network]}", *([f"{name}-long"] if network == "densenet121" else [])):
         p = claims.parameters(file)
         for row in definitions.rows(p):
-            runs = {seed: run for seed in p.seeds if (run := finished(p, row, seed))}
-            found[_kind(row, p)] = runs
+            found[_kind(row, p)] = {seed: run for seed in p.seeds if (run := finished(p, row, seed))}
     seeds = sorted(set.intersection(*(set(runs) for runs in found.values())))
     return {kind: [runs[seed] for seed in seeds] for kind, runs in found.items()}
 
@@ -53,29 +49,26 @@ def pair(name: str, network: str = "densenet121") -> Rows:
 def _kind(row: Row, p: Parameters) -> str:
     if row.approach == "medmerge":
         return FAST if row.settings else SLOW
-    return (
-        LONG
-        if row.settings
-        else f"{row.title} from {'the base' if row.sources == (p.base_data,) else 'the medical source'}"
-    )
+    place = "the base" if row.sources == (p.base_data,) else "the medical source"
+    return LONG if row.settings else f"{row.title} from {place}"
 
 
-def counted() -> dict[str, Rows]:
-    """The pairs with DenseNet-121 that have the seeds to decide anything, by name."""
-    return {name: rows for name in PAIRS if counts(rows := pair(name))}
+def counted(pairs: Mapping[str, Rows] | None = None) -> dict[str, Rows]:
+    """The pairs that have the seeds to decide anything, by name; by default of those with DenseNet-121."""
+    pairs = {name: pair(name) for name in PAIRS} if pairs is None else pairs
+    return {name: rows for name, rows in pairs.items() if len(next(iter(rows.values()))) >= LEAST}
 
 
-def counts(rows: Rows) -> bool:
-    """Whether a pair has the seeds to decide anything."""
-    return len(next(iter(rows.values()))) >= LEAST
+def _against(rows: Rows) -> list[tuple]:
+    """Both rows of MedMerge, each with every other row."""
+    merged = [kind for kind in (SLOW, FAST) if kind in rows]
+    return [({"row": m, "against": k}, rows[m], rows[k]) for m in merged for k in rows if k not in merged]
 
 
 def family(rows: Rows) -> pd.DataFrame:
     """Both rows of MedMerge minus every baseline, one family: columns ``row``, ``against`` and those of
     :func:`~medmerge.pages.contrast.contrast` over seeds, whose spread is pooled over all rows."""
-    merged = [kind for kind in (SLOW, FAST) if kind in rows]
-    pairs = [({"row": m, "against": k}, rows[m], rows[k]) for m in merged for k in rows if k not in merged]
-    return contrast(pairs, "seeds", MARGIN, _between(rows))
+    return contrast(_against(rows), "seeds", MARGIN, _between(rows))
 
 
 def _between(rows: Rows) -> tuple[float, int]:
@@ -91,54 +84,27 @@ def described(pairs: Mapping[str, Rows]) -> pd.DataFrame:
     """
     lines = []
     for name, rows in pairs.items():
-        merged = [kind for kind in (SLOW, FAST) if kind in rows]
         seeds = ", ".join(str(run.run["seed"]) for run in next(iter(rows.values())))
-        if not seeds or counts(rows):
-            continue
-        asked = [({"MedMerge": m, "minus": k}, rows[m], rows[k]) for m in merged for k in rows if k not in merged]
-        for r in contrast(asked).itertuples():
-            named = {"pair": names.pair(name), "seeds": seeds, "MedMerge": r.MedMerge, "minus": r.minus}
+        for r in contrast(_against(rows)).itertuples() if seeds and name not in counted(pairs) else ():
+            named = {"pair": names.pair(name), "seeds": seeds, "MedMerge": r.row, "minus": r.against}
             lines.append({**named, "difference": estimate(r.difference, r.low, r.high)})
     return pd.DataFrame(lines)
 
 
-def pooled(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Families of several pairs pooled by inverse variance, one family again.
-
-    Returns:
-        ``row``, ``against``, ``pairs``, the fields of :class:`~medmerge.stats.pooling.Pooled`, ``p_holm``, ``superior``
-        and ``power`` at the paper's gain.
-    """
-    lines = []
-    for (row, against), each in pd.concat(tables.values()).groupby(["row", "against"], sort=False):
-        found = pooling.pool(each["difference"], each["error"])
-        error = (found.high - found.low) / 2 / stats.norm.ppf(1 - ALPHA / 2)
-        p = 2 * stats.norm.sf(abs(found.difference) / error)
-        line = {"row": row, "against": against, "pairs": len(each), **vars(found), "p": p}
-        lines.append(line | {"power": pooling.power(GAIN, error)})
-    table = pd.DataFrame(lines).assign(p_holm=lambda t: evaluation.holm(t["p"]))
-    sign = np.where((table["p_holm"] < ALPHA) & (table["low"] * table["high"] > 0), np.sign(table["low"]), 0)
-    return table.assign(superior=[{1: "superior", -1: "inferior"}.get(one, "not shown") for one in sign])
-
-
 def decided(pairs: Mapping[str, Rows]) -> list[Claim]:
-    """The plan's claims about scores and weights, on the pairs that count.
+    """:data:`~medmerge.pages.claims.CLAIMS`, on the pairs that count.
 
     Args:
         pairs: :func:`pair` by name.
     """
-    counted = {name: rows for name, rows in pairs.items() if counts(rows)}
-    names = (("MedMerge beats FT and LP-FT", "4, Table 1"), ("up to 3 % higher F1 than the best baseline", "abstract"))
-    names += (("LP-FT beats FT", "4"), ("w shifts to the source whose FT is better", "4, Fig. 2"))
-    if not counted:
-        return [Claim(*name, NOT_RUN, OPEN) for name in names]
-    found = [check(counted) for check in (_beats, _gain, _probing_first, _better_source)]
-    return [Claim(*name, "; ".join(said), outcome) for name, (said, outcome) in zip(names, found, strict=True)]
+    if not (enough := counted(pairs)):
+        return [Claim(*claim, NOT_RUN, OPEN) for claim in CLAIMS]
+    found = [check(enough) for check in (_beats, _gain, _probing_first, _better_source)]
+    return [Claim(*claim, "; ".join(said), outcome) for claim, (said, outcome) in zip(CLAIMS, found, strict=True)]
 
 
 def _beats(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
-    table = pooled({name: family(rows) for name, rows in counted.items()})
-    table = table[table["against"].isin(PAPERS)]
+    table = pooled([family(rows) for rows in counted.values()]).query("against in @BASELINES")
     said = [
         f"{r.row} minus {r.against}: {estimate(r.difference, r.low, r.high)}, power {number(r.power, '.0%')}"
         for r in table.itertuples()
@@ -152,7 +118,7 @@ def _beats(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
 def _gain(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
     said, supported, below = [], [], []
     for name, rows in counted.items():
-        best = max(PAPERS, key=lambda kind: np.mean([run.run["metrics"]["macro_f1"] for run in rows[kind]]))
+        best = max(BASELINES, key=lambda kind: np.mean([run.run["metrics"]["macro_f1"] for run in rows[kind]]))
         for r in family(rows).query("against == @best").itertuples():
             said.append(f"{names.pair(name)}, {r.row} minus {best}: {estimate(r.difference, r.low, r.high)}")
             supported.append(r.low > 0 and r.high >= GAIN)
@@ -162,11 +128,11 @@ def _gain(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
 
 
 def _probing_first(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
-    tables = {}
-    for name, rows in counted.items():
-        kinds = [(f"LP-FT from {place}", f"FT from {place}") for place in ("the base", "the medical source")]
-        lines = [({"row": one, "against": other}, rows[one], rows[other]) for one, other in kinds]
-        tables[name] = contrast(lines, "seeds", MARGIN, _between(rows))
+    kinds = list(zip(BASELINES[2:], BASELINES[:2], strict=True))
+    tables = [
+        contrast([({"row": a, "against": b}, rows[a], rows[b]) for a, b in kinds], "seeds", MARGIN, _between(rows))
+        for rows in counted.values()
+    ]
     table = pooled(tables)
     said = [f"{r.row} minus {r.against}: {estimate(r.difference, r.low, r.high)}" for r in table.itertuples()]
     if (table["superior"] == "superior").all():
@@ -177,12 +143,12 @@ def _probing_first(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
 def _better_source(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
     said, outcomes = [], set()
     for name, rows in counted.items():
-        gap = over_seeds(rows["FT from the base"], rows["FT from the medical source"], spread=_between(rows))
+        gap = over_seeds(*(rows[kind] for kind in BASELINES[:2]), spread=_between(rows))
         if abs(gap.difference) <= MARGIN or gap.low * gap.high <= 0:
             continue
         for kind in (SLOW, FAST):
-            shifts = np.sign(gap.difference) * np.array([_mean_weight(run) - 0.5 for run in rows[kind]])
-            values = ", ".join(number(shift, "+.4f") for shift in shifts)
+            shifts = np.sign(gap.difference) * np.array([*map(shift, rows[kind])])
+            values = ", ".join(number(one, "+.4f") for one in shifts)
             said.append(f"{names.pair(name)}, {kind}: {values} to the better source")
             outcomes.add(SUPPORT if min(shifts) >= MARGIN else FAILURE if max(shifts) <= -MARGIN else OPEN)
     if not said:
@@ -190,5 +156,81 @@ def _better_source(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
     return said, outcomes.pop() if len(outcomes) == 1 else OPEN
 
 
-def _mean_weight(run: Record) -> float:
-    return float(np.concatenate([w.ravel() for w in run.kernel_weights.values()]).mean(dtype=np.float64))
+def first_pooled(found: Sequence[Pair]) -> pd.DataFrame:
+    """The first round's pairs pooled: at the end, and after the probe where all runs of a baseline have kept that.
+
+    Returns:
+        :func:`~medmerge.pages.contrast.pooled` by ``against`` and ``stage`` ("after the probe" or "at the end").
+    """
+    tables = []
+    for one in found:
+        pairs, merged = [], one.row("medmerge")
+        for kind, runs in one.baselines.items():
+            probed = [[run.after_probe() for run in row] for row in (merged, runs)]
+            if all(run for row in probed for run in row):
+                pairs.append(({"against": kind, "stage": "after the probe"}, *probed))
+            pairs.append(({"against": kind, "stage": "at the end"}, merged, runs))
+        tables.append(contrast(pairs, "seeds"))
+    table = pooled(tables, ("against", "stage"))
+    return table[table["pairs"] == len(found)]
+
+
+def compared() -> pd.DataFrame:
+    """MedMerge minus the paper's four baselines, in every pair that counts and pooled over those of DenseNet-121.
+
+    Pooled is the second round, by its plan, where a pair of it counts; else the first, which was pooled afterwards.
+
+    Returns:
+        A line a difference: ``baseline``, ``row`` (of MedMerge), ``pair``, ``network``, ``tested`` (images),
+        ``difference``, ``low``, ``high``, ``power``; whether it is of ``whole``, the pairs pooled, which come last,
+        with the ends of random effects, ``random_low`` and ``random_high``; and whether pooling was ``planned``.
+    """
+    later = counted()
+    families = {name: family(rows) for name, rows in later.items()}
+    lines = []
+    for name, table in families.items():
+        network = names.title("densenet121") + table["row"].str.removeprefix(SLOW)
+        tested = len(later[name][SLOW][0].predictions)
+        lines.append(table.assign(pair=names.pair(name), network=network, tested=tested))
+    first = {network: [one for one in claims.pairs(network) if one.counts] for network in claims.BACKBONES}
+    for one in (one for found in first.values() for one in found):
+        known = {runs[0].label: kind for kind, runs in one.baselines.items()}
+        table = one.comparisons.replace({"against": known}).assign(row=SLOW, pair=one.short)
+        lines.append(table.assign(network=names.title(one.p.backbone), tested=len(one.records[0].predictions)))
+    if later:
+        whole = pooled(families.values())
+    else:
+        whole = first_pooled(first["densenet121"]).query("stage == 'at the end'").assign(row=SLOW)
+    place = POOLED + whole["row"].str.removeprefix(SLOW)
+    whole = whole.assign(whole=True, pair=place, network=POOLED)
+    table = pd.concat([*(line.assign(whole=False) for line in lines), whole], ignore_index=True)
+    shown = ["baseline", "row", "pair", "network", "tested", "difference", "low", "high", "power", "whole", "pairs"]
+    table = table.rename(columns={"against": "baseline"})[[*shown, "random_low", "random_high"]]
+    return table.query("baseline in @BASELINES").assign(planned=bool(later))
+
+
+def outcome(table: pd.DataFrame) -> str:
+    """Whether MedMerge beats ordinary transfer: as the second plan decides, where its pooling is what there is; else
+    support if every pooled interval is above 0, and failure if each ends below the paper's gain.
+
+    Args:
+        table: :func:`compared`.
+    """
+    if table["planned"].all():
+        return decided(counted())[0].verdict
+    whole = table[table["whole"]]
+    return SUPPORT if (whole["low"] > 0).all() else FAILURE if (whole["high"] < GAIN).all() else OPEN
+
+
+def told(table: pd.DataFrame, strength: float) -> dict[str, str]:
+    """For the book's first page, in Markdown: the ``answer``, how ``sure`` it is, and whether to ``use`` MedMerge.
+
+    Args:
+        table: :func:`compared`.
+        strength: power that the second round was planned with.
+    """
+    p, rows = claims.parameters(PAIRS[0]), pair(PAIRS[0])
+    facts = {"gain": GAIN, "outcome": outcome(table), "planned": table["planned"].all(), "strength": strength}
+    facts |= {"whole": table[table["whole"]], "each": table[~table["whole"]], "asked": len(p.seeds)}
+    facts["done"] = len(next(iter(rows.values())))
+    return {name: fill(name, **facts) for name in ("answer", "sure", "use")}

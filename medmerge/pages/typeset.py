@@ -1,12 +1,20 @@
-"""Numbers and tables as the book sets them: every page's sentences, tables and figures write theirs through here."""
+"""Numbers, tables and sentences as the book sets them: every page's write theirs through here.
+
+Sentences are Jinja templates beside this module, filled with numbers that the page has computed.
+"""
 
 import base64
+import functools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from numbers import Integral, Real
 
+import jinja2
 import pandas as pd
+
+from medmerge.study import names
 
 FORMS = {
     **{"difference": "+.3f", "p": ".2g", "p (Holm)": ".2g", "rate of w": ".2g"},
@@ -65,8 +73,12 @@ def table(
     numbers = {name for name in frame if pd.api.types.is_numeric_dtype(frame[name])}
     numbers |= {name for name, cells in shown.items() if cells and all(" to " in text for text in cells)}
     looks = [' class="number"' if name in numbers else "" for name in shown]
-    lines = [_line("td", line, looks) for line in zip(*shown.values(), strict=True)]
-    head, body = _line('th scope="col"', shown, looks), "\n".join(lines)
+
+    def line(tag: str, cells: Iterable[str]) -> str:
+        return "".join(f"<{tag}{look}>{escape(str(t))}</{tag}>" for t, look in zip(cells, looks, strict=True))
+
+    body = "\n".join(f"<tr>{line('td', cells)}</tr>" for cells in zip(*shown.values(), strict=True))
+    head = f"<tr>{line('th', shown)}</tr>".replace("<th", '<th scope="col"')
     text = f'<table class="dataframe">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
     if folded if folded is not None else len(frame) > LONG:
         heading = f"<summary>{escape(title)} ({len(frame)} rows)</summary>"
@@ -95,11 +107,6 @@ def texts(
     return shown
 
 
-def _line(tag: str, texts: Iterable[str], looks: Iterable[str]) -> str:
-    cells = (f"<{tag}{look}>{escape(str(text))}</{tag[:2]}>" for text, look in zip(texts, looks, strict=True))
-    return f"<tr>{''.join(cells)}</tr>"
-
-
 def _cell(value: object, form: str) -> str:
     if not isinstance(value, Real) or isinstance(value, bool):
         return "–" if value is None else str(value)
@@ -111,3 +118,38 @@ def _csv(frame: pd.DataFrame, title: str) -> str:
     content = base64.b64encode(frame.to_csv(index=False, float_format="%.7g").encode()).decode()
     name = re.sub(r"\W+", "-", title.lower()).strip("-")
     return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8;base64,{content}">{escape(title)} as CSV</a>'
+
+
+def fill(name: str, /, **facts: object) -> str:
+    """The template ``templates/<name>.md`` with these facts, in Markdown: a line a paragraph or item of a list.
+
+    Raises:
+        jinja2.UndefinedError: the template asks for a fact that is not given.
+    """
+    lines = re.sub(r"(?<!\n)\n(?!\n|\||- )", " ", re.sub(r"\n{3,}", "\n\n", render(name, **facts).strip()))
+    return re.sub(r"  +", " ", lines)
+
+
+def render(name: str, /, **facts: object) -> str:
+    """The same with every line as it stands."""
+    return _environment().get_template(f"{name}.md").render(facts)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__), undefined=jinja2.StrictUndefined, autoescape=False,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= {"table": _markdown, "json": functools.partial(json.dumps, ensure_ascii=False)}
+    environment.filters |= {"title": names.title, "form": number}
+    environment.globals["span"] = lambda row, form="+.3f": span(row["low"], row["high"], form)
+    return environment
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """A frame as a Markdown table."""
+    shown = texts(table)
+    rows = [shown, ["---"] * len(shown), *zip(*shown.values(), strict=True)]
+    cells = ([re.sub(r"([\\|<*])", r"\\\1", " ".join(text.split())) for text in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -12,34 +12,28 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from medmerge.pages.report import displacement
-from medmerge.pages.template import fill
+from medmerge.pages.typeset import fill
 from medmerge.study.layers import layers
 from medmerge.study.records import Record, RecordError
 
 Weights = Mapping[str, ArrayLike]
 
-_UNIT = re.compile(r"(?P<unit>.*(?:denselayer|(?:^|\.)layer\d+\.)\d+)\.(?P<part>conv\d+|downsample)")
-_ROLES = {"1×1 conv1": "1×1 bottleneck", "3×3 conv2": "3×3 growth"}
+_UNIT = re.compile(r"(.*(?:denselayer|(?:^|\.)layer\d+\.)\d+)\.conv\d+")
 
 
 def merged_rows(records: Sequence[Record]) -> dict[Path, list[Record]]:
-    """The runs with merging weights, by the folder of their row, each row's seeds in order.
+    """The runs with merging weights, by the folder of their row in the records' order, each row's seeds in order.
 
     Raises:
-        RecordError: there is none, or two seeds of a row differ in sources or layers.
+        RecordError: there is none.
     """
     rows: dict[Path, list[Record]] = {}
-    for record in sorted(records, key=lambda record: record.run["seed"]):
+    for record in records:
         if record.kernel_weights:
             rows.setdefault(record.folder.parent, []).append(record)
     if not rows:
         raise RecordError(f"none of the {len(records)} records holds merging weights: give those of merged runs")
-    for runs in rows.values():
-        for record in runs[1:]:
-            if record.run["row"]["sources"] != runs[0].run["row"]["sources"] or _sizes(record) != _sizes(runs[0]):
-                raise RecordError(f"{record.folder} has other sources or layers than {runs[0].folder}: not one row")
-    order = dict.fromkeys(record.folder.parent for record in records)
-    return {folder: rows[folder] for folder in order if folder in rows}
+    return {folder: sorted(runs, key=lambda record: record.run["seed"]) for folder, runs in rows.items()}
 
 
 def mean_weights(runs: Sequence[Record]) -> dict[str, NDArray[np.float64]]:
@@ -50,6 +44,11 @@ def mean_weights(runs: Sequence[Record]) -> dict[str, NDArray[np.float64]]:
     }
 
 
+def shift(run: Record) -> float:
+    """Mean of w - 0.5 over all kernels of a run."""
+    return np.concatenate([w.ravel() for w in run.kernel_weights.values()]).mean(dtype=np.float64) - 0.5
+
+
 def layer_kinds(weights: Weights, backbone: str) -> pd.DataFrame:
     """Where each layer stands in a known architecture, and its mean w: a row a layer, in forward order.
 
@@ -58,10 +57,8 @@ def layer_kinds(weights: Weights, backbone: str) -> pd.DataFrame:
         backbone: an architecture's name, as :func:`~medmerge.backbones.backbone` takes it.
 
     Returns:
-        Columns layer, kernels, mean; ``size`` of its kernels, such as ``"3×3"``; ``kind``: ``"stem"``,
-        ``"1×1 bottleneck"`` and ``"3×3 growth"`` of a DenseNet's dense layers, ``"1×1 transition"``, ``"1×1 conv1"``,
-        ``"3×3 conv2"``, ``"1×1 conv3"`` and ``"1×1 downsample"`` of a ResNet's blocks, or the explorer's words;
-        ``block``, such as ``"dense block 1"``; and ``unit``, the dense layer or residual block, else empty.
+        Columns layer, mean; ``size`` of its kernels, such as ``"3×3"``; ``block``, such as ``"dense block 1"``; and
+        ``unit``, the dense layer or residual block of whose way it is, else empty, as for a downsampling.
 
     Raises:
         ValueError: the backbone is not known, or has other layers.
@@ -71,17 +68,9 @@ def layer_kinds(weights: Weights, backbone: str) -> pd.DataFrame:
         raise ValueError(f"{backbone!r} has no layers {strange[:3]} of this size: name the backbone of these weights")
     rows = []
     for layer in found:
-        size, match = layer.kind.partition(" ")[0], _UNIT.match(layer.name)
-        kind = f"{size} {match['part']}" if match else layer.kind
-        if match and "denselayer" in layer.name:
-            kind = _ROLES.get(kind, kind)
-        elif layer.block.startswith("transition"):
-            kind = f"{size} transition"
-        elif layer.block == "stem":
-            kind = "stem"
-        mean, unit = np.mean(weights[layer.name], dtype=np.float64), match["unit"] if match else ""
-        rows.append((layer.name, layer.kernels, mean, size, kind, layer.block, unit))
-    return pd.DataFrame(rows, columns=["layer", "kernels", "mean", "size", "kind", "block", "unit"])
+        unit, mean = _UNIT.match(layer.name), np.mean(weights[layer.name], dtype=np.float64)
+        rows.append((layer.name, mean, layer.kind.partition(" ")[0], layer.block, unit[1] if unit else ""))
+    return pd.DataFrame(rows, columns=["layer", "mean", "size", "block", "unit"])
 
 
 def alternation(weights: Weights, backbone: str, resamples: int = 10_000, seed: int = 0) -> dict[str, float]:
@@ -102,8 +91,7 @@ def alternation(weights: Weights, backbone: str, resamples: int = 10_000, seed: 
         ValueError: fewer than two units with both kinds of convolution, as in a ResNet-18.
     """
     kinds = layer_kinds(weights, backbone)
-    convolutions = kinds[(kinds["unit"] != "") & ~kinds["kind"].str.endswith("downsample")]
-    by_unit = convolutions.pivot_table("mean", "unit", "size", sort=False)
+    by_unit = kinds[kinds["unit"] != ""].pivot_table("mean", "unit", "size", sort=False)
     if not {"1×1", "3×3"} <= set(by_unit) or len(by_unit := by_unit[["1×1", "3×3"]].dropna()) < 2:
         raise ValueError(f"{backbone} has fewer than two blocks with 1×1 and 3×3 convolutions: nothing can alternate")
     differences = (by_unit["1×1"] - by_unit["3×3"]).to_numpy()
@@ -113,15 +101,8 @@ def alternation(weights: Weights, backbone: str, resamples: int = 10_000, seed: 
     means = kinds["mean"].to_numpy()
     whole, p_whole = autocorrelation(means, None, resamples, generators[1])
     within, p_within = autocorrelation(means, kinds["block"].to_numpy(), resamples, generators[2])
-    return {
-        **{"difference": float(differences.mean()), "low": low, "high": high, "units": len(differences)},
-        **{"whole": whole, "p_whole": p_whole, "within": within, "p_within": p_within},
-    }
-
-
-def alternation_sentence(found: Mapping[str, float]) -> str:
-    """What :func:`alternation` found, in Markdown, no stronger than its interval and tests."""
-    return fill("alternation", **found, found=found)
+    found = {"difference": float(differences.mean()), "low": low, "high": high, "units": len(differences)}
+    return found | {"whole": whole, "p_whole": p_whole, "within": within, "p_within": p_within}
 
 
 def autocorrelation(
@@ -231,7 +212,3 @@ def control_sentence(summed: pd.DataFrame) -> str:
         summed: as :func:`control_summary` gives it.
     """
     return fill("controls", **summed.set_index("control").to_dict("index"))
-
-
-def _sizes(record: Record) -> list[tuple[str, int]]:
-    return [(name, len(w)) for name, w in record.kernel_weights.items()]

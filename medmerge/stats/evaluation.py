@@ -23,8 +23,6 @@ from statsmodels.stats.multitest import multipletests
 from medmerge.stats import resampling
 from medmerge.stats.resampling import Cells
 
-__all__ = ["Comparison", "bootstrap_interval", "class_scores", "compare", "decide", "holm", "metrics"]
-
 _THRESHOLD = 0.5
 _CALIBRATION_BINS = 15
 _ROUNDING = 1e-12  # below it, two differences of scores are equal
@@ -128,8 +126,7 @@ def class_scores(
         hits, rejected = int((truth & said).sum()), int((~truth & ~said).sum())
         both = positives > 0 and negatives > 0
         found[name] = {
-            "positives": positives,
-            "negatives": negatives,
+            **{"positives": positives, "negatives": negatives},
             "auroc": float(roc_auc_score(truth, scores)) if both else None,
             "ap": float(average_precision_score(truth, scores)) if both else None,
             "sensitivity": hits / positives if positives else None,
@@ -149,11 +146,7 @@ def decide(probabilities: ArrayLike, multilabel: bool) -> NDArray[np.int64]:
 
 
 def bootstrap_interval(
-    labels: ArrayLike,
-    predicted: ArrayLike,
-    num_classes: int,
-    resamples: int = 10_000,
-    seed: int = 0,
+    labels: ArrayLike, predicted: ArrayLike, num_classes: int, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval, 95 %, of macro F1, stratified by true class if single-label.
 
@@ -227,27 +220,20 @@ def compare(
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Adjust the p values [M] of one family of comparisons by Holm's step-down method (Holm, 1979).
 
-    The adjusted values are float64 of shape [M], in the order given. Empty input, or a value outside [0, 1],
-    raises a ValueError.
+    The adjusted values are float64 of shape [M], in the order given.
     """
-    values = np.asarray(p_values, dtype=np.float64)
-    if values.ndim != 1 or not values.size or not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"p_values is {values.tolist()}: give at least one, each in [0, 1]; leave undefined ones out")
-    return multipletests(values, method="holm")[1]
+    return multipletests(np.asarray(p_values, dtype=np.float64), method="holm")[1]
 
 
 def counted(labels: ArrayLike, predicted: Mapping[str, ArrayLike], num_classes: int) -> Cells:
     """Checked labels and each model's predictions, counted; the models' seeds one after the other."""
     labels = _labels(labels, num_classes)
-    models = {name: _predictions(values, name, labels.shape, num_classes) for name, values in predicted.items()}
-    seeds = {name: len(columns) for name, columns in models.items()}
-    if len(set(seeds.values())) > 1:
-        found = ", ".join(f"{name} has {count} seeds" for name, count in seeds.items())
-        raise ValueError(f"{found}: give as many, in pairs")
-    columns = np.concatenate(list(models.values()))
+    models = [_predictions(values, name, labels, num_classes) for name, values in predicted.items()]
+    if len({len(columns) for columns in models}) > 1:
+        raise ValueError(f"{', '.join(predicted)} have {[*map(len, models)]} seeds: give as many, in pairs")
     if labels.ndim == 2:
-        return resampling.cells_of_findings(labels, columns)
-    return resampling.cells_of_classes(labels, columns, num_classes)
+        return resampling.cells_of_findings(labels, np.concatenate(models))
+    return resampling.cells_of_classes(labels, np.concatenate(models), num_classes)
 
 
 def _labels(labels: ArrayLike, num_classes: int) -> NDArray:
@@ -255,55 +241,46 @@ def _labels(labels: ArrayLike, num_classes: int) -> NDArray:
     labels = np.asarray(labels)
     if labels.ndim < 2:
         return _indices(labels, "labels", num_classes)
-    if labels.ndim != 2 or not labels.size or labels.shape[1] != num_classes:
-        raise ValueError(f"labels has shape {labels.shape}: give (N,), or multi-label (N, {num_classes}), of N > 0")
-    labels = labels.astype(np.float64)
     known = labels[~np.isnan(labels)]
-    if not known.size or not np.isin(known, (0, 1)).all():
-        raise ValueError(
-            f"labels holds {np.unique(known)[:5].tolist()}: give 1, 0 and NaN (not known), some of them known"
-        )
-    return labels
+    if labels.shape[1:] != (num_classes,) or not known.size or not np.isin(known, (0, 1)).all():
+        needed = f"give (N, {num_classes}) of 1, 0 and NaN (not known), some of them known"
+        raise ValueError(f"labels has shape {labels.shape} and holds {np.unique(known)[:5].tolist()}: {needed}")
+    return labels.astype(np.float64)
 
 
 def _indices(values: ArrayLike, name: str, num_classes: int) -> NDArray[np.int64]:
     """Checked class indices [N]."""
     values = np.asarray(values)
-    if values.ndim != 1 or not values.size or values.dtype.kind not in "iu" or num_classes < 2:
-        found = f"shape {values.shape} and dtype {values.dtype}"
-        raise ValueError(f"{name} has {found}: give one of two or more class indices for each of N > 0 images")
-    if values.min() < 0 or values.max() >= num_classes:
-        found = f"{name} runs from {values.min()} to {values.max()}"
-        raise ValueError(f"{found}: only 0 .. {num_classes - 1} are allowed; leave unlabelled images out")
+    allowed = values.ndim == 1 and values.size and values.dtype.kind in "iu" and num_classes > 1
+    if not allowed or values.min() < 0 or values.max() >= num_classes:
+        found = f"shape {values.shape} and dtype {values.dtype}" + (f", up to {values.max()}" if values.size else "")
+        raise ValueError(f"{name} has {found}: give a class index 0 .. {num_classes - 1} of each of N > 0 images")
     return values.astype(np.int64)
 
 
-def _predictions(values: ArrayLike, name: str, shape: tuple[int, ...], num_classes: int) -> NDArray:
+def _predictions(values: ArrayLike, name: str, labels: NDArray, num_classes: int) -> NDArray:
     """Checked predictions of the labels' shape for each seed: int64 [S, N], or multi-label bool [S, N, K]."""
     values = np.asarray(values)
-    if values.ndim not in (len(shape), len(shape) + 1) or not values.size or values.shape[-len(shape) :] != shape:
-        raise ValueError(f"{name} has shape {values.shape}: labels ask for ([seeds,] {', '.join(map(str, shape))})")
-    if len(shape) == 1:
-        return _indices(values.ravel(), name, num_classes).reshape(-1, *shape)
-    if len(wrong := values[~np.isin(values, (0, 1))]):
-        raise ValueError(f"{name} holds {wrong[0]}: only 0 and 1 are allowed; see decide for probabilities")
-    return values.reshape(-1, *shape).astype(bool)
+    if values.ndim - labels.ndim not in (0, 1) or values.shape[-labels.ndim :] != labels.shape:
+        raise ValueError(f"{name} has shape {values.shape}, the labels {labels.shape}: a first axis more is of seeds")
+    if labels.ndim == 1:
+        return _indices(values.ravel(), name, num_classes).reshape(-1, *labels.shape)
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError(f"{name} holds more than 0 and 1: see decide for probabilities")
+    return values.reshape(-1, *labels.shape).astype(bool)
 
 
 def _scored(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str]) -> tuple[NDArray, NDArray]:
     """Checked labels, and probabilities, float64 [N, K]."""
-    if len(set(classes)) != len(classes) or not classes:
-        raise ValueError(f"classes is {list(classes)}: give at least one name, all different")
-    labels = _labels(labels, len(classes))
-    values = np.asarray(probabilities, dtype=np.float64)
-    if values.shape != (len(labels), len(classes)):
-        raise ValueError(f"probabilities has shape {values.shape}, not images x classes {len(labels), len(classes)}")
-    if not np.isfinite(values).all():
-        row = np.isfinite(values).all(axis=1).argmin()
-        raise ValueError(f"probabilities has a non-finite value in row {row}: see whether training diverged")
+    labels, values = _labels(labels, len(classes)), np.asarray(probabilities, dtype=np.float64)
+    if values.shape != (len(labels), len(classes)) or not np.isfinite(values).all():
+        needed = f"give finite ones of shape {len(labels), len(classes)}; others are of a training that diverged"
+        raise ValueError(
+            f"probabilities has shape {values.shape} and {(~np.isfinite(values)).sum()} not finite: {needed}"
+        )
     if values.min() < 0 or (values.max() > 1 if labels.ndim == 2 else np.abs(values.sum(axis=1) - 1).max() > 0.01):
-        needed = "values in 0 .. 1: apply a sigmoid" if labels.ndim == 2 else "distributions: apply a softmax"
-        raise ValueError(f"probabilities runs from {values.min():g} to {values.max():g}, no {needed} to logits first")
+        found = f"probabilities runs from {values.min():g} to {values.max():g}"
+        raise ValueError(f"{found}: apply a {'sigmoid' if labels.ndim == 2 else 'softmax'} to logits first")
     return labels, values
 
 

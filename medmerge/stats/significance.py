@@ -1,4 +1,5 @@
-"""Paired tests and intervals beyond `evaluation`'s: McNemar, DeLong, seeds and images together, equivalence.
+"""Paired tests and intervals beyond `evaluation`'s: McNemar, DeLong, seeds and images together, equivalence; and what
+several differences say together, and could have shown: estimates pooled over studies, and power.
 
 The module knows arrays only, single-label: labels are class indices ``0 .. K-1``. As in `evaluation`, images are taken
 as independent. Only `over_seeds` answers for other seeds.
@@ -10,17 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 from sklearn.metrics import cohen_kappa_score
 
 from medmerge.stats import resampling
 from medmerge.stats.evaluation import Comparison, counted
-from medmerge.stats.pooling import ALPHA
 
-__all__ = [
-    *("Equivalence", "SeedInterval", "delong", "equivalence", "mcnemar", "over_seeds", "quadratic_kappa"),
-    "seed_spread",
-]
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -41,21 +38,6 @@ class SeedInterval:
     freedom: float
 
 
-@dataclass(frozen=True)
-class Equivalence:
-    """Outcome of `equivalence`.
-
-    Attributes:
-        outcome: "equivalent", "different", "different but within the margin" or "undecided".
-        p_difference: p value of no difference.
-        p_equivalence: p value of a difference of the margin or more: the larger of the two one-sided ones.
-    """
-
-    outcome: str
-    p_difference: float
-    p_equivalence: float
-
-
 def mcnemar(labels: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike) -> tuple[float, float]:
     """Compare two models' accuracy on the same images, by the exact binomial test (McNemar, 1947).
 
@@ -64,17 +46,11 @@ def mcnemar(labels: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike) -
 
     Returns:
         Accuracy of a minus accuracy of b, and the two-sided p value, in [0, 1].
-
-    Raises:
-        ValueError: empty input or unequal shapes.
     """
-    labels, a, b = (np.asarray(values) for values in (labels, predicted_a, predicted_b))
-    if labels.ndim != 1 or not labels.size or a.shape != labels.shape or b.shape != labels.shape:
-        raise ValueError(f"shapes {labels.shape}, {a.shape} and {b.shape}: give (N,) for each, of one seed")
-    right_a, right_b = a == labels, b == labels
+    right_a, right_b = (np.asarray(predicted) == np.asarray(labels) for predicted in (predicted_a, predicted_b))
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    return (only_a - only_b) / len(labels), p
+    return (only_a - only_b) / len(right_a), p
 
 
 def delong(labels: ArrayLike, probabilities_a: ArrayLike, probabilities_b: ArrayLike) -> Comparison:
@@ -92,17 +68,12 @@ def delong(labels: ArrayLike, probabilities_a: ArrayLike, probabilities_b: Array
         The `Comparison` of a with b. Classes without images are left out, as in `evaluation.metrics`.
 
     Raises:
-        ValueError: unequal shapes, values not finite, labels out of range, a class of one image, fewer than two
-            classes, or a difference whose estimated variance is zero.
+        ValueError: a class of one image, fewer than two classes, or a difference whose estimated variance is zero.
     """
     labels = np.asarray(labels)
     a, b = (np.asarray(values, dtype=np.float64) for values in (probabilities_a, probabilities_b))
-    if labels.ndim != 1 or a.shape != b.shape or a.ndim not in (2, 3) or a.shape[-2] != len(labels):
-        raise ValueError(f"shapes {labels.shape}, {a.shape} and {b.shape}: give (N,) and twice ([S,] N, K)")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("probabilities are not finite: look whether training diverged")
     classes, count = np.unique(labels, return_counts=True)
-    if len(classes) < 2 or count.min() < 2 or classes.max() >= a.shape[-1]:
+    if len(classes) < 2 or count.min() < 2:
         raise ValueError(f"classes {classes.tolist()} have {count.tolist()} images: DeLong needs two classes, two each")
     area_a, parts_a = _macro_area(labels, a, classes)
     area_b, parts_b = _macro_area(labels, b, classes)
@@ -163,10 +134,10 @@ def over_seeds(
         ValueError: as `evaluation.compare`.
     """
     cells = counted(labels, {"predicted_a": predicted_a, "predicted_b": predicted_b}, num_classes)
-    each = _by_seed(resampling.scores(cells, cells.count))
-    drawn = _by_seed(resampling.bootstrap(cells, resamples, np.random.default_rng(seed)))
+    a, b = np.split(resampling.scores(cells, cells.count), 2)
+    each, generator = a - b, np.random.default_rng(seed)
     seeds, difference = len(each), float(each.mean())
-    images = float(drawn.mean(axis=1).var(ddof=1))
+    images = float(resampling.paired(resampling.bootstrap(cells, resamples, generator)).var(ddof=1))
     variance, count = (2 * spread[0] ** 2, spread[1]) if spread else (each.var(ddof=1) if seeds > 1 else 0.0, seeds - 1)
     between = float(variance) / seeds
     error = math.sqrt(images + between)
@@ -175,50 +146,30 @@ def over_seeds(
     return SeedInterval(difference, difference - reach, difference + reach, error, freedom)
 
 
-def _by_seed(scores: NDArray) -> NDArray:
-    """Differences [..., S] from scores [..., 2 S]."""
-    half = scores.shape[-1] // 2
-    return scores[..., :half] - scores[..., half:]
-
-
-def equivalence(difference: float, error: float, margin: float, freedom: float = math.inf) -> Equivalence:
+def equivalence(difference: float, error: float, margin: float, freedom: float = math.inf) -> str:
     """Say whether a difference is there, and whether it is small: two one-sided tests (Schuirmann, 1987), at 5 %.
 
     Args:
         difference, error, freedom: as of `over_seeds`; the error at least 0.
         margin: the largest difference that does not matter, above 0 (see `seed_spread`).
 
-    Raises:
-        ValueError: a margin that is not above 0, a negative error, or values that are none.
+    Returns:
+        "equivalent", "different", "different but within the margin" or "undecided".
     """
-    if not (math.isfinite(difference) and math.isfinite(error) and error >= 0 and 0 < margin < math.inf):
-        raise ValueError(
-            f"difference {difference}, error {error}, margin {margin}: give finite ones, the margin above 0"
-        )
     step = max(error, 1e-300)
-    apart = float(2 * stats.t.sf(abs(difference) / step, freedom))
-    close = float(stats.t.sf((margin - abs(difference)) / step, freedom))
-    outcome = {
-        (True, True): "different but within the margin",
-        (True, False): "different",
-        (False, True): "equivalent",
-        (False, False): "undecided",
-    }[apart < ALPHA, close < ALPHA]
-    return Equivalence(outcome, apart, close)
+    apart = 2 * stats.t.sf(abs(difference) / step, freedom) < ALPHA
+    if stats.t.sf((margin - abs(difference)) / step, freedom) < ALPHA:
+        return "different but within the margin" if apart else "equivalent"
+    return "different" if apart else "undecided"
 
 
 def seed_spread(scores: Sequence[Sequence[float]]) -> float:
     """Standard deviation of a score between seeds, pooled over rows: the margin that the analysis plan takes.
 
     Args:
-        scores: for each row the scores of its seeds; rows of one seed count nothing.
-
-    Raises:
-        ValueError: no row with two seeds.
+        scores: for each row the scores of its seeds; rows of one seed count nothing, one row needs two.
     """
     rows = [np.asarray(row, dtype=np.float64) for row in scores if len(row) > 1]
-    if not rows:
-        raise ValueError("no row has two seeds: their spread is unknown; run more seeds")
     squares = sum(float(((row - row.mean()) ** 2).sum()) for row in rows)
     return math.sqrt(squares / sum(len(row) - 1 for row in rows))
 
@@ -233,8 +184,70 @@ def quadratic_kappa(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -
     Returns:
         None where it is undefined: both are the same grade everywhere.
     """
-    labels, predicted = np.asarray(labels), np.asarray(predicted)
-    counted(labels, {"predicted": predicted[None]}, num_classes)
     if len(np.union1d(labels, predicted)) == 1:
         return None
     return float(cohen_kappa_score(labels, predicted, labels=range(num_classes), weights="quadratic"))
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Outcome of `pool`, each with the ends of its 95 % interval.
+
+    Attributes:
+        difference, low, high: fixed effect: one true difference, studies weighted by inverse variance.
+        random: random effects: true differences of their own, spread around a mean by `tau`. NaN with one study.
+        random_low, random_high: its interval.
+        tau: estimated standard deviation between studies.
+    """
+
+    difference: float
+    low: float
+    high: float
+    random: float
+    random_low: float
+    random_high: float
+    tau: float
+
+
+def pool(differences: Sequence[float], errors: Sequence[float]) -> Pooled:
+    """Pool differences of independent studies.
+
+    Random effects have DerSimonian and Laird's (1986) variance between studies and Hartung and Knapp's (2001) interval,
+    whose t distribution has a degree of freedom less than there are studies: with three it is wide, and rightly. (A
+    negative variance counts as none; statsmodels' `combine_effects` lets it stand.)
+
+    Args:
+        differences, errors: of each study, at least one, and its standard error, above 0.
+    """
+    y, se = (np.asarray(values, dtype=np.float64) for values in (differences, errors))
+    weight = se**-2.0
+    fixed = float(np.average(y, weights=weight))
+    reach = float(stats.norm.ppf(1 - ALPHA / 2)) / math.sqrt(weight.sum())
+    if len(y) == 1:
+        return Pooled(fixed, fixed - reach, fixed + reach, math.nan, math.nan, math.nan, math.nan)
+    excess = (weight * (y - fixed) ** 2).sum() - (len(y) - 1)
+    tau2 = max(0.0, excess / (weight.sum() - (weight**2).sum() / weight.sum()))
+    weight = 1 / (se**2 + tau2)
+    mean = float(np.average(y, weights=weight))
+    spread = math.sqrt((weight * (y - mean) ** 2).sum() / (len(y) - 1) / weight.sum())
+    wide = float(stats.t.ppf(1 - ALPHA / 2, len(y) - 1)) * spread
+    return Pooled(fixed, fixed - reach, fixed + reach, mean, mean - wide, mean + wide, math.sqrt(tau2))
+
+
+def power(gain: float, error: float, freedom: float = math.inf) -> float:
+    """How often a two-sided t test at 5 % finds a true difference of ``gain``, on its own side.
+
+    Args:
+        gain: at least 0.
+        error, freedom: standard error and degrees of freedom of the estimate, as of
+            `over_seeds`.
+    """
+    if error == 0:
+        return 1.0
+    limit = stats.t.ppf(1 - ALPHA / 2, freedom)
+    return float(stats.nct.sf(limit, min(freedom, 1e5), gain / error))
+
+
+def visible(error: float, freedom: float = math.inf, share: float = 0.8) -> float:
+    """The smallest true difference that such a test finds in a ``share`` of cases."""
+    return error * optimize.brentq(lambda gain: power(gain, 1.0, freedom) - share, 0, 100)

@@ -19,6 +19,7 @@ from medmerge.pages.figures.style import (
     book_style,
     canvas,
     on_phone,
+    required,
 )
 from medmerge.pages.typeset import number
 from medmerge.study.records import score_column
@@ -41,12 +42,10 @@ def learning_curves(history: pd.DataFrame) -> BookFigure:
             train_loss, val_loss (nats) and val_macro_f1 or val_macro_auroc (in [0, 1]).
 
     Raises:
-        ValueError: no rows, a column missing, or scores that are not numbers.
+        ValueError: no rows, or scores that are not numbers.
     """
     score = score_column(history)
-    numbers = ["train_loss", "val_loss", score]
-    history = _required(history, ["run", "approach", "seed", "phase", "epoch", *numbers], numbers)
-    runs = list(history.groupby("run", sort=False))
+    runs = list(required(history, ["train_loss", "val_loss", score]).groupby("run", sort=False))
     phases = [phase for phase in _PHASES if phase in set(history.phase)]
     kinds = [(phase, column) for phase in phases for column in (score, "val_loss")]
     figure, grid = _small_panels(len(runs), len(kinds))
@@ -138,7 +137,7 @@ def curves(
     Raises:
         ValueError: no lines, or values that are not finite.
     """
-    table = _required(table, [x, y], [y])
+    table = required(table, [y])
     table = table.assign(**{f"_{name}": table[c].astype(str) if c else "" for name, c in
                             (("hue", hue), ("style", style), ("panel", panel))})  # fmt: skip
     levels, styles = (list(dict.fromkeys(table[name])) for name in ("_hue", "_style"))
@@ -229,13 +228,3 @@ def class_counts(counts: pd.DataFrame) -> BookFigure:
     axes.grid(axis="x")
     figure.legend(loc="outside upper left", ncols=splits)
     return figure
-
-
-def _required(frame: pd.DataFrame, columns: list[str], numbers: list[str]) -> pd.DataFrame:
-    """The frame itself, if it has rows, these columns, and finite values in those that hold numbers."""
-    missing = [column for column in columns if column not in frame]
-    if missing or frame.empty:
-        raise ValueError(f"the frame has {len(frame)} rows and lacks columns {missing}: give rows with {columns}")
-    if not np.isfinite(frame[numbers].to_numpy(float)).all():
-        raise ValueError(f"the frame has values in {numbers} that are not finite: leave unfinished runs out")
-    return frame

@@ -20,10 +20,15 @@ from medmerge.pages.figures.style import (
     BookFigure,
     book_style,
     canvas,
+    legend,
     on_phone,
+    required,
     w_scale,
 )
 from medmerge.pages.typeset import number, span
+from medmerge.pages.weights import layer_kinds, mean_weights, merged_rows
+from medmerge.study import names
+from medmerge.study.records import Record
 
 _BLOCKS = {"denseblock": "block ", "transition": "T", "layer": "layer ", "encoder_layer_": "layer "}
 
@@ -49,13 +54,13 @@ def depth_heatmap(
     if strange := [label for label, row in weights.items() if list(row) != layers]:
         raise ValueError(f"{strange[0]!r} has other layers than the first row: draw backbones apart")
     means = np.array([[np.mean(w, dtype=np.float64) for w in row.values()] for row in weights.values()])
-    names = [textwrap.fill(label, 16 if on_phone() else 32) for label in weights]
-    lines = max(name.count("\n") for name in names) + 1
+    labels = [textwrap.fill(label, 16 if on_phone() else 32) for label in weights]
+    lines = max(label.count("\n") for label in labels) + 1
     figure = canvas(1.35 + (0.15 + 0.17 * lines) * len(weights))
     axes = figure.subplots()
     scale = {"vmin": neutral - LAYERS, "vmax": neutral + LAYERS}
     image = axes.imshow(means, "PuOr", aspect="auto", interpolation="none", **scale)
-    axes.set_yticks(range(len(weights)), names)
+    axes.set_yticks(range(len(weights)), labels)
     axes.hlines(np.arange(1, len(weights)) - 0.5, -0.5, len(layers) - 0.5, color=GROUND, linewidth=3)
     axes.tick_params(axis="y", length=0)
     mark_depth(axes, layers)
@@ -119,8 +124,7 @@ def along_depth(
     Raises:
         ValueError: no lines, or values that are not finite.
     """
-    if table.empty or not np.isfinite(table[list(panels)].to_numpy(float)).all():
-        raise ValueError(f"the table has {len(table)} lines: give at least one, and finite values")
+    table = required(table, list(panels))
     layers = list(dict.fromkeys(table["layer"]))
     levels = list(table.groupby(hue, sort=False)) if hue else [("", table)]
     figure = canvas(1.4 + 1.6 * len(panels) + 0.2 * on_phone())
@@ -149,8 +153,7 @@ def along_depth(
     found[0].set_xlabel("")
     found[-1].set_xlabel(f"{what} in forward order ({len(layers)} in all)")
     if hue:
-        ncols = min(2 if on_phone() else 5, len(levels))
-        figure.legend(*found[0].get_legend_handles_labels(), loc="outside upper left", ncols=ncols, columnspacing=1)
+        legend(figure, found[0], 5)
     figure.alt = f"Along depth, median and range over layers: {'; '.join(said)}. {title}".strip()
     return figure
 
@@ -177,13 +180,56 @@ def mark_depth(axes: Axes, layers: Sequence[str]) -> None:
         f"{kinds[match[1]]}{match[2]}" if match else "end" if any(found[:i]) else "stem"
         for i, match in enumerate(found)
     )
-    blocks = list(named)
     letter = 0.03 if on_phone() else 0.012  # its share of the axes
     across, start = axes.get_xaxis_transform(), 0
-    for block, group in itertools.groupby(blocks if any(found) else ()):
+    for block, group in itertools.groupby(named if any(found) else ()):
         end = start + len(list(group))
         if (fits := (end - start) / len(layers) >= letter * len(block)) or not on_phone():
             where = {"xytext": (0, 3 if fits else 14), "textcoords": "offset points", "ha": "center"}
             axes.annotate(block, ((start + end - 1) / 2, 1), xycoords=across, color=MUTED, **where)
         axes.vlines(start - 0.5, 0, 1, transform=across, color=MUTED, linewidth=0.6)
         start = end
+
+
+def target_heatmap(records: Sequence[Record]) -> BookFigure:
+    """Mean w of each convolution over depth, a row a study, averaged over seeds (the paper's Fig. 2).
+
+    Args:
+        records: of one backbone, any number of studies; those that merged nothing are left out. A study's rows are
+            told apart by their names.
+
+    Raises:
+        RecordError: no merged run.
+        ValueError: several backbones.
+    """
+    rows = list(merged_rows(records).items())
+    titles = [names.pair(folder.parts[-3]) for folder, _ in rows]
+    if len(set(titles)) < len(titles):
+        titles = [f"{name}: {runs[0].label}" for name, (_, runs) in zip(titles, rows, strict=True)]
+    ends = {tuple(map(names.title, runs[0].ends)): None for _, runs in rows}
+    weights = {}
+    for name, (_, runs) in zip(titles, rows, strict=True):
+        of = f": {' and '.join(map(names.title, runs[0].ends))}" if len(ends) > 1 else ""
+        weights[f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)}){of}"] = mean_weights(runs)
+    return depth_heatmap(weights, *(next(iter(ends)) if len(ends) == 1 else ("of the first", "of the second")))
+
+
+def map_by_kind(weights: Mapping[str, ArrayLike], backbone: str, first: str, second: str) -> BookFigure:
+    """Mean w of each convolution over depth (the paper's Fig. 4), and below, for each size of kernels, of the nearest
+    convolution before that has it: so that those of a block stand below each other.
+
+    Args:
+        weights: w by layer, ``[kernels]``, in forward order; w is the share of first.
+        backbone: the architecture's name.
+        first, second: names of what w = 1 and w = 0 take, such as "APTOS" and "zeros".
+
+    Raises:
+        ValueError: as for :func:`~medmerge.pages.weights.layer_kinds`.
+    """
+    table = layer_kinds(weights, backbone).set_index("layer")
+    rows = {"all layers": dict(weights)}
+    for size, count in table["size"].value_counts().items():
+        if 1 < count < len(table):
+            nearest = table["mean"].where(table["size"] == size).ffill().bfill()
+            rows[f"{size} alone"] = {name: [w] for name, w in nearest.items()}
+    return depth_heatmap(rows, first, second)

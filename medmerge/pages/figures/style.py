@@ -5,13 +5,15 @@ import io
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from html import escape
 
 import matplotlib.style
 import numpy as np
+import pandas as pd
 from matplotlib import rcParams
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
@@ -97,6 +99,24 @@ def canvas(height: float) -> "BookFigure":
 def on_phone() -> bool:
     """Whether the figure is drawn for a phone."""
     return rcParams["figure.figsize"][0] == NARROW
+
+
+def legend(figure: "BookFigure", axes: Axes, most: int) -> None:
+    """The legend of the axes above the figure, so many names a line, or two on a phone."""
+    handles, names = axes.get_legend_handles_labels()
+    ncols = min(2 if on_phone() else most, len(names))
+    figure.legend(handles, names, loc="outside upper left", ncols=ncols, columnspacing=1)
+
+
+def required(table: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
+    """The table itself, which has lines, and finite values in the columns that hold numbers.
+
+    Raises:
+        ValueError: it is empty, or holds others.
+    """
+    if table.empty or not np.isfinite(table[list(numbers)].to_numpy(float)).all():
+        raise ValueError(f"the table has {len(table)} lines: give at least one, and finite values of {list(numbers)}")
+    return table
 
 
 def approach_colour(approach: str) -> str:
