@@ -203,31 +203,6 @@ def test_the_committed_page_says_what_its_records_say():
     assert report.verdict(runs) in shown
 
 
-def test_a_page_resamples_once(tmp_path, monkeypatch):
-    calls = []
-
-    def counted(name):
-        function = getattr(evaluation, name)
-
-        def call(*arguments):
-            calls.append(name)
-            return function(*arguments)
-
-        call.__name__ = name
-        return call
-
-    for name in ("bootstrap_interval", "compare"):
-        monkeypatch.setattr(evaluation, name, counted(name))
-    monkeypatch.setattr(contrast, "_RESAMPLED", {})
-    made = study(tmp_path, 60, 10, 20)
-    before = report.scores(made), contrast.against(made)
-    report.verdict(made), report.numbers(made), report.score_table(made), report.recall_table(made)
-    assert sorted(calls) == ["bootstrap_interval"] * 3 + ["compare"] * 2
-    monkeypatch.setattr(contrast, "_RESAMPLED", {})
-    for then, now in zip(before, (report.scores(made), contrast.against(made)), strict=True):
-        pd.testing.assert_frame_equal(then, now, check_exact=True)
-
-
 def overlap(images=(0, 0, 0), groups=(0, 0, 0), allowed=False):
     counts = {"images": images, "groups": groups}
     found = {kind: dict(zip(("train", "val", "test"), each, strict=True)) for kind, each in counts.items()}
