@@ -67,7 +67,8 @@ def runs(found: Sequence[Record]) -> pd.DataFrame:
         line |= {"run": record.label, "seed": run["seed"], "seconds": seconds, "device": run["device"]}
         line |= {"precision": run["precision"], "definition": run["hash"][:10]}
         lines.append(line | {"commit": run["provenance"]["commit"][:10]})
-    return pd.DataFrame(lines)
+    columns = ["track", "pair", "backbone", "run", "seed", "seconds", "device", "precision", "definition", "commit"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def source_table(records: Sequence[Record]) -> pd.DataFrame:
