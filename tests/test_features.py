@@ -8,7 +8,6 @@ from test_figures import words
 from test_study import parameters, write_weights
 from torch import nn
 
-from medmerge import KernelMerge, backbone
 from medmerge.pages import features as told
 from medmerge.pages.typeset import number
 from medmerge.study import definitions, features, records, revisits
@@ -66,34 +65,7 @@ def test_the_table_of_kernels_is_numpys(merged):
     assert np.array_equal(table["w"], record.kernel_weights[layer])
 
 
-def test_kernels_of_one_source_alone_are_its_own_and_those_of_zeros_have_no_cosine():
-    torch.manual_seed(0)
-    first, zeros = backbone("densenet_small", "random"), backbone("densenet_small", "zeros")
-    merge = KernelMerge([first, zeros])
-    merge.set_kernel_weights(1.0)
-    networks = {"b": first, "merged": merge.fold(), "zeros": zeros}
-    table = features.kernels(networks, merge.kernel_weights()["features.conv0"], "features.conv0")
-    np.testing.assert_allclose(table["cosine b merged"], 1, atol=1e-12)
-    assert (table["norm b"] == table["norm merged"]).all() and (table["w"] == 1).all()
-    assert table["cosine b zeros"].isna().all() and (table["norm zeros"] == 0).all()
-
-
-def test_slices_are_the_strongest_channels_on_one_scale(merged):
-    networks = merged[2]
-    layer = features.layers(networks["merged"])["deeper"]
-    parts = features.slices(networks, layer, [4, 0], 5)
-    assert parts.shape == (3, 2, 5, 3, 3) and np.abs(parts).max() == 1
-    weights = np.stack([network.get_submodule(layer).weight.detach()[4] for network in networks.values()])
-    strongest = np.sort(np.argsort(-(weights**2).sum((0, 2, 3)))[:5])
-    np.testing.assert_allclose(
-        parts[:, 0] / parts[0, 0, 0, 0, 0], weights[:, strongest] / weights[0, strongest[0], 0, 0], rtol=1e-4
-    )
-    pictures = merged[3].arrays["filters"]
-    assert pictures.shape == (3, len(merged[1].kernel_weights["features.conv0"]), 7, 7, 3)
-    assert np.abs(pictures - 0.5).max() == 0.5
-
-
-@pytest.mark.parametrize("name", ["densenet121", "resnet18", "vgg11", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2"])
 def test_levels_are_the_first_and_the_last_convolution_to_run(name):
     with torch.device("meta"):
         network, ran = torchvision.models.get_model(name), []
@@ -152,18 +124,6 @@ def test_a_record_holds_the_first_test_image_and_its_maps(merged, monkeypatch):
     assert features.sheet(record).where(None).stat().st_size < 400_000
 
 
-def test_a_record_is_read_as_written_without_the_networks(merged, tmp_path, monkeypatch):
-    _, record, _, found = merged
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(features, "networks", None)
-    again = features.sheet(record).run(None)
-    assert again.about == found.about and again.arrays.keys() == found.arrays.keys()
-    assert all(
-        np.array_equal(array, again.arrays[name], equal_nan=array.dtype.kind == "f")
-        for name, array in found.arrays.items()
-    )
-
-
 def test_it_says_what_is_not_here(merged, monkeypatch, tmp_path):
     monkeypatch.chdir(merged[0])
     record, learnt = merged[1], merged[1].folder / definitions.MERGE
@@ -196,12 +156,3 @@ def test_figures_show_what_is_kept(merged):
     row = found.kernels("deeper").loc[found.about.deeper.shown[0]]
     cosine = number(row["cosine objects lesions"], ".2f")
     assert any(f"w {row['w']:.2f}" in word and cosine in word for word in words(figure))
-
-
-def test_the_summary_states_the_numbers_of_the_table(merged):
-    found = merged[3]
-    text, table = told.summary(found), told.agreement(found)
-    for row in table[(table["one"] == "merged") | (table["other"] == "merged")].itertuples():
-        assert f"{number(row.correlation, '.2f')} with {row.one if row.other == 'merged' else row.other}" in text
-    medians = table[(table["one"] == "merged") | (table["other"] == "merged")].groupby("level")["median"].mean()
-    assert ("as the paper says" in text) == (medians["low"] > medians["high"])

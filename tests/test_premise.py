@@ -95,17 +95,6 @@ def test_distances_of_networks_made_by_hand():
     assert second["cosine"] == pytest.approx(-4 / 5)
 
 
-def test_distances_at_the_extremes():
-    b, other, zeros = (backbone("densenet_small", weights) for weights in ("random", "random", "zeros"))
-    table = premise.distances(b, b)
-    assert (table["distance"] == 0).all() and table["cosine"].to_numpy() == pytest.approx(1)
-    unrelated = premise.distances(b, other)
-    assert unrelated["distance"].mean() == pytest.approx(2**0.5, abs=0.1) and unrelated["cosine"].abs().max() < 0.3
-    table = premise.distances(b, zeros)
-    assert table["distance"].to_numpy() == pytest.approx(2) and table["kernel_cosine"].isna().all()
-    assert premise.distances(zeros, zeros)["distance"].isna().all()
-
-
 def test_a_line_passes_through_both_networks_and_measures_statistics_between_them(task, monkeypatch):
     b, c, seen = classifier(0), classifier(1), []
     kept = copy.deepcopy((b, c))
@@ -123,13 +112,6 @@ def test_a_line_passes_through_both_networks_and_measures_statistics_between_the
         assert found[a, "interpolated"] == validate(model, task.val, task)["val_loss"]
     reestimate(middle, task.measured)
     assert found[0.5, "re-estimated"] == validate(middle, task.val, task)["val_loss"] != found[0.5, "interpolated"]
-
-
-def test_a_variance_beyond_the_line_is_not_negative():
-    b, c = classifier(1), classifier(0)
-    c.backbone.features.norm0.running_var.fill_(0.1)
-    b.backbone.features.norm0.running_var.fill_(10)
-    assert (premise.between(b, c, -0.25).backbone.features.norm0.running_var == 0).all()
 
 
 def test_the_barrier_is_the_height_over_the_mean_of_the_ends():
@@ -189,25 +171,18 @@ def test_a_record_comes_back_and_is_that_of_these_parameters(permuted, project):
     assert found.content == permuted.content and list(premise.state(p).values()) == [folder / "premise.json"]
     for one, other in ((found.distances, permuted.distances), (found.line, permuted.line)):
         pd.testing.assert_frame_equal(one, other, rtol=1e-7)
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 50_000
-    for other in ({"lp_epochs": 5}, {"seeds": [3]}, {"base_data": "things"}, {"resize": "pad"}):
-        with pytest.raises(RecordError, match="was measured with"):
-            premise.run(parameters(**other))
-    for other in ({"ft_epochs": 3}, {"device": "cpu"}, {"w_lr": 0.1}, {"base_weights": "moved.safetensors"}):
-        assert premise.run(parameters(**other)), f"no number depends on {other}"
+    with pytest.raises(RecordError, match="was measured with"):
+        premise.run(parameters(seeds=[3]))
+    assert premise.run(parameters(ft_epochs=3, device="cpu")), "no number depends on them"
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"source_data": "", "source_weights": ""}, "premise: is about two sources"),
-        ({}, "base_weights: no file b.safetensors"),
-        ({"backbone": "resnet5"}, "backbone: unknown 'resnet5'"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused(project, changes, message):
-    with pytest.raises(ParameterError, match=message):
-        premise.run(parameters(**changes))
+def test_what_cannot_be_measured_is_refused(project):
+    for changes, message in (
+        ({"source_data": "", "source_weights": ""}, "is about two"),
+        ({}, "base_weights: no file"),
+    ):
+        with pytest.raises(ParameterError, match=message):
+            premise.run(parameters(**changes))
 
 
 # ---------------------------------------------------------------- sentences, of made-up numbers
@@ -231,9 +206,7 @@ def made(sheet, *, cosine=0.9, ends=(0.6, 0.8), prior=1.1, middle=(0.7, 0.7), al
 def test_barriers_of_a_line_made_by_hand(permuted):
     table = premise_report.barriers(made(permuted, middle=(1.5, 0.7))).set_index(["order", "statistics"])
     high, flat = table.loc["as trained", "interpolated"], table.loc["as trained", "re-estimated"]
-    assert (high["c"], high["b"], high["at"]) == (0.6, 0.8, 0.5)
-    assert high["rise"] == pytest.approx(0.8) and high["barrier"] == pytest.approx(0.8)
-    assert high["share"] == pytest.approx(0.8 / 0.4)
+    assert (high["rise"], high["barrier"], high["share"]) == pytest.approx((0.8, 0.8, 0.8 / 0.4))
     assert flat["rise"] == pytest.approx(0, abs=1e-12) and flat["barrier"] == pytest.approx(0.1), "b is worse than c"
 
 
@@ -241,7 +214,6 @@ def test_barriers_of_a_line_made_by_hand(permuted):
     ("values", "verdict"),
     [
         ({}, "**One basin**: the straight line from lesions to objects has no barrier"),
-        ({"middle": (0.71, 0.71)}, "**One basin**: "),  # 2.5 % of the gain
         ({"middle": (0.75, 0.7)}, "**One basin, but for batch norm**"),
         ({"middle": (0.9, 0.75)}, "**Two basins**"),
         ({"prior": 0.7, "middle": (0.9, 0.9)}, "**This cannot be told**"),

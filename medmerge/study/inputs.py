@@ -4,11 +4,10 @@ A source that was trained on images of the target's test part has seen the answe
 list of the images that they were trained on; it is compared with every target that they are taken to.
 """
 
-import csv
-import itertools
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +19,7 @@ from medmerge.backbones import backbone, state_sha256
 from medmerge.data import split_files
 from medmerge.data.audit import hidden, met
 from medmerge.data.table import SPLITS
-from medmerge.study.params import SEED, ParameterError, Parameters, of_seed
+from medmerge.study.params import SEED, Parameters, of_seed
 from medmerge.study.places import home, nothing_at, resolve, weights
 from medmerge.study.records import Record, RecordError
 
@@ -49,11 +48,10 @@ def missing(p: Parameters, sources: Iterable[str]) -> list[str]:
                 problems.append(f"{parameter}: {error}")
     for name in ("target_root", "exclude_root", "source_root", "target_labels", "split_file"):
         path, dataset = getattr(p, name), {"target_root": p.target_data, "exclude_root": p.exclude_data}.get(name)
-        wanted = _wanted(dataset) if dataset and not (path and resolve(path).exists()) else ""
-        if path and not resolve(path).exists():
-            problems.append(f"{name}: {nothing_at(path)}{wanted and f'. {wanted}'}")
-        elif wanted:
-            problems.append(f"{name}: {wanted}")
+        lost = nothing_at(path) if path and not resolve(path).exists() else ""
+        wanted = _wanted(dataset) if dataset and (lost or not path) else ""
+        if lost or wanted:
+            problems.append(f"{name}: {'. '.join(filter(None, (lost, wanted)))}")
     return problems + _inside(p)
 
 
@@ -68,7 +66,7 @@ def _maker(weights: str) -> str:
 def _wanted(dataset: str) -> str:
     """What the folder of a dataset must hold and where to get it, in the dataset's own words; nothing of one's own."""
     try:
-        if dataset not in OWN:
+        if dataset not in OWN and not dataset.startswith("synthetic:"):
             data.load_table(dataset)
     except data.DataError as error:
         return str(error)
@@ -78,12 +76,12 @@ def _wanted(dataset: str) -> str:
 def _inside(p: Parameters) -> list[str]:
     """A line for each place that is to be written in a dataset's folder."""
     problems = []
-    for name, parameter in itertools.product(
-        ("results", "save_weights"), ("target_root", "exclude_root", "source_root")
-    ):
-        place, root = home() / Path(getattr(p, name)).expanduser(), resolve(getattr(p, parameter)).resolve()
-        if getattr(p, name) and getattr(p, parameter) and place.resolve().is_relative_to(root):
-            problems.append(f"{name}: {place} is in {parameter} ({root}), which is only read; name a place outside")
+    for name in filter(partial(getattr, p), ("results", "save_weights")):
+        place = home() / Path(getattr(p, name)).expanduser()
+        for parameter in filter(partial(getattr, p), ("target_root", "exclude_root", "source_root")):
+            root = resolve(getattr(p, parameter))
+            if place.resolve().is_relative_to(root.resolve()):
+                problems.append(f"{name}: {place} is in {parameter} ({root}), which is only read; name a place outside")
     return problems
 
 
@@ -152,13 +150,7 @@ def _excluded(p: Parameters) -> Collection[str]:
     if not p.exclude_data:
         return ()
     root = resolve(p.exclude_root) if p.exclude_root else None
-    if p.exclude_data != "csv":
-        return data.listed_ids(p.exclude_data, root)
-    try:
-        lines = csv.reader(root.read_text(encoding="utf-8-sig").splitlines())
-        return {line[0].strip() for line in lines if line}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ParameterError(f"exclude_root: {root} cannot be read as ids, one a line ({error})") from error
+    return data.read_ids(root) if p.exclude_data == "csv" else data.listed_ids(p.exclude_data, root)
 
 
 def load_source(p: Parameters, name: str, seed: int) -> nn.Module:

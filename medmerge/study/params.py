@@ -188,51 +188,41 @@ class Parameters(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Parameters":
-        problems = self._sources() + self._varied()
-        if abs(sum(self.fractions) - 1) > 1e-6:
-            problems.append(f"fractions: {self.fractions} sum to {sum(self.fractions):g}, not to 1")
-        for name in ("seeds", "approaches"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                problems.append(f"{name}: {values} names one twice")
-        for name, notebooks in _PAGES.items():
-            if getattr(self, name) and self.notebook not in notebooks:
-                problems.append(f"{name}: is for a page of its own; say notebook: {' or '.join(notebooks)}")
-        if self.target_data == "csv" and not self.target_labels:
-            problems.append("target_labels: the dataset csv needs the path of its labels file")
-        if self.target_labels and self.target_data != "csv":
-            problems.append(f"target_labels: {self.target_data} has its own labels; this is for the dataset csv")
-        if (self.split == "file") != bool(self.split_file):
-            problems.append("split_file: give it with split: file, and only then")
-        if self.group_identical and self.split != "grouped":
-            problems.append(f"group_identical: is for split: grouped, not {self.split}")
-        if self.save_weights and (self.approaches, self.source_data) != (["ft"], ""):
-            problems.append("save_weights: saves one network a seed; give approaches: [ft] and no source c")
-        if self.save_weights and len(self.seeds) > 1 and SEED not in self.save_weights:
-            problems.append(f"save_weights: the networks of {len(self.seeds)} seeds need {SEED} in the file's name")
-        if self.save_weights and not self.save_weights.endswith(".safetensors"):
-            problems.append(f"save_weights: {self.save_weights!r} must end in .safetensors")
-        if problems:
+        sources = [self.base_data, *filter(None, [self.source_data]), *self.more_data]
+        twice = [name for i, name in enumerate(sources) if name in sources[:i]]
+        last, csv, saves = max(1, len(sources) - 1), self.target_data == "csv", bool(self.save_weights)
+        rules = (
+            (
+                bool(self.source_data) != bool(self.source_weights),
+                "source_data and source_weights: give both, or neither",
+            ),
+            (len(self.more_data) != len(self.more_weights), "more_data and more_weights: give one entry each"),
+            (self.more_data and not self.source_data, "more_data: these come after source c; give source_data first"),
+            (twice, f"source_data, more_data: {twice} named twice; every source needs a name of its own"),
+            (type(self.batchnorm) is int and self.batchnorm > last, f"batchnorm: sources count from 0 to {last}"),
+            (abs(sum(self.fractions) - 1) > 1e-6, f"fractions: {self.fractions} do not sum to 1"),
+            (len(set(self.seeds)) < len(self.seeds), f"seeds: {self.seeds} names one twice"),
+            (len(set(self.approaches)) < len(self.approaches), f"approaches: {self.approaches} names one twice"),
+            (csv != bool(self.target_labels), "target_labels: give it for target_data csv, and only then"),
+            ((self.split == "file") != bool(self.split_file), "split_file: give it with split: file, and only then"),
+            (self.group_identical and self.split != "grouped", "group_identical: is for split: grouped"),
+            (
+                saves and (self.approaches, self.source_data) != (["ft"], ""),
+                "save_weights: saves one network a seed; give approaches: [ft] and no source c",
+            ),
+            (
+                saves and len(self.seeds) > 1 and SEED not in self.save_weights,
+                f"save_weights: of several seeds needs {SEED}",
+            ),
+            (saves and not self.save_weights.endswith(".safetensors"), "save_weights: must end in .safetensors"),
+            *(
+                (getattr(self, name) and self.notebook not in of, f"{name}: is for a page of its own: {', '.join(of)}")
+                for name, of in _PAGES.items()
+            ),
+        )
+        if problems := [line for wrong, line in rules if wrong] + self._varied():
             raise ValueError("\n".join(problems))
         return self
-
-    def _sources(self) -> list[str]:
-        """A line for each thing that is wrong with the sources and what counts them."""
-        problems, names = [], [self.base_data, *filter(None, [self.source_data]), *self.more_data]
-        if bool(self.source_data) != bool(self.source_weights):
-            problems.append("source_data and source_weights: give both, or neither")
-        if len(self.more_data) != len(self.more_weights):
-            problems.append(
-                f"more_data and more_weights: {len(self.more_data)} and {len(self.more_weights)} entries; give one each"
-            )
-        if self.more_data and not self.source_data:
-            problems.append("more_data: these come after source c; give source_data and source_weights first")
-        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-            parameter = "more_data" if twice[0] in self.more_data else "source_data"
-            problems.append(f"{parameter}: {twice[0]!r} is named twice; every source needs a name of its own")
-        if isinstance(self.batchnorm, int) and self.batchnorm > (last := max(1, len(names) - 1)):
-            problems.append(f"batchnorm: {self.batchnorm} is no source; they count from 0 to {last}")
-        return problems
 
     def _varied(self) -> list[str]:
         """A line for each thing that is wrong with ``vary``."""
