@@ -10,10 +10,10 @@ import sys
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
+import hypothesis  # noqa: F401  pytest would import it at the end, where a warning of its plugins is an error
 import pytest
 import torch
 from data_fixtures import real
-from fuzzing import OUTCOMES, TRIED
 
 from medmerge import checkpoints
 from medmerge.data import CATALOGUE
@@ -30,25 +30,6 @@ def pytest_collection_finish():
 
 def pytest_unconfigure():
     gc.unfreeze()
-
-
-def pytest_sessionfinish(session):
-    """A worker of pytest-xdist hands over what its fuzz tests counted."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["fuzzed"] = [[*key, count] for key, count in TRIED.items()]
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node):
-    for what, outcome, count in getattr(node, "workeroutput", {}).get("fuzzed", ()):
-        TRIED[what, outcome] += count
-
-
-def pytest_terminal_summary(terminalreporter):
-    if TRIED:
-        kinds = ", ".join(f"{sum(TRIED[w, o] for o in OUTCOMES):,} {w}" for w in sorted({what for what, _ in TRIED}))
-        refused = sum(count for (_, outcome), count in TRIED.items() if outcome == "refused")
-        terminalreporter.write_line(f"fuzzed: {TRIED.total():,} inputs ({kinds}), {refused:,} refused")
 
 
 @pytest.fixture(scope="session")

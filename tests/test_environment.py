@@ -70,13 +70,6 @@ def test_pin_is_exact_within_its_range_and_installed(name):
     assert PINS[name].specifier.contains(metadata.version(name), prereleases=True)
 
 
-def test_every_dependency_says_why():
-    for name in ("requirements.txt", "pyproject.toml"):
-        for line in (ROOT / name).read_text().splitlines():
-            if re.match(r'\s*"?[a-z0-9-]+[=<>]=[0-9]', line):
-                assert re.search(r"# \w+", line), f"{name}: no reason in {line!r}"
-
-
 def test_environment_installs_that_very_list():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]
@@ -94,12 +87,6 @@ def test_binder_takes_a_part_of_that_list_at_the_same_versions():
     needed = {canonicalize_name(Requirement(item).name) for item in PROJECT["dependencies"]}
     assert needed <= set(light) and not {"jupyter-book", "selenium"} & set(light)
     assert "--extra-index-url https://download.pytorch.org/whl/cpu" in lines  # without CUDA's libraries: 5 GB less
-
-
-def test_only_the_package_is_packaged():
-    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert setuptools["packages"]["find"]["include"] == ["medmerge", "medmerge.*"]
-    assert metadata.version("medmerge") == PROJECT["version"]
 
 
 def code(path: Path) -> str:
@@ -132,22 +119,9 @@ def test_direct_imports_are_declared():
 
 def test_citation_file():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    schema = json.loads((ROOT / "tests" / "vendor" / "cff-1.2.0.schema.json").read_text())
-    jsonschema.validate(citation, schema)
-    with pytest.raises(jsonschema.ValidationError, match="licence"):
-        jsonschema.validate({**citation, "licence": "MIT"}, schema)
-    assert citation["version"] == PROJECT["version"]
-    assert citation["license"] == PROJECT["license"]
-    (paper,) = citation["references"]
-    assert [author["family-names"] for author in paper["authors"]] == [
-        "Almakky", "Sanjeev", "Hashmi", "Qazi", "Yaqub",
-    ]  # fmt: skip
-    assert [identifier["value"] for identifier in paper["identifiers"]] == ["arXiv:2403.11646"]
-
-
-def test_repository_address_is_the_same_everywhere():
+    jsonschema.validate(citation, json.loads((ROOT / "tests" / "vendor" / "cff-1.2.0.schema.json").read_text()))
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
     book = yaml.safe_load((ROOT / "_config.yml").read_text())
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert book["repository"]["url"] == citation["repository-code"] == PROJECT["urls"]["Repository"]
 
 
@@ -157,18 +131,6 @@ def test_workflows_ask_make_for_what_it_knows():
     asked = {target for path in scripts for target in re.findall(r"\bmake (\w+)\b(?! would)", path.read_text())}
     assert {"book", "test", "links"} <= asked
     assert not [target for target in asked if not re.search(rf"^{target}:", makefile, re.M)]
-    pages = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text())["jobs"]
-    assert pages["deploy"]["needs"] == "build"
-    named = [word for step in pages["build"]["steps"] for word in re.findall(r"tests/\w+\.py", step.get("run", ""))]
-    assert named and all((ROOT / name).is_file() for name in named)
-
-
-def test_what_others_wrote_comes_with_its_licence():
-    vendor = ROOT / "tests" / "vendor"
-    said = (vendor / "README.md").read_text()
-    assert [path.name for path in vendor.iterdir() if f"`{path.name}`" not in said and path.name != "README.md"] == []
-    assert (vendor / "LICENSE-axe-core.txt").read_text().startswith("Mozilla Public License, version 2.0")
-    assert "axe v4.14.1" in (vendor / "axe.min.js").read_text(encoding="utf-8")[:100] and "axe-core 4.14.1" in said
 
 
 def test_files_are_small():
@@ -194,12 +156,6 @@ medmerge.nothing
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["[] True", "[]", "medmerge.explorer.widget medmerge.study.records True"]
     assert done.stderr.endswith("AttributeError: module 'medmerge' has no attribute 'nothing'\n")
-
-
-def test_no_link_is_committed():
-    """A link leads to a place of one machine; git would put it where another keeps its own .venv."""
-    modes = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert not [line for line in modes.splitlines() if line.startswith("120000")]
 
 
 def test_no_path_of_one_machine():

@@ -1,7 +1,7 @@
 """Input that is wrong in ways nobody thought of ends in one of the project's own errors, or is read consistently.
 
 The same few hundred inputs each time; ``MEDMERGE_FUZZ=100 pytest tests/test_fuzz.py`` tries 100 times as many, others
-each time. How many were tried, and refused, is printed at the end.
+each time.
 """
 
 import copy
@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from data_fixtures import write_ham10k, write_image
-from fuzzing import JSON, TRIED, attempt, changed, damaged, examples
+from data_fixtures import write_image
+from fuzzing import JSON, attempt, changed, damaged, examples
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
 from medmerge import Parameters, backbone, checkpoints, save_backbone
-from medmerge.cli import main as cli
-from medmerge.data import load_images, load_table, split_files
+from medmerge.data import load_images, load_table
 from medmerge.study.params import load_yaml
 from medmerge.weightfiles import read_state
 
@@ -47,7 +46,7 @@ def parsed(path: Path) -> Parameters:
 def test_texts_for_parameters(place, text):
     path = place / "p.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    attempt("parameters", parsed, path)
+    attempt(parsed, path)
 
 
 @examples(150)
@@ -55,18 +54,9 @@ def test_texts_for_parameters(place, text):
 def test_values_for_parameters(place, values):
     path = place / "p.yaml"
     path.write_text(yaml.safe_dump(values, allow_unicode=False), encoding="utf-8")
-    if p := attempt("parameters", parsed, path):
+    if p := attempt(parsed, path):
         again = Parameters.parse(p.model_dump())
         assert again.model_dump() == p.model_dump()
-
-
-@examples(60)
-@given(setting=st.text(max_size=30) | st.tuples(st.sampled_from(NAMES), st.text(max_size=20)).map("=".join))
-def test_settings_on_the_command_line(place, setting):
-    """Of images that are not there: whatever is set, the status is that of refused input."""
-    words = ["learn", "--source=imagenet", "--source=b=imagenet", f"--images={place / 'none'}", f"--out={place / 'o'}"]
-    assert cli.main([*words, f"--set={setting}"]) == 2
-    TRIED["settings", "refused"] += 1
 
 
 # ---------------------------------------------------------------- label files, splits, images
@@ -93,35 +83,9 @@ CSV = b"""image,label,group,split
 @given(content=damaged(CSV) | st.binary())
 def test_label_files(own, content):
     (own / "labels.csv").write_bytes(content)
-    if table := attempt("label files", lambda: load_table("csv", own, labels=str(own / "labels.csv"))):
+    if table := attempt(lambda: load_table("csv", own, labels=str(own / "labels.csv"))):
         assert all(Path(path).resolve().is_relative_to(own.resolve()) for path in table.frame["path"])
         assert table.frame["id"].is_unique and table.frame["label"].between(0, len(table.classes) - 1).all()
-
-
-@examples(100)
-@given(data=st.data())
-def test_an_official_layout(place, data):
-    root = place / "ham10k"
-    if not root.exists():
-        write_ham10k(root)
-    (file,) = root.glob("*.csv")
-    content = file.read_bytes()
-    file.write_bytes(data.draw(damaged(content)))
-    if table := attempt("label files", load_table, "ham10k", root):
-        assert table.frame["id"].is_unique
-    file.write_bytes(content)
-
-
-@examples(100)
-@given(data=st.data())
-def test_split_files(own, data):
-    (own / "labels.csv").write_bytes(CSV)
-    table = load_table("csv", own, labels=str(own / "labels.csv"))
-    drawn = {"method": "official", "fractions": [], "seed": 0}
-    split_files.write(own / "split.csv", table, table.frame["split"].to_numpy(), **drawn)
-    (own / "split.csv").write_bytes(data.draw(damaged((own / "split.csv").read_bytes())))
-    parts = attempt("split files", split_files.apply, table, own / "split.csv")
-    assert parts is None or len(parts) == len(table.frame)
 
 
 def encoded(format: str) -> bytes:
@@ -139,7 +103,7 @@ def test_images(own, format, data):
     table = load_table("csv", own, labels=str(own / "labels.csv"))
     before = (own / "0.jpg").read_bytes()
     (own / "0.jpg").write_bytes(data.draw(damaged(encoded(format))))
-    images = attempt("images", lambda: load_images(table, 8, cache=own.parent / "cache"))
+    images = attempt(lambda: load_images(table, 8, cache=own.parent / "cache"))
     assert images is None or images.pixels.shape == (6, 8, 8, 3) or images.pixels.shape == (6, 3, 8, 8)
     (own / "0.jpg").write_bytes(before)
 
@@ -165,7 +129,7 @@ def test_checkpoints(place, saved, suffix, data):
     start = damaged(content[:4000]).map(lambda part: part + content[4000:])
     end = damaged(content[-4000:]).map(lambda part: content[:-4000] + part)
     path.write_bytes(data.draw(start | end))
-    state = attempt("checkpoints", read_state, path)
+    state = attempt(read_state, path)
     assert state is None or all(isinstance(tensor, torch.Tensor) for tensor in state.values())
 
 
@@ -183,6 +147,5 @@ def test_checkpoints_of_an_interrupted_phase(place, data):
     before = copy.deepcopy(fresh.state_dict())
     progress = checkpoints.Phase(fresh, torch.optim.AdamW(fresh.parameters()), "fine_tune", "k", path)
     whole = path.read_bytes() == content
-    attempt("checkpoints", lambda: None)
     assert progress.epoch == int(whole)
     assert whole or all(torch.equal(tensor, before[name]) for name, tensor in fresh.state_dict().items())
