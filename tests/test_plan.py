@@ -65,17 +65,6 @@ def test_weights_come_before_the_runs_that_start_from_them(project):
     assert places == {"base": 1, "source": 1, "pair": 5, "weights": 5}
 
 
-def test_rows_that_combine_networks_come_after_those(project):
-    write("pair", **SMALL, pair="p", approaches=["soup", "wise_ft", "ft", "lp_ft", "medmerge"])
-    found = before(plan.load())
-    assert {"pair:ft-objects/0", "pair:ft-lesions/0", "pair:lp_ft-objects/0", "pair:lp_ft-lesions/0"} < found[
-        "pair:soup-objects-lesions/0"
-    ]
-    assert found["pair:wise_ft-lesions/0"] == {"source:ft-objects/0", "pair:lp_ft-lesions/0"}
-    order = [run.row.name for run in plan.load().runs.values()]
-    assert order.index("lp_ft-lesions") < order.index("wise_ft-lesions")
-
-
 @pytest.mark.parametrize("name", [name for name, approach in APPROACHES.items() if approach.combines])
 def test_what_a_row_combines_is_what_it_asks_for(project, monkeypatch, name):
     write_weights(project)
