@@ -1,8 +1,6 @@
 """What ends a run early, and what is said then: Ctrl-C, SIGTERM, a full disk, no memory, a second process."""
 
-import errno
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -112,8 +110,7 @@ def test_a_second_process_waits_and_does_nothing_twice(project, start):
     assert not list(project.rglob(".lock*"))
 
 
-@pytest.mark.parametrize("limit", [20_000, 2_000])
-def test_a_disk_that_fills_is_named_and_what_was_finished_stays(project, capsys, limit):
+def test_a_disk_that_fills_is_named_and_what_was_finished_stays(project, capsys):
     """The limit on the size of files stands in for a full disk: as there, a write ends in an error of the system."""
     Path("p.yaml").write_text(json.dumps({**TINY, "approaches": ["ft"]}))
     done = study.run(parameters(approaches=["ft"]), {(definitions.rows(parameters(approaches=["ft"]))[0], 0)})
@@ -121,7 +118,7 @@ def test_a_disk_that_fills_is_named_and_what_was_finished_stays(project, capsys,
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
         assert cli.main(["train", "p.yaml"]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -134,46 +131,14 @@ def test_a_disk_that_fills_is_named_and_what_was_finished_stays(project, capsys,
     assert cli.main(["train", "p.yaml"]) == 0 and len(gather(Path("results"))) == 2
 
 
-@pytest.mark.parametrize(
-    ("code", "todo"),
-    [
-        (errno.ENOSPC, r"Make room \(\d+\.\d\d GB are free there\)"),
-        (errno.EROFS, "must be a folder that may be written"),
-    ],
-)
-def test_what_the_disk_refuses_is_said_with_what_to_do(tmp_path, monkeypatch, code, todo):
-    path = tmp_path / "a.txt"
-    files.write(path, "before")
-
-    def refuse(*_):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(files.DiskError, match=f"a.txt cannot be written: {os.strerror(code)}.*{todo}, then the same"):
-        files.write(path, "after")
-    assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
-    monkeypatch.undo()
-    for wrong in (path / "b" / "c.txt", tmp_path / ("n" * 300)):
-        with pytest.raises(files.DiskError, match=f"{wrong} cannot be written"):
-            files.write(wrong, "")
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (
-            MemoryError(),
-            "FT objects, seed 0: out of memory on .*, with batch_size 32, image_size 32 and precision fp32",
-        ),
-        (RuntimeError("shapes do not match"), "^shapes do not match$"),
-    ],
-)
-def test_no_memory_names_what_to_lower_and_other_errors_are_not_taken_for_it(project, monkeypatch, error, expected):
+def test_no_memory_names_what_to_lower(project, monkeypatch):
     def full(*_, **__):
-        raise error
+        raise MemoryError
 
     monkeypatch.setattr(training, "step", full)
-    with pytest.raises(RuntimeError, match=expected):
+    with pytest.raises(
+        RuntimeError, match="seed 0: out of memory on .*, with batch_size 32, image_size 32 and precision"
+    ):
         study.run(parameters(approaches=["ft"]))
 
 
@@ -183,13 +148,3 @@ def test_a_loss_that_explodes_leaves_the_epochs_before_it(project, capsys):
         assert cli.main(["train", "p.yaml"]) == 2
         assert "the loss is nan in fine_tune, epoch 1, step 2: lower ft_lr, which is 1e+30" in capsys.readouterr().err
     assert not checkpoint_there() and not list(Path("results").rglob("run.json"))
-
-
-def test_where_there_are_no_locks_a_run_goes_on(project, monkeypatch, caplog):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    with caplog.at_level("INFO"):
-        records = study.run(parameters(approaches=["ft"], ft_epochs=1))
-    assert len(records) == 2 and "FT objects, seed 0 cannot be locked" in caplog.text
