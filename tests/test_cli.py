@@ -167,7 +167,7 @@ def test_a_failing_notebook_keeps_the_previous_output(project, capsys):
         assert not failed.exists() and output.read_bytes() == before
 
 
-def test_a_page_in_one_html_file(project, monkeypatch):
+def test_a_page_in_one_html_file_and_never_anothers(project, monkeypatch, capsys):
     write_notebook("study.ipynb", "print('secret code', pair)\nfrom IPython.display import HTML\nHTML('<b>shown</b>')")
     monkeypatch.setattr(runs, "left", lambda p: [])
     Path("p.yaml").write_text("pair: mine\n")
@@ -175,6 +175,13 @@ def test_a_page_in_one_html_file(project, monkeypatch):
     page = Path("results/demo/p.html").read_text()
     assert "<b>shown</b>" in page and "secret code', pair" not in page
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=.https?:", page), "it needs nothing from elsewhere"
+    before = Path("results/demo/p.ipynb").read_bytes()
+    Path("other").mkdir()
+    for file, study in (("other/p.yaml", "mine"), ("p.yaml", "yours")):
+        Path(file).write_text(f"pair: {study}\n")
+        assert cli.main(["run", "study.ipynb", file]) == 2
+        assert "p.ipynb is another's page" in capsys.readouterr().err
+        assert Path("results/demo/p.ipynb").read_bytes() == before
 
 
 @pytest.mark.parametrize("marker", ["_config.yml", ""])

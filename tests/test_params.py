@@ -49,6 +49,8 @@ def test_unknown_names_give_the_nearest():
     assert refused({"ft_epoch": 3}) == ["ft_epoch: unknown parameter; did you mean ft_epochs?"]
     assert refused({"zzz": 3})[0].startswith("zzz: unknown parameter; known: notebook, track, title, ")
     assert refused({1: 2, None: 3})[0].startswith("1: unknown parameter")
+    for spelt_out, short in {"lp_learning_rate": "lp_lr", "fine_tuning_lr": "ft_lr", "img_size": "image_size"}.items():
+        assert refused({spelt_out: 1}) == [f"{spelt_out}: unknown parameter; did you mean {short}?"]
     assert refused({"lp_lr": 1.0}, allowed=["ft_lr", "pair"]) == ["lp_lr: unknown parameter; did you mean ft_lr?"]
 
 

@@ -56,12 +56,27 @@ def _run(options: argparse.Namespace) -> int:
         if not p.notebook:
             raise ParameterError(f"{params} names no notebook: medmerge run notebooks/pair.ipynb {params}")
         notebook, output = given or notebooks.notebook(p), asked or notebooks.output(p, params)
+        _check_owner(output, params, p)
         notebooks.defaults(notebook)
         runs.left(p)
         if execute(notebook, params, p, output):
             return 1
         print(f"{output}\nTo look at it: {_html(output) if options.html else f'jupyter lab {output}'}")
     return 0
+
+
+def _check_owner(output: Path, params: Path, p: Parameters) -> None:
+    """Refuse to write the page of another parameter file or study.
+
+    Raises:
+        ParameterError: with what can be done.
+    """
+    there, own = notebooks.noted(output), notebooks.whose(params, p)
+    other = [f"{name} {there[name]}, not {own[name]}" for name in own if there.get(name, own[name]) != own[name]]
+    if "study" in there and other:  # pages did not always note their study
+        raise ParameterError(
+            f"{output} is another's page ({'; '.join(other)}): rename {params}, give --output, or move that page away"
+        )
 
 
 def _report(options: argparse.Namespace) -> int:

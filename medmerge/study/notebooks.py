@@ -159,20 +159,28 @@ def origin(params: Path, notebook: Path, p: Parameters) -> dict[str, str]:
     Nothing of when and where it was drawn: drawn again from the same records, it is the same file.
     """
     return {
-        "parameters": short(params),
-        "study": p.pair if kind(p).runs else "",
+        **whose(params, p),
         "sha256": hashlib.sha256(params.read_bytes()).hexdigest(),
         "inputs": _digest(notebook, p),
     }
 
 
+def whose(params: Path, p: Parameters) -> dict[str, str]:
+    """Which parameter file and study a page belongs to: no other may write it."""
+    return {"parameters": short(params), "study": p.pair if kind(p).runs else ""}
+
+
+def noted(page: Path) -> dict[str, str]:
+    """What a page notes of its origin; nothing where there is no page, or another's notebook."""
+    try:
+        return json.loads(page.read_bytes())["metadata"]["medmerge"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def current(params: Path, notebook: Path, p: Parameters) -> bool:
     """Whether the page is there and was drawn from this very file, notebook and records."""
-    try:
-        noted = json.loads(output(p, params).read_bytes())["metadata"].get("medmerge")
-    except (OSError, ValueError, KeyError):
-        return False
-    return noted == origin(params, notebook, p)
+    return noted(output(p, params)) == origin(params, notebook, p)
 
 
 def _cells(notebook: Path) -> list[dict]:

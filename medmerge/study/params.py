@@ -319,8 +319,9 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """What to say of a name that is none: the nearest that is, or all."""
-    near = difflib.get_close_matches(name, known, 1, 0.5)
+    """What to say of a name that is none: the nearest that is, also to one that is spelt out in full; or all."""
+    short = sorted((one for one in known if _shortens(one, name)), key=len, reverse=True)
+    near = difflib.get_close_matches(name, known, 1) or short or difflib.get_close_matches(name, known, 1, 0.5)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
@@ -341,3 +342,9 @@ def markdown() -> str:
     """The parameters as a Markdown table, for the book."""
     rows = [f"| `{n}` | `{f.default!r}` | {f.description} |" for n, f in Parameters.model_fields.items()]
     return "\n".join(["| parameter | default | meaning and reason |", "| --- | --- | --- |", *rows])
+
+
+def _shortens(short: str, name: str) -> bool:
+    """Whether ``short`` begins as ``name`` and its letters come in it in order: ``lp_lr`` in ``lp_learning_rate``."""
+    letters = iter(name)
+    return len(short) > 3 and short[0] == name[:1] and all(letter in letters for letter in short)
