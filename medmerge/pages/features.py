@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from medmerge.pages.figures.style import KERNELS, BookFigure, book_style, canvas, on_phone, w_scale
 from medmerge.pages.typeset import fill, number
 from medmerge.study.features import MERGED, Found
+from medmerge.study.names import title
 
 _TEXT = {"fontsize": 8.5, "linespacing": 1.1}
 _SIGNED = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1, "interpolation": "none"}
@@ -80,7 +81,7 @@ def feature_maps(found: Found) -> BookFigure:
             if i == 0:
                 axes.set_title(f"{layer.shown[j]}\nw {w[layer.shown[j]]:.2f}", loc="center", **_TEXT)
             if j == 0 and (level == "low" or on_phone()):
-                axes.set_ylabel(textwrap.fill(about.networks[i], 10))
+                axes.set_ylabel(textwrap.fill(title(about.networks[i]), 10))
         size = f"{layer.kernels} channels of {_size(layer)}"
         part.suptitle(f"{level}-level: {word} convolution,\n{size}", **_TEXT)
     figure.alt = f"Feature maps of one image, {about.image}, a row each for {_listed(about.networks)}. {_alike(found)}"
@@ -102,15 +103,15 @@ def first_filters(found: Found) -> BookFigure:
     *grids, weights = figure.subplots(down, across, squeeze=False).flatten()[: len(pictures) + 1]
     for name, kernels, axes in zip(about.networks, pictures, grids, strict=True):
         _bare(axes).imshow(_mosaic(kernels, side), interpolation="none", gid=f"filters/{name}")
-        axes.set_title(name)
+        axes.set_title(title(name))
     rows = -(-len(w) // side)
     square = np.pad(w, (0, rows * side - len(w)), constant_values=np.nan).reshape(rows, side)
     scale = {"vmin": 0.5 - KERNELS, "vmax": 0.5 + KERNELS}
     image = _bare(weights).imshow(square, "PuOr", interpolation="none", gid="w", **scale)
     weights.set_title("w")
-    w_scale(figure, image, KERNELS, 0.5, about.networks[0], about.networks[-1], ax=weights, shrink=0.9)
+    w_scale(figure, image, KERNELS, 0.5, title(about.networks[0]), title(about.networks[-1]), ax=weights, shrink=0.9)
     cosine = found.kernels("first").filter(like="cosine ").median()
-    named = {name.removeprefix("cosine ").replace(" ", " and "): c for name, c in cosine.items()}
+    named = {" and ".join(map(title, name.removeprefix("cosine ").split(" "))): c for name, c in cosine.items()}
     alike = "; ".join(f"{name} {number(c, '.2f')}" for name, c in named.items())
     figure.alt = (
         f"The {len(w)} kernels of {about.first.layer} as small pictures in {_listed(about.networks)}, and their w, "
@@ -147,7 +148,7 @@ def deeper_kernels(found: Found) -> BookFigure:
             above = above.replace(", ", "\n").replace("of ", "of\n") if on_phone() else above
             axes.set_title(above, loc="center", **_TEXT)
         if j == 0:
-            axes.set_ylabel(name)
+            axes.set_ylabel(title(name))
     figure.alt = (
         f"{slices.shape[2]} input channels each of {slices.shape[1]} kernels of {about.deeper.layer} in "
         f"{_listed(about.networks)}: {'; '.join(said)}."
@@ -176,7 +177,8 @@ def _cosine(row, one: str, other: str) -> float:
 
 
 def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    *first, last = map(title, names)
+    return f"{', '.join(first)} and {last}"
 
 
 def _alike(found: Found) -> str:

@@ -5,6 +5,7 @@ import pandas as pd
 
 from medmerge.pages.typeset import fill
 from medmerge.study import premise
+from medmerge.study.names import title
 from medmerge.study.premise import ORDERS, STATISTICS, PremiseSheet
 
 RELATED, UNRELATED = 0.5, 0.1
@@ -67,7 +68,7 @@ def summary(sheet: PremiseSheet) -> str:
         verdict = "but for batch norm"
     near = cosines.iloc[0].to_dict()
     kinship = "kin" if near["cosine"] > RELATED else "strangers" if near["cosine"] < UNRELATED else "partly"
-    facts = {"b": sheet.names[0], "c": sheet.names[1], "statistics": STATISTICS, "content": sheet.content}
+    facts = {"b": title(sheet.names[0]), "c": title(sheet.names[1]), "statistics": STATISTICS, "content": sheet.content}
     facts |= {"found": found.to_dict("index"), "cosines": cosines["cosine"].tolist(), "orders": ORDERS}
     return fill("premise", verdict=verdict, near=near, kinship=kinship, moved=sheet.moved, **facts)
 

@@ -27,6 +27,7 @@ from medmerge.study import definitions, inputs
 from medmerge.study import run as study
 from medmerge.study.features import cosines
 from medmerge.study.measured import Measured, Sheet, provenance, save_json
+from medmerge.study.names import title
 from medmerge.study.params import ParameterError, Parameters
 from medmerge.study.places import home
 from medmerge.study.records import RecordError
@@ -93,7 +94,7 @@ class PremiseSheet:
 
     def by_pair(self, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         """A table's part of each order, by a label for figures; aligned only where alignment moved a channel."""
-        b, c = self.names
+        b, c = map(title, self.names)
         labels = {"as trained": f"{b} and {c}"} | ({"aligned": f"{b} and {c}, aligned"} if self.moved else {})
         return {label: table[table["order"] == order].reset_index(drop=True) for order, label in labels.items()}
 
