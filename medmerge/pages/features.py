@@ -109,7 +109,8 @@ def first_filters(found: Found) -> BookFigure:
     scale = {"vmin": 0.5 - KERNELS, "vmax": 0.5 + KERNELS}
     image = _bare(weights).imshow(square, "PuOr", interpolation="none", gid="w", **scale)
     weights.set_title("w")
-    w_scale(figure, image, KERNELS, 0.5, title(about.networks[0]), title(about.networks[-1]), ax=weights, shrink=0.9)
+    first, last = title(about.networks[0]), title(about.networks[-1])
+    w_scale(figure, image, KERNELS, 0.5, f"\n{first}", last, ax=weights, shrink=0.9)  # narrow: its label has two lines
     cosine = found.kernels("first").filter(like="cosine ").median()
     named = {" and ".join(map(title, name.removeprefix("cosine ").split(" "))): c for name, c in cosine.items()}
     alike = "; ".join(f"{name} {number(c, '.2f')}" for name, c in named.items())
