@@ -75,6 +75,8 @@ def test_source_notebook(path):
     notebook = json.loads(path.read_text())
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    prose = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    assert len(re.findall("^# ", "\n".join(prose), re.M)) == 1, "a second title hides the pages below it"
     # Without the tag papermill injects its values first and the defaults then overwrite them.
     assert sum("parameters" in tags(cell) for cell in notebook["cells"]) == 1
     assert not any("injected-parameters" in tags(cell) for cell in notebook["cells"])

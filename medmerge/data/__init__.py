@@ -18,7 +18,7 @@ from medmerge.data.images import Images, glance, load_images
 from medmerge.data.loaders import DATASETS, known_names, listed_ids, load_table
 from medmerge.data.reading import read_ids
 from medmerge.data.splits import split
-from medmerge.data.table import CATALOGUE, PAPER_NUMBERS, DataError, Table, digest, entry
+from medmerge.data.table import CATALOGUE, PAPER_NUMBERS, DataError, Entry, Table, digest, entry
 from medmerge.samples import Samples
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "DATASETS",
     "DataError",
     "Dataset",
+    "Entry",
     "Images",
     "PAPER_NUMBERS",
     "Samples",
