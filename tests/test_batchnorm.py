@@ -2,13 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from test_training import changed, source, state, task
 from torch import nn
 
 from medmerge import Classifier, KernelMerge, batchnorm
-from medmerge.approaches.paper import fixed_w, medmerge, medmerge_zeros
+from medmerge.approaches.paper import fixed_w, lp_norms_ft, medmerge, medmerge_zeros
 from medmerge.training import linear_probe
 
 
@@ -57,6 +58,26 @@ def test_reestimation_restores_momentum_mode_and_count():
     assert torch.equal(model[1].weight, affine[0]) and torch.equal(model[1].bias, affine[1])
 
 
+def test_reestimation_forgets_what_the_statistics_were_and_draws_nothing():
+    one, other = net(), net()
+    other[1].running_var.fill_(1e6)
+    other[5].running_mean.fill_(-3)
+    torch.manual_seed(3)
+    batchnorm.reestimate(one, images)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(1))
+    batchnorm.reestimate(other, images)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_reestimation_without_images_is_refused_and_leaves_modes():
+    model = net()
+    with pytest.raises(ValueError, match="no images"):
+        batchnorm.reestimate(model, lambda: [])
+    assert not model.training and model[1].momentum == 0.1
+
+
 def test_a_network_without_batch_norm_has_nothing_to_measure():
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.GroupNorm(1, 2))
     before = state(model)
@@ -96,6 +117,13 @@ def test_repaired_outputs_have_the_mean_and_spread_of_the_sources():
     assert torch.equal(merge.merged[1].weight.sign(), signs)
 
 
+def test_repair_leaves_the_sources_alone():
+    sources = [net(0), net(1)]
+    before = [state(one) for one in sources]
+    batchnorm.repair(KernelMerge(sources), sources, images)
+    assert not any(changed(one, was) for one, was in zip(sources, before, strict=True))
+
+
 KINDS = {
     "both": {"w", "weight", "bias", "running_mean", "running_var", "num_batches_tracked"},
     "affine": {"w", "weight", "bias"},
@@ -123,6 +151,30 @@ def test_with_a_rate_of_zero_merging_weights_stay_to_the_bit(free):
     assert kinds == KINDS[free] - {"w"}
 
 
+def test_the_weights_rate_is_their_own():
+    """Adam's first step is its rate, whatever the gradient."""
+    merge = KernelMerge([source(0), source(1)])
+    linear_probe(Classifier(merge, 3), task(w_lr=0.07, lp_epochs=1, batch_size=49))
+    moved = torch.cat([w - 0.5 for w in merge.kernel_weights().values()]).abs()
+    assert moved.max() == pytest.approx(0.07, rel=1e-3) and moved.median() == pytest.approx(0.07, rel=0.05)
+
+
+def test_decay_of_the_weights_pulls_them_towards_the_last_source():
+    merges = [KernelMerge([source(0), source(1)]) for _ in range(2)]
+    for merge, decay in zip(merges, (0.0, 5.0), strict=True):
+        linear_probe(Classifier(merge, 3), task(w_lr=1e-2, w_decay=decay))
+    free, decayed = (torch.cat(list(merge.kernel_weights().values())).mean() for merge in merges)
+    assert decayed < free - 0.05
+
+
+def test_a_plain_probe_with_free_norms_moves_them_and_no_kernel():
+    model = Classifier(source(0), 3)
+    before, kernels = state(model), {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    linear_probe(model, task(), free="both")
+    moved = {name.rpartition(".")[0] for name in changed(model, before)}
+    assert not moved & kernels and moved - {"head"} == {f"backbone.{name}" for name in batchnorm.layers(source(0))}
+
+
 @pytest.mark.parametrize("free", ["both", "none"])
 def test_running_statistics_of_the_start_matter_only_where_norms_are_frozen(free):
     """With free norms a step normalises by its batch: losses and weights are the same from either start, to the bit."""
@@ -134,6 +186,18 @@ def test_running_statistics_of_the_start_matter_only_where_norms_are_frozen(free
     (losses, weights), (others, measured) = ends
     same = losses == others and all(torch.equal(w, measured[name]) for name, w in weights.items())
     assert len(losses) == 3 and same is (free == "both")
+
+
+def test_starts_of_batch_norm_are_reached_before_anything_learns():
+    one = task()
+    mean, measured, repaired = (
+        medmerge([source(0), source(1)], task(lp_epochs=1), batchnorm=start, score_controls=False)
+        for start in ("mean", "reestimated", "repair")
+    )
+    before = [o.tables["batchnorm"].query("when == 'before probe'") for o in (mean, measured, repaired)]
+    assert (before[1]["variance_ratio"] - 1).abs().max() < 0.25 < (before[0]["variance_ratio"] - 1).abs().max()
+    assert np.abs(before[2]["variance_ratio"] - 1).max() < 0.25 and len(before[0]) == len(batchnorm.layers(source(0)))
+    assert one.kernel_history == {}
 
 
 def test_fixed_weights_give_the_average_and_nothing_to_show():
@@ -155,3 +219,8 @@ def test_zeros_keep_batch_norm_and_scale_kernels():
     name, w = next(iter(outcome.kernel_weights.items()))
     scaled = source(0).get_submodule(name).weight * w.view(-1, 1, 1, 1)
     torch.testing.assert_close(outcome.model.backbone.get_submodule(name).weight, scaled)
+
+
+def test_probe_with_free_norms_is_no_merge():
+    outcome = lp_norms_ft(source(0), task())
+    assert not outcome.kernel_weights and outcome.merge is None and outcome.probed is not outcome.model

@@ -17,6 +17,26 @@ def test_a_gpu_that_is_not_there():
     assert devices.choose_precision("auto", devices.choose_device("auto")) in ("bf16", "fp32")
 
 
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes do not match"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error, found):
+    assert devices.out_of_memory(error) == found
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(2**50)
+    assert devices.out_of_memory(real.value)
+
+
 FAULTS = """
 import resource, statistics, torch
 from medmerge import devices

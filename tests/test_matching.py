@@ -1,13 +1,14 @@
 """Permuted networks compute the same function; weight matching finds a hidden permutation and never does harm."""
 
 import copy
+import re
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medmerge import KernelMerge, backbone
+from medmerge import KernelMerge, backbone, backbones
 from medmerge.approaches.matching import align, match, permutation_groups, permute
 
 SMALLEST = """alexnet convnext_tiny densenet_small densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3
@@ -68,6 +69,11 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_every_family_is_among_the_smallest():
+    family = re.compile(r"[a-z]+")
+    assert {family.match(name)[0] for name in backbones.names()} == {family.match(name)[0] for name in SMALLEST}
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in SMALLEST])
 def test_a_permuted_network_computes_the_same_function(name):
     model = random_network(name).double()
@@ -102,6 +108,24 @@ def test_groups_of_densenet_follow_its_concatenations():
     for layer in ("denseblock1.denselayer2.conv1", "denseblock1.denselayer3.conv1", "transition1.conv"):
         assert (f"features.{layer}.weight", 1, 24) in where  # after the 24 channels of conv0
     assert ("features.transition1.norm.running_var", 0, 24) in where
+
+
+def test_groups_of_resnet_are_one_for_each_stage_and_one_for_each_block():
+    groups = permutation_groups(backbone("resnet18", "random"))
+    residual = {slot.tensor for slot in groups["conv1"].slots}
+    assert {
+        "conv1.weight",
+        "layer1.0.conv2.weight",
+        "layer1.1.conv2.weight",
+        "layer2.0.downsample.0.weight",
+    } <= residual
+    assert len(groups) == 4 + 8
+
+
+def test_groups_of_a_flattened_map_repeat_for_each_pixel():
+    groups = permutation_groups(backbone("vgg11", "random"))
+    (slot,) = [slot for slot in groups["features.18"].slots if slot.tensor == "classifier.0.weight"]
+    assert (slot.axis, slot.start, slot.size, slot.repeat) == (1, 0, 512, 49)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +182,25 @@ def test_neither_network_is_changed_and_what_is_aligned_can_be_merged():
     b.eval(), aligned.eval()
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(aligned(images).sort(1).values, b(images).sort(1).values, rtol=1e-4, atol=1e-4)
+
+
+def test_filters_that_are_zero_do_not_matter():
+    a, b = random_network("densenet_small", 0), random_network("densenet_small", 1)
+    with torch.no_grad():
+        for model in (a, b):
+            model.features.conv0.weight[::2] = 0
+            model.features.denseblock2.denselayer1.conv2.weight.zero_()
+    aligned = align(a, b)
+    assert feature_order(b.double(), aligned.double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)) < 1e-9
+    for same_twice in (backbone("densenet_small", "zeros"), a):
+        found = match(same_twice, same_twice, permutation_groups(a))
+        assert all(torch.equal(p, torch.arange(len(p))) for p in found.values()), "what matches is left alone"
+
+
+def test_layers_of_one_channel_are_permitted():
+    model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1)).eval()
+    assert [group.size for group in permutation_groups(model).values()] == [1, 4, 1]
+    assert same(align(model, moved(model, 1)), model)
 
 
 def test_shared_layers_and_unknown_functions_stay_correct():

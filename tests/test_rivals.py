@@ -1,9 +1,11 @@
 """The rivals of MedMerge: what they average, what they choose, and that a recalled network is the trained one."""
 
+import copy
 import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from test_study import parameters, write_weights
@@ -11,9 +13,21 @@ from test_training import findings, samples, source
 from torch import nn
 
 from medmerge import Classifier, batchnorm, checkpoints, training
-from medmerge.approaches import RIVALS, rivals
+from medmerge.approaches import APPROACHES, CORE, RIVALS, rivals
 from medmerge.approaches.paper import ft, lp_ft
-from medmerge.approaches.rivals import average, averaged, best_between, diagonal_fisher, fisher_mean, score, soup
+from medmerge.approaches.rivals import (
+    Ensemble,
+    average,
+    averaged,
+    best_between,
+    blend,
+    diagonal_fisher,
+    fisher_mean,
+    score,
+    soup,
+)
+from medmerge.pages import origin, report
+from medmerge.saving import save
 from medmerge.study import definitions
 from medmerge.study import run as study
 from medmerge.study.params import ParameterError
@@ -61,12 +75,35 @@ def test_the_average_is_the_mean_of_every_float_and_the_firsts_counters(count):
     assert same(averaged([networks[0], trained(0)]), networks[0])
 
 
+def test_the_average_takes_the_policies_of_batch_norm():
+    b, c = trained(0), trained(1)
+    network = averaged([b, c], 1)
+    for name, norm in batchnorm.layers(network).items():
+        assert torch.equal(norm.running_var, c.get_submodule(name).running_var)
+        assert torch.equal(norm.weight, c.get_submodule(name).weight)
+    torch.testing.assert_close(network.features.conv0.weight, (b.features.conv0.weight + c.features.conv0.weight) / 2)
+
+
 def test_average_is_lp_ft_from_the_average():
     b, c = trained(0), trained(1)
     one, other = task(), task()
     outcome, expected = average([b, c], one), lp_ft(averaged([b, c]), other)
     assert same(outcome.model, expected.model) and one.history == other.history
     assert same(b, trained(0)) and same(c, trained(1)), "sources are left alone"
+
+
+def test_average_starts_from_statistics_measured_on_training_images_if_asked(monkeypatch):
+    starts = []
+    monkeypatch.setattr(rivals, "lp_ft", lambda network, task: starts.append(copy.deepcopy(network)))
+    b, c, one = trained(0), trained(1), task()
+    for start in ("mean", "reestimated", "repair"):
+        average([b, c], one, batchnorm=start)
+    mean, measured, repaired = starts
+    reports = [batchnorm.report(network, one.measured)["variance_ratio"] for network in starts]
+    assert not np.allclose(reports[0], 1, atol=0.1) and np.allclose(reports[1:], 1, atol=0.1)
+    assert torch.equal(mean.features.norm0.weight, measured.features.norm0.weight)
+    assert not torch.equal(mean.features.norm0.weight, repaired.features.norm0.weight)
+    assert all(torch.equal(mean.features.conv0.weight, one.features.conv0.weight) for one in starts)
 
 
 class Linear(nn.Module):
@@ -103,6 +140,16 @@ def test_the_fisher_information_is_the_analytic_one(several):
     assert set(found) == {"layer.weight", "layer.bias"}, "the head is not merged"
 
 
+def test_the_fisher_information_is_of_as_many_images_as_asked_drawn_by_the_seed():
+    model = Classifier(trained(0), 3)
+    before = copy.deepcopy(model.state_dict())
+    one, again, other = (diagonal_fisher(model, task(seed=seed), 5)["features.conv0.weight"] for seed in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other) and (one >= 0).all()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    everything = diagonal_fisher(model, task(), 49)["features.conv0.weight"]
+    assert torch.equal(everything, diagonal_fisher(model, task(), 1000)["features.conv0.weight"])
+
+
 def test_fisher_weights():
     b, c = {"w": torch.tensor([1.0, 1.0, 1.0, 1.0])}, {"w": torch.tensor([0.0, 0.0, 0.0, 0.0])}
     f_b, f_c = {"w": torch.tensor([3.0, 4.0, 0.0, 0.0])}, {"w": torch.tensor([4.0, 0.0, 3.0, 0.0])}
@@ -115,6 +162,23 @@ def test_fisher_weights():
     torch.testing.assert_close(informed, b["w"])
     third = {"w": torch.full((4,), 4.0)}
     torch.testing.assert_close(fisher_mean([b, c, third], [{"w": torch.ones(4)}] * 3)["w"], torch.full((4,), 5 / 3))
+
+
+def test_fisher_with_equal_information_is_average(monkeypatch):
+    b, c = trained(0), trained(1)
+    ones = {name: torch.ones_like(value) for name, value in b.named_parameters()}
+    monkeypatch.setattr(rivals, "diagonal_fisher", lambda *_: ones)
+    starts = []
+    monkeypatch.setattr(rivals, "lp_ft", lambda network, task: starts.append(network))
+    one = task()
+    rivals.fisher([b, c], one), average([b, c], one)
+    for name, value in starts[0].state_dict().items():
+        torch.testing.assert_close(value, starts[1].state_dict()[name], msg=name)
+    nothing = {name: torch.zeros_like(value) for name, value in b.named_parameters()}
+    monkeypatch.setattr(rivals, "diagonal_fisher", lambda model, *_: ones if same(model.backbone, b) else nothing)
+    rivals.fisher([b, c], one, batchnorm=0)
+    for name, value in starts[2].state_dict().items():
+        torch.testing.assert_close(value, b.state_dict()[name], msg=name)
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one class an image", "several"])
@@ -131,6 +195,12 @@ def test_every_rival_learns_and_ends_as_a_classifier_on_either_kind_of_labels(na
     assert bool(one.history) == (name in ("average", "fisher")) and len(one.history_frame().columns) > 5
     if name != "ensemble":
         source(0).load_state_dict(outcome.model.backbone.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("name", ["average", "fisher", "ensemble"])
+def test_three_sources_go_too(name):
+    outcome = RIVALS[name].run([trained(seed) for seed in range(3)], task(lp_epochs=1, ft_epochs=1))
+    assert isinstance(outcome.model, Ensemble if name == "ensemble" else Classifier)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -194,6 +264,20 @@ def test_the_ends_of_wise_ft_are_the_probe_and_lp_ft(monkeypatch, end):
     assert same(outcome.model, expected.model if end else expected.probed)
 
 
+def test_between_the_ends_weights_are_mixed_and_statistics_measured(monkeypatch):
+    monkeypatch.setattr(rivals, "COEFFICIENTS", (0.0, 0.3, 1.0))
+    scores = iter([0.0, 1.0, 0.0])
+    monkeypatch.setattr(rivals, "score", lambda *_: next(scores))
+    one = task()
+    mixed = rivals.interpolation([trained(0), trained(1)], one).model
+    first, second = (ft(trained(seed), task()).model for seed in (0, 1))
+    for name, value in mixed.named_parameters():
+        torch.testing.assert_close(value, torch.lerp(second.get_parameter(name), first.get_parameter(name), 0.3))
+    assert np.allclose(batchnorm.report(mixed, one.measured)["variance_ratio"], 1, atol=0.1)
+    stale = batchnorm.report(blend([second, first], [0.7, 0.3]), one.measured)["variance_ratio"]
+    assert not np.allclose(stale, 1, atol=0.1)
+
+
 def test_the_greedy_soup_tries_from_the_best_to_the_worst_and_skips_what_does_not_help(monkeypatch):
     levels = {("ft", "b"): 4.0, ("ft", "c"): 8.0, ("lp_ft", "b"): 1.0, ("lp_ft", "c"): 6.0}
     monkeypatch.setattr(rivals, "finished", lambda approach, source, name, task: constant(levels[approach, name]))
@@ -211,6 +295,16 @@ def test_the_greedy_soup_tries_from_the_best_to_the_worst_and_skips_what_does_no
     assert outcome.choices["validation"] == {"FT b": 0.6, "FT c": 0.5, "LP-FT b": 0.4, "LP-FT c": 0.7, "soup": 0.7}
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["one class an image", "several"])
+def test_the_greedy_soup_is_never_worse_on_validation_than_its_first_network(several):
+    one = task(several)
+    outcome = soup([trained(0), trained(1)], one)
+    scores = outcome.choices["validation"]
+    own = {name: value for name, value in scores.items() if name != "soup"}
+    assert scores["soup"] >= max(own.values()) and outcome.choices["soup"][0] == max(own, key=own.get)
+    assert score(outcome.model, one) == scores["soup"]
+
+
 def test_the_ensemble_is_the_mean_of_logits():
     one = task(sources=BOTH)
     outcome = rivals.ensemble([trained(0), trained(1)], one)
@@ -219,6 +313,14 @@ def test_the_ensemble_is_the_mean_of_logits():
     with torch.no_grad():
         assert torch.equal(outcome.model.eval()(x), (members[0](x) + members[1](x)) / 2)
     assert outcome.choices == {"networks at every inference": ["FT objects", "FT lesions"]}
+
+
+def test_an_ensemble_is_not_saved_as_one_network(tmp_path):
+    with pytest.raises(TypeError, match="Ensemble that medmerge.backbone did not make"):
+        save(Ensemble([Classifier(source(0), 3)] * 2), tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ParameterError, match=r"save_weights: saves one network a seed; give approaches: \[ft\]"):
+        parameters(approaches=["ensemble"], save_weights="w.safetensors")
 
 
 # ---------------------------------------------------------------- recalled networks
@@ -304,9 +406,12 @@ FT = "results/demo/demo/densenet_small/ft-objects/seed0"
             str(folder).replace("objects", "lesions") + f"/{definitions.MODEL}", folder / definitions.MODEL
         ),
         lambda folder: (folder / "history.csv").unlink(),
+        lambda folder: (folder / "run.json").unlink(),
         lambda folder: changed(folder, lambda run: run["data"].update(fingerprint="0" * 64)),
+        lambda folder: changed(folder, lambda run: run["sources"].update(objects="0" * 64)),
+        lambda folder: changed(folder, lambda run: run.update(hash="0" * 64)),
     ],
-    ids="no-network damaged-network anothers-network damaged-record images".split(),
+    ids="no-network damaged-network anothers-network damaged-record no-record images sources definition".split(),
 )
 def test_what_is_not_the_wanted_network_is_trained_anew(project, damage, monkeypatch):
     expected = contents(*study.run(parameters(approaches=["ensemble"])))
@@ -321,6 +426,17 @@ def changed(folder, change):
     run = json.loads((folder / "run.json").read_text())
     change(run)
     (folder / "run.json").write_text(json.dumps(run))
+
+
+def test_a_row_of_other_settings_does_not_recall_the_studys(project, monkeypatch):
+    p = parameters(approaches=["ensemble"], vary={"ft_lr": [2e-3, 1e-3]})
+    phases = counted(monkeypatch)
+    own, other = study.run(p)
+    assert phases == ["fine_tune"] * 2 and own.run["network"] != other.run["network"]
+    study.run(parameters(approaches=["ft"], vary={"ft_lr": [2e-3, 1e-3]}))
+    shutil.rmtree(other.folder)
+    phases.clear()
+    assert study.run(p)[1].run["network"] == other.run["network"] and not phases
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -362,3 +478,29 @@ def test_rivals_are_rows_and_refuse_a_single_source():
         if RIVALS[name].merges:
             with pytest.raises(ParameterError, match=f"approaches: {name} merges two sources; give source_data"):
                 study.check(parameters(approaches=[name], source_data="", source_weights=""))
+
+
+def test_rivals_read_what_their_ingredients_read():
+    for name in ("soup", "wise_ft", "average", "fisher"):
+        assert RIVALS[name].reads >= CORE["lp_ft"].reads
+    assert {n for n in RIVALS if "fisher_images" in RIVALS[n].reads} == {"fisher"}
+    assert set(APPROACHES) == {*CORE, *RIVALS} and len({a.title for a in APPROACHES.values()}) == len(APPROACHES)
+    for name in ("interpolation", "soup", "ensemble"):
+        with pytest.raises(ParameterError, match=f"ft_epochs: 0 leaves nothing of the approach {name}"):
+            study.check(parameters(approaches=[name], ft_epochs=0))
+
+
+def test_the_page_says_what_was_chosen(project):
+    (record,) = study.run(parameters(approaches=["ensemble"]))
+    others = study.run(parameters(approaches=["ft"]))
+    table = report.choice_table([*others, record])
+    assert table.to_dict("records") == [
+        {
+            "run": "Ensemble of FT objects + lesions",
+            "seed": 0,
+            "chosen": "networks at every inference: FT objects + FT lesions",
+        }
+    ]
+    assert report.choice_table(others).empty
+    assert set(report.histories([*others, record])["run"]) == {"FT objects", "FT lesions"}
+    assert report.histories([record]).empty and origin.costs([record])["ingredients, s"].item() > 0

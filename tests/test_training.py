@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medmerge import Classifier, KernelMerge, backbone, checkpoints, training
+from medmerge.approaches import APPROACHES
 from medmerge.approaches.paper import classifier, ft, lp_ft, medmerge
 from medmerge.data import Samples
 from medmerge.training import Protocol, Task, TrainingError, fine_tune, linear_probe, parameter_groups, predict
@@ -69,6 +70,52 @@ def test_a_probe_changes_the_head_and_statistics_where_they_are_to_drift(mode, m
     names = changed(model, before)
     assert {"head.weight", "head.bias"} <= names
     assert {name.rpartition("_")[2] for name in names if not name.startswith("head.")} == moves
+
+
+def test_probe_from_stored_features_is_the_probe_that_recomputes_them():
+    model, slow = Classifier(source(0), 3), Classifier(source(0), 3)
+    slow.head.load_state_dict(model.head.state_dict())
+    one, other = task(), task()
+    linear_probe(model, one)
+
+    class Frozen(nn.Module):
+        """The backbone recomputed in every step, in eval mode."""
+
+        def __init__(self):
+            super().__init__()
+            self.head = slow.head
+
+        def forward(self, x):
+            with torch.no_grad():
+                features = slow.backbone.eval()(x)
+            return self.head(features)
+
+    training.fit(Frozen(), other.train, other.val, "linear_probe", other)
+    torch.testing.assert_close(model.head.weight, slow.head.weight, rtol=1e-5, atol=1e-6)
+    assert [row["val_macro_f1"] for row in one.history] == [row["val_macro_f1"] for row in other.history]
+
+
+def test_probe_of_a_merge_learns_w_norms_and_head():
+    merge = KernelMerge([source(0), source(1)])
+    model = Classifier(merge, 3)
+    before = state(model)
+    one = task(select="last")
+    linear_probe(model, one)
+    names = changed(model, before)
+    assert {f"backbone.merged.{name}.parametrizations.weight.0.w" for name, _ in merge.layers()} <= names
+    assert not [name for name in names if "source_" in name or "original" in name]
+    kinds = {name.rpartition(".")[2] for name in names}
+    assert kinds == {"w", "weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    furthest = max((w - 0.5).abs().max().item() for w in merge.kernel_weights().values())
+    assert 0 < furthest <= 1.01 * one.protocol.lp_lr * 3 * 3, "Adam's budget: the rate a step"
+
+
+def test_fine_tuning_changes_every_parameter():
+    model = Classifier(source(0), 3)
+    model.backbone.requires_grad_(False)
+    before = state(model)
+    fine_tune(model, task(select="last"))
+    assert set(dict(model.named_parameters())) <= changed(model, before)
 
 
 def test_only_kernels_decay():
@@ -200,7 +247,7 @@ def test_writing_checkpoints_takes_a_share_of_the_time(tmp_path, monkeypatch):
     assert len(checkpoints.read(tmp_path / "fine_tune.pt")["history"]) == 14
 
 
-@pytest.mark.parametrize("damage", ["truncated", "a bit", "code", "key", "network"])
+@pytest.mark.parametrize("damage", ["truncated", "a bit", "empty", "unsealed", "code", "key", "network", "incomplete"])
 def test_a_checkpoint_that_does_not_serve_is_not_used(tmp_path, caplog, damage):
     def run(key="k", folder=tmp_path):
         one = task(checkpoints=folder, key=key, ft_epochs=1)
@@ -215,10 +262,16 @@ def test_a_checkpoint_that_does_not_serve_is_not_used(tmp_path, caplog, damage):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
+    if damage == "empty":
+        path.write_bytes(b"")
+    if damage == "unsealed":
+        torch.save(checkpoints.read(path), path)
     if damage == "code":
         content = io.BytesIO()
         torch.save({"key": "k", "model": Creates(tmp_path / "canary")}, content)
         path.write_bytes(hashlib.sha256(content.getvalue()).hexdigest().encode() + content.getvalue())
+    if damage == "incomplete":
+        checkpoints.write({k: v for k, v in checkpoints.read(path).items() if k != "seconds"}, path)
     if damage == "network":
         checkpoints.write({**checkpoints.read(path), "model": {"x": torch.zeros(1)}}, path)
     with caplog.at_level(logging.INFO):
@@ -271,6 +324,26 @@ def test_one_image_is_too_few_and_a_network_of_other_classes_does_not_learn():
     assert not changed(model.head, before)
 
 
+def test_bf16_is_near_fp32():
+    scores = []
+    for precision in ("fp32", "bf16"):
+        one = task(precision=precision, ft_epochs=1)
+        ft(source(0), one)
+        scores.append(one.history[0]["train_loss"])
+    assert scores[0] != scores[1] and abs(scores[0] - scores[1]) < 0.05
+
+
+def test_cost_of_every_phase_is_noted():
+    one = task()
+    lp_ft(source(0), one)
+    assert set(one.cost) == {"features", "linear_probe", "fine_tune"}
+    assert all(value > 0 for cost in one.cost.values() for value in cost.values())
+    assert [(row["phase"], row["epoch"]) for row in one.history] == [
+        *(("linear_probe", i) for i in (1, 2, 3)),
+        *(("fine_tune", i) for i in (1, 2)),
+    ]
+
+
 def test_uint8_is_normalised_as_imagenet_and_floats_are_taken_as_they_are():
     images = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
@@ -289,6 +362,12 @@ def test_on_a_gpu_the_same_seed_gives_the_same_numbers():
         medmerge([source(0), source(1)], one)
         histories.append(one.history)
     assert histories[0] == histories[1]
+
+
+def test_every_approach_says_what_it_reads():
+    for approach in APPROACHES.values():
+        assert set(approach.settings) - {"score_controls"} <= approach.reads  # this only adds a table
+        assert approach.title
 
 
 def findings(count: int, seed: int) -> Samples:
@@ -324,6 +403,13 @@ def test_unknown_labels_have_no_part_in_loss_or_gradient():
     value.backward()
     assert (logits.grad[~known] == 0).all() and (logits.grad[known] != 0).all()
     assert training.loss(logits, torch.full((8, 3), float("nan"))) == 0
+
+
+def test_validation_images_that_cannot_rank_are_refused():
+    val = findings(6, 1)
+    val.labels[:] = 1
+    with pytest.raises(TrainingError, match="no class is both present and absent in the validation images"):
+        ft(source(0), Task(findings(32, 0), val, 3, protocol=FAST))
 
 
 NONE, ZERO = "is none of", "is not 0 or more"
