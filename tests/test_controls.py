@@ -58,6 +58,17 @@ def test_a_control_leaves_the_network_as_it_was(probed):
     assert first.equals(second)
 
 
+def test_test_images_are_not_at_hand(probed):
+    assert {f.name for f in dataclasses.fields(probed[1])}.isdisjoint({"test", "dataset"})
+
+
+def test_equal_sources_make_every_control_alike():
+    twin = Classifier(KernelMerge([source(0), source(0)]), 3)
+    task = Task(samples(49, 0), samples(30, 1), 3, protocol=FAST)
+    table = paper.replaced_weights(twin, task)
+    assert table["score"].nunique() == table["reestimated"].nunique() == 1
+
+
 def test_summary_spans_draws_and_runs(probed):
     table = paper.replaced_weights(*probed)
     summary = control_summary(table).set_index("control")

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from medmerge import training
+from medmerge import KernelMerge, backbone, training
+from medmerge.backbones import Classifier
 from medmerge.data import Samples
 from medmerge.devices import seeded
 from medmerge.pages import cost as told
@@ -94,6 +95,12 @@ def test_a_step_is_the_training_loops(name, phase):
     assert all(torch.equal(value, state[key]) for key, value in one.model.state_dict().items())
 
 
+def test_the_two_kinds_of_linear_probe_learn_the_same():
+    cached, through = step("lp_cached"), step("lp")
+    for _ in range(3):
+        torch.testing.assert_close(cached(), through())
+
+
 # ---------------------------------------------------------------- what is counted
 
 
@@ -106,6 +113,24 @@ def test_flops_are_those_of_a_count_by_hand():
     whole = BATCH * (2 * first + 3 * second + 3 * head)
     assert cost.flops(step("ft")) == whole, "of the images no gradient is needed"
     assert {cost.flops(step(name)) for name in PROBES} == {whole}
+
+
+def test_numbers_that_learn():
+    numbers = {name: cost.trainable(step(name)) for name in VARIANTS}
+    assert numbers["features"] == 0 and numbers["lp"] == numbers["lp_cached"] == HEAD
+    assert numbers["ft"] == numbers["parameter"] == KERNELS + NORMS + HEAD
+    assert numbers["kernel"] == 9 + NORMS + HEAD
+    assert numbers["layer"] == 2 + NORMS + HEAD and numbers["model"] == 1 + NORMS + HEAD
+    assert numbers["softmax3"] == 3 * 9 + NORMS + HEAD
+
+
+@pytest.mark.parametrize("name, kernels, norms, features", [("densenet121", 10_240, 83_648, 1024),
+                                                            ("resnet50", 26_560, 53_120, 2048)])  # fmt: skip
+def test_numbers_that_learn_of_the_papers_backbones(name, kernels, norms, features):
+    with torch.device("meta"):
+        model = Classifier(KernelMerge([backbone(name, "random") for _ in range(2)]), CLASSES)
+    learning = sum(parameter.numel() for parameter in model.parameters())
+    assert learning == kernels + norms + features * CLASSES + CLASSES
 
 
 def test_memory_is_that_of_a_count_by_hand():

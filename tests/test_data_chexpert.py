@@ -41,6 +41,9 @@ def test_both_versions_are_one_table(tmp_path, name, above):
     assert frame["split"].tolist() == ["test"] * 3 + ["train"] * 4 + ["val"]
     assert "3 of 11 images are lateral and left out." in table.notes
     assert not any("passed over" in note for note in table.notes)
+    write_chexpert(tmp_path, name={"CheXpert-v1.0": "CheXpert-v1.0-small"}.get(name, "CheXpert-v1.0"))
+    with pytest.raises(DataError, match="holds CheXpert-v1.0 and CheXpert-v1.0-small; give one as root"):
+        load_table("chexpert", tmp_path)
 
 
 def test_labels_follow_the_policies(folder):

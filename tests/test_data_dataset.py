@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from data_fixtures import real
 
 from medmerge import data
 
@@ -36,3 +37,14 @@ def test_fingerprint_follows_the_split(moles, cache):
     assert data.load("synthetic:moles", image_size=32, cache=cache).fingerprint == moles.fingerprint
     for change in ({"split_seed": 1}, {"split": "random"}, {"fractions": (0.8, 0.1, 0.1)}):
         assert data.load("synthetic:moles", image_size=16, cache=cache, **change).fingerprint != moles.fingerprint
+
+
+def test_part_of_isic2019(cache):
+    root = real("isic2019")
+    listed = data.load_table("isic2019", root, missing="drop")
+    kept = listed.frame.groupby("label").head(40)["id"]
+    exclude = set(listed.frame["id"]) - set(kept)
+    dataset = data.load("isic2019", root, image_size=16, missing="drop", exclude=exclude, cache=cache)
+    assert dataset.classes == ("MEL", "NV", "BKL")
+    assert dataset.counts.sum(axis=1).tolist() == [40, 40, 40]
+    assert dataset.train.batch(torch.arange(4))[0].float().std() > 10

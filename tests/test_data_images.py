@@ -7,7 +7,7 @@ import pytest
 from data_fixtures import real, write_csv, write_ham10k, write_image
 from PIL import Image
 
-from medmerge.data import Table, load_images, load_table
+from medmerge.data import DataError, Table, load_images, load_table
 from medmerge.data.decode import open_arrays, read_image, to_rgb
 from medmerge.data.images import FILL
 
@@ -139,3 +139,22 @@ def test_a_padded_image_keeps_its_proportions_and_is_never_enlarged(tmp_path, pi
     outside = np.ones((32, 32), bool)
     outside[top : top + sides[1], left : left + sides[0]] = False
     assert (found[outside] == FILL).all() and outside.sum() == 32 * 32 - sides[0] * sides[1]
+
+
+def test_padded_and_stretched_images_are_kept_apart(table):
+    ways = [load_images(table, 16, resize=way) for way in ("stretch", "pad", "stretch")]
+    assert np.array_equal(ways[0].pixels, ways[2].pixels) and not np.array_equal(ways[0].pixels, ways[1].pixels)
+    assert ways[0].fingerprint == ways[1].fingerprint, "of the files"
+    with pytest.raises(DataError, match="resize is 'crop'; it is stretch or pad"):
+        load_images(table, 16, resize="crop")
+
+
+def test_padding_is_that_of_the_published_benchmark(tmp_path):
+    """Doerrich et al. (2025) normalise the 28 px and then pad with zeros; half a grey level is the difference."""
+    table = load_table("medmnist:retinamnist", real("medmnist"))
+    few = Table(table.name, table.frame.iloc[:5].reset_index(drop=True), table.classes)
+    ours, small = (load_images(few, size, resize="pad", cache=tmp_path).pixels / 255 for size in (224, 28))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    theirs = np.pad((small - mean) / std, ((0, 0), (98, 98), (98, 98), (0, 0)))
+    assert np.abs((ours - mean) / std - theirs).max() < 0.5 / 255 / 0.224
+    assert np.array_equal(ours[:, 98:126, 98:126], small)

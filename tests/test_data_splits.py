@@ -212,3 +212,20 @@ def test_identical_files_join_their_groups():
         assert join_identical(table, digests) is table, (
             "unknown digests are not equal, copies within a group are joined"
         )
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30), seed=st.integers(0, 99)
+)
+def test_joined_groups_depend_on_no_order(pairs, seed):
+    groups, digests = ([f"{value}" for value in column] for column in zip(*pairs, strict=True))
+    table = made_table([0] * len(pairs), groups)
+    joined = join_identical(table, digests).frame
+    for digest in set(digests):
+        assert joined["group"][[value == digest for value in digests]].nunique() == 1
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    other = Table(table.name, table.frame.iloc[order], table.classes)
+    again = join_identical(other, [digests[row] for row in order]).frame
+    assert dict(zip(again["id"], again["group"], strict=True)) == dict(zip(joined["id"], joined["group"], strict=True))
+    assert set(joined["group"]) <= set(groups)

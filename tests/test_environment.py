@@ -89,6 +89,12 @@ def test_binder_takes_a_part_of_that_list_at_the_same_versions():
     assert "--extra-index-url https://download.pytorch.org/whl/cpu" in lines  # without CUDA's libraries: 5 GB less
 
 
+def test_only_the_package_is_packaged():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert setuptools["packages"]["find"]["include"] == ["medmerge", "medmerge.*"]
+    assert metadata.version("medmerge") == PROJECT["version"]
+
+
 def code(path: Path) -> str:
     """What a module or a notebook runs."""
     if path.suffix == ".py":
@@ -156,6 +162,12 @@ medmerge.nothing
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["[] True", "[]", "medmerge.explorer.widget medmerge.study.records True"]
     assert done.stderr.endswith("AttributeError: module 'medmerge' has no attribute 'nothing'\n")
+
+
+def test_no_link_is_committed():
+    """A link leads to a place of one machine; git would put it where another keeps its own .venv."""
+    modes = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert not [line for line in modes.splitlines() if line.startswith("120000")]
 
 
 def test_no_path_of_one_machine():

@@ -72,6 +72,22 @@ def test_metrics_agree_with_scikit_learn(seed, images, num_classes):
     assert all(value is None or type(value) is float and 0 <= value <= 1 for value in found.values())
 
 
+def test_absent_classes_count_in_macro_f1_but_not_elsewhere():
+    found = metrics([0, 0, 1, 1], np.eye(3)[[0, 0, 1, 1]], ["a", "b", "c"])
+    assert found["macro_f1"] == pytest.approx(2 / 3)
+    assert found["balanced_accuracy"] == found["macro_auroc"] == found["accuracy"] == 1.0
+    assert found["recall/a"] == 1.0 and found["recall/c"] is None
+    assert metrics([1, 1], [[0.2, 0.8], [0.6, 0.4]], ["a", "b"])["macro_auroc"] is None, "one class alone is there"
+
+
+def test_auroc_averages_one_against_the_rest():
+    """Class a's one positive is above both others, b's above one, c's above none."""
+    probabilities = [[0.7, 0.1, 0.2], [0.4, 0.3, 0.3], [0.3, 0.6, 0.1]]
+    found = metrics([0, 1, 2], probabilities, ["a", "b", "c"])
+    assert found["macro_auroc"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found["recall/a"] == 1 and found["recall/b"] == found["recall/c"] == 0
+
+
 def test_calibration_error_by_hand():
     """Bins of width 1/15: 0.61 and 0.66 share (0.6, 0.667], with 0.6 below them and 0.68 above."""
     top = np.array([0.6, 0.61, 0.66, 0.68, 0.95, 0.95])
@@ -93,6 +109,32 @@ def test_bootstrap_interval_matches_drawing_images(seeds):
         scores.append(np.mean([macro_f1(labels[drawn], row[drawn], 5) for row in rows]))
     found = bootstrap_interval(labels, predicted, 5, resamples=20_000)
     assert found == pytest.approx(np.quantile(scores, [0.025, 0.975]), abs=0.012)
+
+
+def test_bootstrap_interval_covers():
+    """The score over the population that the test images come from is inside about 95 times in 100."""
+    sizes, recall = np.array([120, 60, 40]), np.array([[0.8, 0.15, 0.05], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
+    population = sizes[:, None] * recall
+    hits = np.diag(population)
+    truth = np.mean(2 * hits / (sizes + population.sum(axis=0)))
+    generator = np.random.default_rng(3)
+    labels = np.repeat(range(3), sizes)
+    inside = 0
+    for repetition in range(400):
+        predicted = np.concatenate([generator.choice(3, n, p=p) for n, p in zip(sizes, recall, strict=True)])
+        low, high = bootstrap_interval(labels, predicted, 3, resamples=600, seed=repetition)
+        inside += low <= truth <= high
+    assert 0.90 <= inside / 400 <= 0.98
+
+
+def test_more_than_one_batch_gives_the_same_interval(monkeypatch):
+    generator = np.random.default_rng(4)
+    labels = generator.integers(0, 3, 90)
+    a, b = predictions(generator, labels, 3, 0.7), predictions(generator, labels, 3, 0.5)
+    whole, whole_test = bootstrap_interval(labels, a, 3), compare(labels, a, b, 3)
+    monkeypatch.setattr("medmerge.stats.resampling._DRAWS_AT_ONCE", 1700)
+    assert bootstrap_interval(labels, a, 3) == pytest.approx(whole, abs=0.01)
+    assert compare(labels, a, b, 3).p_value == pytest.approx(whole_test.p_value, abs=0.01)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

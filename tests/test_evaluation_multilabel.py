@@ -90,6 +90,14 @@ def test_metrics_by_hand():
     assert found["ece"] == pytest.approx((abs(0.61 + 0.66 - 1) + 0 + abs(0.95 - 1) + 0.2) / 5)
 
 
+@pytest.mark.parametrize("value", [0, 1])
+def test_what_a_class_with_one_value_only_leaves_undefined(value):
+    found = metrics(np.full((4, 1), value), [[0.9], [0.8], [0.2], [0.1]], ["a"])
+    assert found["balanced_accuracy"] is found["macro_auroc"] is found["macro_ap"] is None
+    assert found["recall/a"] == (0.5 if value else None)
+    assert found["macro_f1"] == pytest.approx(2 * 2 / (4 + 2) if value else 0) and found["accuracy"] == 0.5
+
+
 def test_predictions_of_unknown_labels_count_nowhere():
     generator = np.random.default_rng(1)
     labels = truth(generator, 60, [0.5, 0.3, 0.1], unknown=0.4)
@@ -166,6 +174,16 @@ def test_permutation_test_matches_exact_enumeration(trial, seeds):
     found = compare(labels, a, b, 2, resamples=20_000)
     assert found.difference == pytest.approx(observed)
     assert found.p_value == pytest.approx(np.mean(as_large), abs=0.015)
+
+
+def test_labels_of_an_image_are_no_independent_evidence():
+    """Ten copies of a class must not look like ten times the images."""
+    generator = np.random.default_rng(9)
+    labels = truth(generator, 80, [0.4])
+    a, b = answers(generator, labels, 0.7), answers(generator, labels, 0.5)
+    one = compare(labels, a, b, 1)
+    ten = compare(*(np.tile(values, 10) for values in (labels, a, b)), 10)
+    assert (ten.low, ten.high, ten.p_value) == pytest.approx((one.low, one.high, one.p_value), abs=1e-9)
 
 
 def test_a_class_that_no_resample_need_hold():

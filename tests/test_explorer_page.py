@@ -306,6 +306,17 @@ def test_light_dark_narrow_and_print(page, driver):
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
+def test_without_scripts_there_is_a_table(driver, site):
+    driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        driver.get(site[2]["http"])
+        rows = [row.text for row in driver.find_elements("css selector", ".mm-explorer tbody tr")]
+        w = np.concatenate(list(site[1][0].kernel_weights.values()))
+        assert len(rows) == 3 and f"moles a small DenseNet MedMerge ImageNet + clinic 0 15 {w.mean():.3f}" in rows[0]
+    finally:
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
 LIVE = """
 import json
 from pathlib import Path

@@ -65,6 +65,25 @@ def test_weights_come_before_the_runs_that_start_from_them(project):
     assert places == {"base": 1, "source": 1, "pair": 5, "weights": 5}
 
 
+def test_a_seed_comes_after_the_source_of_its_own(project):
+    template, seeds = "w/lesions-{seed}.safetensors", {"seeds": [3, 4]}
+    write("source", "source", **SOURCE | seeds, pair="source", target_data="synthetic:lesions", save_weights=template)
+    write("pair", **SMALL | seeds | {"source_weights": template, "approaches": ["ft"]}, pair="p")
+    assert before(plan.load())["pair:ft-lesions/4"] == {"source:ft-objects/4"}
+    assert plan.load().missing(Path("params/own/pair.yaml")) == []
+
+
+def test_rows_that_combine_networks_come_after_those(project):
+    write("pair", **SMALL, pair="p", approaches=["soup", "wise_ft", "ft", "lp_ft", "medmerge"])
+    found = before(plan.load())
+    assert {"pair:ft-objects/0", "pair:ft-lesions/0", "pair:lp_ft-objects/0", "pair:lp_ft-lesions/0"} < found[
+        "pair:soup-objects-lesions/0"
+    ]
+    assert found["pair:wise_ft-lesions/0"] == {"source:ft-objects/0", "pair:lp_ft-lesions/0"}
+    order = [run.row.name for run in plan.load().runs.values()]
+    assert order.index("lp_ft-lesions") < order.index("wise_ft-lesions")
+
+
 @pytest.mark.parametrize("name", [name for name, approach in APPROACHES.items() if approach.combines])
 def test_what_a_row_combines_is_what_it_asks_for(project, monkeypatch, name):
     write_weights(project)
@@ -250,3 +269,23 @@ def test_every_file_of_the_repository_is_in_the_graph(repository):
     assert {page.file.resolve() for page in repository.pages.values()} == set(paths), "each names its notebook"
     order = list(repository.runs)
     assert all(order.index(one) < order.index(folder) for folder, run in repository.runs.items() for one in run.needs)
+
+
+@pytest.mark.parametrize(
+    ("track", "pair", "sources"),
+    [
+        ("demo", "pair", {"base", "source"}),
+        ("demo", "three", {"base", "source", "source-scratch"}),
+        ("demo", "rivals", {"base", "source", "pair"}),
+        ("open", "premise-elsewhere", {"source-ham10k-scratch"}),
+        ("paper", "isic2019-clean", {"source-ham10k"}),
+        ("paper", "rsna", {"source-chexpert"}),
+    ],
+)
+def test_the_repositorys_sources_come_before_its_pairs(repository, track, pair, sources):
+    path = Path(f"params/{track}/{pair}.yaml")
+    runs = repository.runs
+    todo = [folder for folder, run in runs.items() if run.file == path]
+    for folder in todo:
+        todo += [one for one in runs[folder].needs if one not in todo]
+    assert {runs[folder].file for folder in todo} == {path, *(Path(f"params/{track}/{one}.yaml") for one in sources)}

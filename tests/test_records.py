@@ -84,6 +84,16 @@ def test_a_history_of_merging_weights_is_thinned_back_from_its_last_epoch(tmp_pa
         assert w.dtype == np.float32 and np.array_equal(w, shift[name][epochs - 1].astype(np.float32) + 0.5)
 
 
+def test_of_many_test_images_a_record_keeps_less(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MANY", len(predictions()) - 1)
+    monkeypatch.setattr(records, "HISTORY_BYTES", 25 * 16)
+    shift = {name: np.float16(np.zeros((5, len(w)))) for name, w in WEIGHTS.items()}
+    records.write(tmp_path / WHERE, RUN, HISTORY, predictions(), WEIGHTS, shift)
+    assert records.read(tmp_path / WHERE).kernel_history[0].tolist() == [1, 3, 5]
+    assert records.kept(np.full((len(predictions()), 3), np.float32(1 / 3))).tolist()[0] == [0.3333] * 3
+    assert records.kept(np.full((2, 3), np.float32(1 / 3))).dtype == np.float32
+
+
 def test_a_weight_a_parameter_is_kept_as_each_kernels_mean(tmp_path):
     weights = {"conv": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2), "conv.bias": np.float32([0.1, 0.2])}
     kept = write(tmp_path / WHERE, weights=weights).kernel_weights

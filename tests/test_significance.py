@@ -111,6 +111,12 @@ def simulated(generator, seeds, spread, images=300, accuracy=0.75):
     return labels, *np.where((latent + 0.1 * generator.normal(size=(2, seeds, images))) < level, labels, guess)
 
 
+def test_the_interval_over_three_seeds_covers():
+    generator = np.random.default_rng(3)
+    found = [over_seeds(*simulated(generator, 3, 0.08, images=3000), 3, resamples=200) for _ in range(150)]
+    assert np.mean([one.low <= 0 <= one.high for one in found]) >= 0.9
+
+
 def test_over_seeds_pairs_and_says_when_it_does_not_know():
     labels, a, b = simulated(np.random.default_rng(3), 4, 0.03)
     found = over_seeds(labels, a, b, 3)

@@ -8,9 +8,10 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from data_fixtures import write_ham10k, write_isic2019
 
 from medmerge import Parameters, backbone, data, explore, save_backbone, training
-from medmerge.approaches import APPROACHES
+from medmerge.approaches import APPROACHES, matching
 from medmerge.backbones import CheckpointError, read_state
 from medmerge.pages import report
 from medmerge.stats import evaluation
@@ -302,6 +303,22 @@ def test_every_seed_has_a_source_of_its_own(project, source):
         study.run(parameters(**{**pair, "approaches": ["ft", "lp_ft"]}), [(Row("lp_ft", ("moles",)), 0)])
 
 
+def test_images_of_the_source_are_left_out_of_the_target_even_where_its_own_copy_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_ham10k(tmp_path / "ham")
+    classes = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
+    labels = {f"ISIC_{n:07d}": classes[n % 8] for n in range(94)}
+    write_isic2019(tmp_path / "isic", labels)
+    (tmp_path / "ham" / "images" / "ISIC_0000003.jpg").unlink()
+    p = parameters(
+        **{"target_data": "isic2019", "target_root": "isic", "exclude_data": "ham10k", "exclude_root": "ham"},
+        fractions=[0.6, 0.2, 0.2],
+    )
+    dataset = study.load_data(p)
+    ids = {i for part in (dataset.train, dataset.val, dataset.test) for i in part.ids}
+    assert ids == {f"ISIC_{n:07d}" for n in range(14, 94)}
+
+
 VARIED = {"approaches": ["lp_ft", "medmerge"], "vary": {"batchnorm_free": ["both", "none"], "w_lr": [None, 0.1]}}
 
 
@@ -314,6 +331,12 @@ def test_varied_settings_make_a_row_for_each_combination_that_an_approach_reads(
     plain = parameters(approaches=["medmerge"])
     row = definitions.rows(plain)[0]
     assert row in definitions.rows(parameters(**VARIED)), "with the study's own values it is the study's own row"
+
+
+def test_a_row_with_the_studys_own_values_is_the_studys_own_row():
+    plain, varied = parameters(approaches=["medmerge"]), parameters(**VARIED)
+    row = definitions.rows(plain)[0]
+    assert row in definitions.rows(varied) and definitions.folder(plain, row, 0) == definitions.folder(varied, row, 0)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +373,19 @@ def test_an_ablation_adds_to_its_study_and_keeps_what_its_probe_predicted(projec
         assert set(record.batchnorm["when"]) == {"before probe", "after probe"} and not record.controls.empty
     assert found[0].kernel_weights.keys() == found[2].kernel_weights.keys()
     assert found[2].run["row"]["sources"] == ["objects"]
+
+
+def test_a_permuted_twin_merges_like_the_source_itself_once_aligned(project):
+    """Aligned, the two are one network, whose merge is that network whatever w is."""
+    source = backbone("densenet_small", "w/objects.safetensors")
+    groups = matching.permutation_groups(source, image_size=32)
+    shuffled = {name: torch.randperm(group.size) for name, group in groups.items()}
+    twin = matching.permute(source, groups, shuffled)
+    save_backbone(twin, project / "w" / "lesions.safetensors", "densenet_small")
+    found = study.run(parameters(approaches=["medmerge"], vary={"align": ["none", "weights"]}, ft_epochs=0))
+    unlike, alike = (record.controls.drop_duplicates("control").set_index("control")["score"] for record in found)
+    assert alike["first source"] == alike["second source"] == alike["learnt"] == alike["start"]
+    assert len(set(unlike[["first source", "second source", "learnt", "start"]])) > 1
 
 
 # ---------------------------------------------------------------- other merging weights in a finished merge

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medmerge.pages.typeset import number, span, table
+from medmerge.pages.typeset import fill, number, span, table
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,23 @@ def test_a_table_shows_readers_numbers_and_its_file_holds_the_numbers_themselves
     content = base64.b64decode(re.search('base64,([^"]+)', folded)[1])
     kept = pd.read_csv(io.BytesIO(content))
     pd.testing.assert_frame_equal(kept, pd.concat([frame] * 6, ignore_index=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "said"),
+    [
+        ("learning", -0.001, 0.011, "Not that these runs show"),
+        ("learning", 0.001, 0.011, "Yes"),
+        ("learning", -0.02, -0.01, "It costs"),
+        ("worth", 0.01, 0.2, "A great deal"),
+        ("worth", -0.01, 0.2, "This is not shown of every row"),
+        ("elsewhere", -0.01, 0.2, "Nothing that we tried differs from it"),
+        ("elsewhere", 0.01, 0.2, "Some of it does"),
+    ],
+)
+def test_a_verdict_is_no_stronger_than_its_interval(name, low, high, said):
+    one = pd.DataFrame([{"row": "FT A", "against": "FT A", "difference": (low + high) / 2, "low": low, "high": high}])
+    facts = {"runs": 3, "difference": (low + high) / 2, "low": low, "high": high, "moved": [0.1], "later": [0.5]}
+    facts |= {"gains": one, "check": one.iloc[0], "source": "ham10k", "base": "FT B", "seeds": 1}
+    facts |= {"drawn": one, "sure": one[one["low"] > 0], "rivals": 1, "controls": 0}
+    assert fill(name, **facts).startswith(f"**{said}")

@@ -1,6 +1,7 @@
 """Statistics of learnt weights: against hand computation, other implementations, and the optimiser itself."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from test_report import make
 
 from medmerge.pages import agreement, weights
 from medmerge.pages.typeset import fill
+from medmerge.study import records
 from medmerge.study.layers import architecture
 from medmerge.study.records import RecordError
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def drawn(backbone: str, spread: float = 0.02, seed: int = 0, **means: float) -> dict[str, np.ndarray]:
@@ -31,6 +35,12 @@ def test_rows_hold_merged_runs_in_order_of_seeds(tmp_path):
     assert rows[tmp_path / "medmerge-b-c"][0].ends == ("b", "c")
     with pytest.raises(RecordError, match="none of the 1 records holds merging weights"):
         weights.merged_rows(runs[:1])
+
+
+def test_one_source_is_merged_with_zeros(tmp_path):
+    record = make(tmp_path, "medmerge-b-c", 5)
+    record.run["row"]["sources"] = ["b"]
+    assert record.ends == ("b", "zeros")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +152,11 @@ def test_budget_of_softmax_is_that_of_its_logits_carried_over(tmp_path):
     (row,) = weights.displacements([record]).itertuples()
     logits = torch.tensor([0.44, -0.44], dtype=torch.float64)
     assert row.budget == pytest.approx(logits.softmax(0)[0].item() - 0.5) and row.reach < 0.5
+
+
+def test_committed_run_moved_less_than_adam_could():
+    (row,) = weights.displacements(records.gather(RESULTS, "open/skin/densenet121/*/seed*")).itertuples()
+    assert 0 < row.mean < row.largest < row.reach and row.w_lr == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize(
