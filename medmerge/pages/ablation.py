@@ -11,7 +11,7 @@ import pandas as pd
 from medmerge.pages import report
 from medmerge.pages.contrast import ALPHA, by_row, contrast
 from medmerge.pages.typeset import fill, number, span
-from medmerge.study.names import setting
+from medmerge.study.names import setting, title
 from medmerge.study.params import Parameters
 from medmerge.study.records import Record, score_column
 
@@ -44,7 +44,11 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
     for stage in STAGES:
         for one in report.scores(at(records, stage)).to_dict("records"):
             run = rows[one["label"]][0].run
-            line = {"label": one["label"], "approach": one["approach"], "sources": " + ".join(run["row"]["sources"])}
+            line = {
+                "label": one["label"],
+                "approach": one["approach"],
+                "sources": " + ".join(map(title, run["row"]["sources"])),
+            }
             line |= {name: run["parameters"][name] for name in varied} | {"stage": stage}
             line |= {name: one[name] for name in ("seeds", "mean", "low", "high")}
             lines.append(line | {"validation": _validation(rows[one["label"]])})

@@ -126,7 +126,8 @@ def shifts(records: Sequence[Record]) -> pd.DataFrame:
         overlaps = [found for row in rows.values() for run in row.values() for found in _overlaps(run)]
         if not set(needed) <= set(rows) or any(found.get("images", {}).get("test") for found in overlaps):
             continue
-        seeds = sorted(set.intersection(*(set(rows[row]) for row in needed)))
+        if not (seeds := sorted(set.intersection(*(set(rows[row]) for row in needed)))):
+            continue
         found = [[rows[row][seed] for seed in seeds] for row in needed]
         by_row(sum(found, []))  # refuses other test images
         named = dict(zip(("study", "first", "second"), ("/".join(folder.parts[-2:]), *merged[1:]), strict=True))

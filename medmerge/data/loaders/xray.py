@@ -70,7 +70,12 @@ def chexpert(root: Path | None) -> Listing:
     """
     source = Source("chexpert", root)
     homes = [source.folder / name for name in _CHEXPERT_FOLDERS]
-    folder = next((home for home in homes if (home / "train.csv").is_file()), source.folder)
+    found = [home for home in homes if (home / "train.csv").is_file()]
+    if len(found) > 1 and found[0] != homes[0]:
+        raise DataError(
+            f"chexpert: {source.folder} holds {' and '.join(path.name for path in found)}; give one as root"
+        )
+    folder = found[0] if found else source.folder
     parts = [_chexpert_part(source, source.file(f"{part}.csv", within=folder), part) for part in ("train", "valid")]
     if (folder / "test_labels.csv").is_file():
         parts.append(_chexpert_part(source, folder / "test_labels.csv", "test"))
