@@ -1,6 +1,7 @@
 """The second plan's verdicts on hand-made records, and its files as they stand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import test_report
 from test_claims import BEST, FIVE, WORST, pair
@@ -37,7 +38,8 @@ def verdicts(**pairs) -> list[str]:
 
 def test_one_row_of_medmerge_that_beats_all_is_enough(tmp_path):
     ahead = [rows(tmp_path / name, 45, 40, 45, 40, 40, 2, 45) for name in "ab"]
-    assert verdicts(skin_2=ahead[0], chest_2=ahead[1])[:2] == [SUPPORT, SUPPORT]
+    # far more than 0.03: better than every baseline, and not the gain that the paper reports
+    assert verdicts(skin_2=ahead[0], chest_2=ahead[1])[:2] == [SUPPORT, OPEN]
     behind = [rows(tmp_path / name, 2, 40, 45, 40, 45, 45, 45) for name in "cd"]
     assert verdicts(skin_2=behind[0], chest_2=behind[1])[:2] == [FAILURE, FAILURE]
     assert verdicts(skin_2=behind[0])[1] == OPEN, "both pairs must exclude the gain"
@@ -53,6 +55,35 @@ def test_probing_first_and_sources(tmp_path):
     for weights in towards[FAST][0].kernel_weights.values():
         weights[:] = 0.5
     assert verdicts(skin_2=towards)[3] == OPEN
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [(0.01, 0.05, SUPPORT), (0.04, 0.08, OPEN), (-0.01, 0.05, OPEN), (-0.04, 0.02, FAILURE)],
+)
+def test_the_gain_is_supported_where_the_interval_is_above_0_and_holds_it(tmp_path, monkeypatch, low, high, outcome):
+    table = pd.DataFrame({"row": [SLOW], "difference": [(low + high) / 2], "low": [low], "high": [high]})
+    monkeypatch.setattr(second, "family", lambda rows: pd.concat([table.assign(against=kind) for kind in BASELINES]))
+    one = rows(tmp_path, 45, 40, 45, 40, 40, 2, 45)
+    assert second._gain({"skin-2": one, "chest-2": one})[1] == outcome
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "superior", "outcome"),
+    [
+        (-0.03, 0.005, "inferior", FAILURE),
+        (0.0, 0.003, "not shown", FAILURE),  # equivalent
+        (-0.01, 0.008, "not shown", OPEN),  # below +0.01 alone is neither
+        (0.03, 0.005, "superior", SUPPORT),
+    ],
+)
+def test_probing_first_is_refuted_where_it_is_inferior_or_equivalent(
+    tmp_path, monkeypatch, difference, error, superior, outcome
+):
+    line = {"row": "LP-FT", "against": "FT", "difference": difference, "error": error, "superior": superior}
+    table = pd.DataFrame([line | {"low": difference - 1.96 * error, "high": difference + 1.96 * error}] * 2)
+    monkeypatch.setattr(second, "pooled", lambda tables: table)
+    assert second._probing_first({"skin-2": rows(tmp_path, 45, 45, 45, 45, 20, 20, 20)})[1] == outcome
 
 
 def test_two_seeds_decide_nothing(tmp_path):

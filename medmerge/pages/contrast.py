@@ -148,8 +148,8 @@ def pooled(tables: Iterable[pd.DataFrame], by: Sequence[str] = ("row", "against"
         by: columns that name what is pooled.
 
     Returns:
-        These columns, ``pairs``, the fields of :class:`~medmerge.stats.significance.Pooled`, ``p``, ``p_holm``,
-        ``superior`` as there, and ``power`` at the paper's gain.
+        These columns, ``pairs``, the fields of :class:`~medmerge.stats.significance.Pooled`, ``error``, ``p``,
+        ``p_holm``, ``superior`` as there, and ``power`` at the paper's gain.
     """
     lines = []
     for named, each in pd.concat(tables).groupby(list(by), sort=False):
@@ -157,7 +157,7 @@ def pooled(tables: Iterable[pd.DataFrame], by: Sequence[str] = ("row", "against"
         error = (found.high - found.low) / 2 / stats.norm.ppf(1 - ALPHA / 2)
         line = {**dict(zip(by, named, strict=True)), "pairs": len(each), **vars(found)}
         p = 2 * stats.norm.sf(abs(found.difference) / error)
-        lines.append(line | {"p": p, "power": significance.power(GAIN, error)})
+        lines.append(line | {"error": error, "p": p, "power": significance.power(GAIN, error)})
     table = pd.DataFrame(lines).assign(p_holm=lambda t: evaluation.holm(t["p"]))
     return table.assign(superior=[_superior(r.low, r.high, r.p_holm) for r in table.itertuples()])
 

@@ -11,6 +11,7 @@ from medmerge.pages.claims import BASELINES, CLAIMS, FAILURE, SUPPORT, Claim, Pa
 from medmerge.pages.contrast import GAIN, Rows, by_row, contrast, margin, over_seeds, pooled
 from medmerge.pages.typeset import estimate, fill, number
 from medmerge.pages.weights import shift
+from medmerge.stats import significance
 from medmerge.study import definitions, names
 from medmerge.study.definitions import Row
 from medmerge.study.params import Parameters
@@ -23,6 +24,7 @@ LEAST = 3
 """Seeds that a pair needs to count."""
 
 MARGIN = 0.01
+WITHIN = "equivalent", "different but within the margin"
 OPEN = "not decidable"
 NOT_RUN = "not run with three seeds"
 SLOW, FAST = "MedMerge", "MedMerge, w's budget matched"
@@ -121,7 +123,7 @@ def _gain(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
         best = max(BASELINES, key=lambda kind: np.mean([run.run["metrics"]["macro_f1"] for run in rows[kind]]))
         for r in family(rows).query("against == @best").itertuples():
             said.append(f"{names.pair(name)}, {r.row} minus {best}: {estimate(r.difference, r.low, r.high)}")
-            supported.append(r.low > 0 and r.high >= GAIN)
+            supported.append(0 < r.low <= GAIN <= r.high)
             below.append(r.high < GAIN)
     whole = {"skin-2", "chest-2"} <= set(counted)
     return said, SUPPORT if any(supported) else FAILURE if whole and all(below) else OPEN
@@ -137,7 +139,9 @@ def _probing_first(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
     said = [f"{r.row} minus {r.against}: {estimate(r.difference, r.low, r.high)}" for r in table.itertuples()]
     if (table["superior"] == "superior").all():
         return said, SUPPORT
-    return said, FAILURE if (table["high"] < MARGIN).all() else OPEN
+    small = [significance.equivalence(r.difference, r.error, MARGIN) for r in table.itertuples()]
+    refuted = [r.superior == "inferior" or same in WITHIN for r, same in zip(table.itertuples(), small, strict=True)]
+    return said, FAILURE if all(refuted) else OPEN
 
 
 def _better_source(counted: Mapping[str, Rows]) -> tuple[list[str], str]:
