@@ -5,7 +5,7 @@
     python -m benchmarks --small             a small case of everything, in two minutes, to see that it works
 
 Prints a table a part and writes it, with a description of the machine, to benchmarks/PART.json (PART-cuda.json on a
-GPU). The tables of the book's chapter on speed are drawn from these files (`chapter.py`).
+GPU). The book's chapter on speed (`notebooks/speed.ipynb`) is drawn from these files.
 """
 
 import argparse

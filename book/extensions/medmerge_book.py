@@ -1,7 +1,6 @@
-"""What this book needs beyond Jupyter Book: text lent by notebooks and benchmarks, the API, links to the source.
+"""What this book needs beyond Jupyter Book: text lent by notebooks, the API, links to the source.
 
 Directives
-    ``{benchmark} text``: of the chapter on speed, by its module's ``TEXTS``.
     ``{glued} notebook.ipynb name``: Markdown that an executed notebook keeps under a name, with more than a word.
     ``{api} modules``: what modules offer.
 """
@@ -14,7 +13,6 @@ import json
 import operator
 import pkgutil
 import re
-import sys
 from pathlib import Path
 
 from docutils import nodes
@@ -27,34 +25,16 @@ COLON = "\ue000"
 """Stands for a colon while napoleon reads."""
 
 
-class Computed(SphinxDirective):
-    """A directive that stands for the Markdown that it computes; what is missing stops the build."""
+class Glued(SphinxDirective):
+    """What a notebook has glued as text, parsed as Markdown; what is missing stops the build."""
+
+    required_arguments = 2
 
     def run(self) -> list[nodes.Node]:
         self.env.note_reread()  # what it reads is no source of this page
-        try:
-            lines = self.markdown().splitlines()
-        except FileNotFoundError as error:
-            raise self.error(str(error)) from error
         container = nodes.container()
-        self.state.nested_parse(StringList(lines, self.name), self.content_offset, container)
+        self.state.nested_parse(StringList(self.markdown().splitlines(), self.name), self.content_offset, container)
         return [container]
-
-
-class Benchmark(Computed):
-    required_arguments = 1
-
-    def markdown(self) -> str:
-        texts, wanted = importlib.import_module("benchmarks.chapter").TEXTS, self.arguments[0]
-        if wanted not in texts:
-            raise self.error(f"no text {wanted}; there are {', '.join(texts)}")
-        return texts[wanted]()
-
-
-class Glued(Computed):
-    """What a notebook has glued as text, parsed as Markdown."""
-
-    required_arguments = 2
 
     def markdown(self) -> str:
         source, name = self.arguments
@@ -129,9 +109,8 @@ def shorten_signature(app: Sphinx, what: str, name: str, thing: object, *rest: o
 
 
 def setup(app: Sphinx) -> dict[str, object]:
-    sys.path.append(str(ROOT))  # for the benchmarks, which nobody installs
-    for name, kind in {"benchmark": Benchmark, "glued": Glued, "api": Reference}.items():
-        app.add_directive(name, kind)
+    app.add_directive("glued", Glued)
+    app.add_directive("api", Reference)
     app.config.linkcode_resolve = functools.partial(link_to_source, app.config)
     app.connect("autodoc-process-docstring", keep_words, priority=400)  # before napoleon, which has 500
     app.connect("autodoc-process-docstring", join_names, priority=600)

@@ -14,6 +14,7 @@ import traitlets
 from medmerge.explorer import payload as explorer_data
 from medmerge.explorer.payload import Run
 from medmerge.merge import KernelMerge
+from medmerge.pages.typeset import number
 from medmerge.study import names
 from medmerge.study.records import Record
 from medmerge.study.revisits import Trial
@@ -211,7 +212,7 @@ def still(runs: Sequence[Run]) -> str:
         chosen = (run.study, names.title(run.backbone), run.label, run.seed)
         row = dict(zip(("study", "network", "run", "seed", "kernels"), (*chosen, f"{len(w):,}"), strict=True))
         spread = zip(("5 %", "median", "95 %"), np.quantile(w, [0.05, 0.5, 0.95]), strict=True)
-        rows.append({**row, "mean w": w.mean(), **dict(spread), "above 0.5": f"{(w > 0.5).mean():.0%}"})
+        rows.append({**row, "mean w": w.mean(), **dict(spread), "above 0.5": number((w > 0.5).mean(), ".0%")})
     table = pd.DataFrame(rows).to_html(index=False, border=0, float_format="{:.3f}".format)
     return f'<div class="mm-scroll">{table}</div>'
 

@@ -46,7 +46,7 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
             run = rows[one["label"]][0].run
             line = {
                 "label": one["label"],
-                "approach": one["approach"],
+                "approach": title(one["approach"]),
                 "sources": " + ".join(map(title, run["row"]["sources"])),
             }
             line |= {name: run["parameters"][name] for name in varied} | {"stage": stage}

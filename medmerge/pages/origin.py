@@ -75,7 +75,7 @@ def source_table(records: Sequence[Record]) -> pd.DataFrame:
     """Networks trained to be merged, a line each: what they learnt from, from which weights, and how well.
 
     Returns:
-        ``trained on``, ``network``, ``from``, ``study`` (its folder), ``seed``, ``images`` (training), ``classes``,
+        ``trained on``, ``network``, ``from``, ``study``, ``seed``, ``images`` (training), ``classes``,
         ``macro F1`` (test).
     """
     lines = []
@@ -83,7 +83,7 @@ def source_table(records: Sequence[Record]) -> pd.DataFrame:
         run, data, (study, network) = record.run, record.run["data"], record.folder.parts[-4:-2]
         line = {"trained on": names.title(data.get("name", run["parameters"]["target_data"]))}
         line |= {"network": names.title(network), "from": ", ".join(map(names.title, run["row"]["sources"]))}
-        line |= {"study": study, "seed": run["seed"], "images": sum(data["counts"]["train"].values())}
+        line |= {"study": names.pair(study), "seed": run["seed"], "images": sum(data["counts"]["train"].values())}
         lines.append(line | {"classes": len(data["classes"]), "macro F1": run["metrics"]["macro_f1"]})
     return pd.DataFrame(lines)
 

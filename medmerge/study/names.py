@@ -5,12 +5,14 @@ from pathlib import Path
 import yaml
 
 _NAMES = yaml.safe_load(Path(__file__).with_name("names.yaml").read_text(encoding="utf-8"))
-DATASETS, NETWORKS, PAIRS, SETTINGS = (_NAMES[kind] for kind in ("datasets", "networks", "pairs", "settings"))
+DATASETS, NETWORKS, APPROACHES, PAIRS, SETTINGS = (_NAMES[kind] for kind in _NAMES)
 
 
 def title(name: str) -> str:
-    """The words for a dataset, a source or a network; the name itself where there are none, as of a user's own."""
-    return DATASETS.get(name) or NETWORKS.get(name, name)
+    """The words for a dataset, a source, a network or an approach; the name itself where there are none, as of a user's
+    own.
+    """
+    return next((words[name] for words in (DATASETS, NETWORKS, APPROACHES) if name in words), name)
 
 
 def pair(name: str) -> str:

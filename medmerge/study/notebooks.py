@@ -62,6 +62,10 @@ def _sheets(p: Parameters) -> list[Path]:
     return sorted((home() / p.results / p.track / "data").glob("*.json"))
 
 
+def _timings(p: Parameters) -> list[Path]:
+    return sorted([*(home() / "benchmarks").glob("*.json"), *(home() / "params" / "paper").glob("*.yaml")])
+
+
 def _of_studies(p: Parameters) -> list[Path]:
     """The files of every run of the page's studies."""
     track = home() / p.results / p.track
@@ -78,6 +82,7 @@ KINDS = {
     "features": Kind("features", _of_studies, False, (*_ALL, "studies")),
     **dict.fromkeys(FROM_RECORDS, Kind("", _of_studies, False, (*_ALL, "studies"))),
     "status": Kind(runs=False, takes=_ALL),
+    "speed": Kind(shown=_timings, runs=False, takes=_ALL),
     "cost": Kind("cost", runs=False, takes=(*_ALL, *_NETWORK, "cost_repeats", "batch_size", "lp_epochs", "ft_epochs")),
     "premise": Kind("premise"),
 }

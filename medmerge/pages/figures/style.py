@@ -19,12 +19,6 @@ from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 from PIL import Image
 
-APPROACH_NAMES = {
-    **{"ft": "FT", "lp_ft": "LP-FT", "medmerge": "MedMerge"},
-    **{"lp_norms_ft": "LP-FT, norms free", "medmerge_zeros": "MedMerge with zeros", "fixed_w": "MedMerge, w fixed"},
-    **{"average": "Average", "fisher": "Fisher average", "interpolation": "Interpolation of FT", "wise_ft": "WiSE-FT"},
-    **{"soup": "Greedy soup", "ensemble": "Ensemble of FT"},
-}
 APPROACH_COLOURS = {
     **{"ft": "#0173B2", "lp_ft": "#DE8F05", "medmerge": "#029E73"},
     **{"lp_norms_ft": "#8C5109", "medmerge_zeros": "#117733", "fixed_w": "#7FCDBB"},
