@@ -6,6 +6,8 @@ from statistics import median
 
 import pandas as pd
 
+from medmerge.pages.typeset import number
+
 HERE = Path(__file__).resolve().parent
 OURS, GIVEN_BACK, OTHER = "KernelMerge", "FT, memory given back", "functional_call with a merged dictionary"
 
@@ -67,7 +69,12 @@ def targets() -> pd.DataFrame:
     asked = [
         ("probe step, of an FT step", "at most 1.05", f"{slowest:.3f} at most", slowest <= 1.05),
         ("probe step, of another way", "at most 1", f"{worst:.3f} at most ({low:.3f} to {high:.3f})", worst <= 1),
-        ("peak of its tensors above FT, copies of the kernels", "at most 2", f"{copies:+.1f} at most", copies <= 2),
+        (
+            "peak of its tensors above FT, copies of the kernels",
+            "at most 2",
+            f"{number(copies, '+.1f')} at most",
+            copies <= 2,
+        ),
         ("epoch, of its steps alone", "at least 0.95", f"{ready:.3f} at least", ready >= 0.95),
     ]
     found: dict[str, list[float]] = {}

@@ -103,9 +103,13 @@ def join_names(app: Sphinx, what: str, name: str, thing: object, options: object
     lines[:] = [names.sub(lambda match: match[0].replace(", ", ","), line.replace(COLON, ":")) for line in lines]
 
 
-def shorten_signature(app: Sphinx, what: str, name: str, thing: object, *rest: object) -> tuple[str, None] | None:
-    """A model's fields are told one by one; all their types and bounds in a signature tell nobody anything."""
-    return ("(**values)", None) if hasattr(thing, "model_fields") else None
+def shorten_signature(
+    app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    """A model's fields are told one by one, without their bounds in a signature; ``<factory>`` is no Python."""
+    if hasattr(thing, "model_fields"):
+        return "(**values)", None
+    return (signature.replace("<factory>", "..."), returns) if signature else None
 
 
 def setup(app: Sphinx) -> dict[str, object]:
