@@ -125,7 +125,7 @@ links: demo/status ## Follow the book's links to other people's pages; needs a n
 	@echo "All links lead somewhere"
 
 test: $(STAMP) ## Run the tests; after `make book` also over every page of it
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check the code's style, the public modules' type hints and that imports go one way
 	@$(BIN)/ruff check .

@@ -18,9 +18,17 @@ from data_fixtures import real
 from medmerge import checkpoints
 from medmerge.data import CATALOGUE
 
+LONGEST = "pages rivals notebooks workflow paper_params interrupted benchmarks stopping matching study cli".split()
+
 
 def pytest_configure():
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: of several processes none is left alone with one at the end."""
+    place = {f"test_{name}": k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_collection_finish():

@@ -91,11 +91,6 @@ def sources(project):
     return {name: study.run(parameters(f"source-{name}"))[0] for name in ("ham10k", "eyepacs", "chexpert")}
 
 
-@pytest.fixture(scope="module")
-def resnet_sources(project):
-    return {name: study.run(parameters(f"source-{name}-resnet50"))[0] for name in ("ham10k", "eyepacs", "chexpert")}
-
-
 def test_every_parameter_file_of_the_paper_is_here():
     files = {path.stem for path in (ROOT / "params/paper").glob("*.yaml")}
     both = {*PAPER, *(f"source-{source}" for source in set(PAIRS.values()))}
@@ -160,14 +155,14 @@ def test_pairs_run_from_their_parameter_files(project, sources, name, caplog):
     assert images == expected.get(name, images) and sum(images) == TOTAL[name]
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_pairs_run_with_the_other_backbone_too(project, resnet_sources, name):
-    records = study.run(parameters(f"{name}-resnet50"))
-    source = PAIRS[name]
-    assert [record.label for record in records][-1] == f"MedMerge ImageNet + {title(source)}" and len(records) == 5
+def test_a_pair_runs_with_the_other_backbone_too(project):
+    """One of three, whose files differ from the first backbone's in nothing else."""
+    study.run(parameters("source-chexpert-resnet50"))
+    records = study.run(parameters("rsna-resnet50"))
+    assert [record.label for record in records][-1] == "MedMerge ImageNet + CheXpert" and len(records) == 5
     assert {record.run["parameters"]["backbone"] for record in records} == {"resnet18"}
     assert len(records[-1].kernel_weights) == 20, "ResNet-18 has 20 convolutions"
-    assert (project / f"weights/paper/resnet50-{source}.safetensors").is_file()
+    assert (project / "weights/paper/resnet50-chexpert.safetensors").is_file()
     epochs = [line.split(",")[0] for line in (records[-1].folder / "history.csv").read_text().splitlines()[1:]]
     assert epochs == ["linear_probe"] * 2 + ["fine_tune"] * 2
 
