@@ -44,7 +44,8 @@ class KernelMerge(nn.Module):
             leaves them unconstrained (the paper: w and 1 - w); ``"softmax"`` learns logits, so that weights stay
             within 0 and 1. ``"auto"`` is affine for two sources and softmax for more.
 
-    Every source starts with the same weight: 0.5 for two, as in the paper.
+    Every source starts with the same weight: 0.5 for two, as in the paper. Merging weights are float32, or wider where
+    the sources are; in half precision they would stay where they start.
 
     Raises:
         ValueError: fewer than two sources, an unknown option, or sources that do not fit together, in layers, shapes
@@ -258,7 +259,8 @@ class Mean(nn.Module):
         self._holder = () if holder is None else (holder,)  # in a tuple it is no submodule, and w is in the state once
         if holder is None:
             rows, value = (self.n - 1, 1 / self.n) if normalisation == "affine" else (self.n, 0.0)
-            self.w = nn.Parameter(torch.full((rows, *shape), value, dtype=others[0].dtype, device=others[0].device))
+            exact = torch.promote_types(others[0].dtype, torch.float32)  # in bf16 a step of 1e-4 from 0.5 is none
+            self.w = nn.Parameter(torch.full((rows, *shape), value, dtype=exact, device=others[0].device))
 
     @property
     def holder(self) -> "Mean":

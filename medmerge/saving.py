@@ -77,12 +77,11 @@ def load(path: str | Path) -> nn.Module:
         raise CheckpointError(f"{path} is not of medmerge.save: medmerge.backbone(name, weights=file) takes others'")
     try:
         model, state = _build(noted, state)
-        model.to(next(value.dtype for value in state.values() if value.is_floating_point()))
         filled = model.state_dict()  # carries the versions of its layers, without which MNASNet takes none
         if filled.keys() != state.keys():
             raise KeyError(*sorted(filled.keys() ^ state.keys())[:3])
         filled.update(state)
-        model.load_state_dict(filled)
+        model.load_state_dict(filled, assign=True)  # with the types that they were saved in
     except (AttributeError, TypeError, ValueError, KeyError, RuntimeError, StopIteration) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is not what its header says ({reason}); write it again") from error

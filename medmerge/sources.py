@@ -80,7 +80,7 @@ def kernel_layers(network: nn.Module) -> list[Kernels]:
 
 
 def check(sources: Sequence[nn.Module]) -> None:
-    """Raise unless the sources can be merged; two that have the same weights are said in the log.
+    """Raise unless the sources can be merged; two with the same weights, or with other hooks, are said in the log.
 
     Raises:
         TypeError: a source that is no module, or that holds what a merge cannot carry; the message says where.
@@ -94,6 +94,7 @@ def check(sources: Sequence[nn.Module]) -> None:
                 raise TypeError(f"source {i}: {name or 'the network'} ({type(module).__name__}) {fault}")
     if len(sources) < 2:
         raise ValueError(f"merging needs two or more sources, got {len(sources)}")
+    _check_kernels(sources[0])
     first, *others = ([*_facts(source)] for source in sources)
     for i, other in enumerate(others, start=1):
         for (a, here), (b, there) in itertools.zip_longest(first, other, fillvalue=(None, "missing")):
@@ -102,7 +103,10 @@ def check(sources: Sequence[nn.Module]) -> None:
                 raise ValueError(
                     f"source {i} does not fit source 0: the first layer that differs is {both}; all must be alike"
                 )
-    _check_kernels(sources[0])
+    for i, source in enumerate(sources[1:], start=1):
+        for (name, ours), theirs in zip(sources[0].named_modules(), source.modules(), strict=True):
+            if _hooks(ours) != _hooks(theirs):
+                log.warning("%s: source %d has other hooks; the merge has source 0's", name or "the network", i)
     for (i, one), (j, other) in itertools.combinations(enumerate(sources), 2):
         pairs = [(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True) if not a.is_meta]
         if all(torch.equal(a, b) for a, b in pairs) and any(a.any() for a, _ in pairs):
@@ -151,6 +155,12 @@ def _fault(module: nn.Module) -> str:
             if key and not (dense and value.is_floating_point()):
                 return f"has a {key} that is no dense parameter of floating-point numbers; make it an nn.Parameter"
     return ""
+
+
+def _hooks(module: nn.Module) -> list[object]:
+    """What is called before and after a module: code, or the class of what has none."""
+    hooks = *module._forward_pre_hooks.values(), None, *module._forward_hooks.values()
+    return [getattr(hook, "__code__", type(hook)) for hook in hooks]
 
 
 def _wrong(value: Tensor | torch.ScriptObject) -> str:

@@ -140,6 +140,19 @@ def test_swapping_the_sources_maps_w_to_one_minus_w(pair, x):
     assert torch.equal(merge(x), swapped(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_networks_in_half_precision_learn_as_those_of_others(small, x, dtype):
+    merge = KernelMerge([m.to(dtype) for m in small])
+    optimizer = torch.optim.SGD(merge.merging_parameters(), 1e-4)
+    for w in merge.merging_parameters():
+        w.grad = torch.ones_like(w)
+    optimizer.step()
+    moved = torch.cat([w for w in merge.kernel_weights().values()]) - 0.5
+    torch.testing.assert_close(moved.double(), torch.full_like(moved, -1e-4).double(), rtol=1e-3, atol=0)
+    x = x.to(dtype)
+    assert merge.eval()(x).dtype == dtype and torch.equal(merge(x), merge.fold()(x))
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_gradient_of_w_is_the_kernel_gradient_along_the_difference(small, x, granularity):
     b, c = (m.double() for m in small)

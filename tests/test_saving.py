@@ -15,9 +15,9 @@ from medmerge.weightfiles import CheckpointError, read_state, write
 SMALL = "densenet_small"
 
 
-def merge(name: str = SMALL, sources: int = 2, size: int | None = None, **options: object) -> KernelMerge:
+def merge(name: str = SMALL, sources: int = 2, size: int | None = None, dtype=None, **options: object) -> KernelMerge:
     torch.manual_seed(1)
-    merged = KernelMerge([backbone(name, "random", size) for _ in range(sources)], **options)
+    merged = KernelMerge([backbone(name, "random", size).to(dtype) for _ in range(sources)], **options)
     with torch.no_grad():
         for parameter in merged.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -34,6 +34,7 @@ MODELS = {
     "swin": lambda: Classifier(backbone("swin_mini", "random"), 2),
     "merge": merge,
     "merge of three": lambda: merge(sources=3),
+    "merge in bf16": lambda: merge(dtype=torch.bfloat16),
     "one weight for all": lambda: merge(granularity="model", batchnorm=1),
     "merge with a head": lambda: Classifier(merge("resnet18", normalisation="softmax"), 3),
     "merge of ViTs": lambda: Classifier(merge("vit_mini", size=48), 2),
@@ -53,7 +54,9 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, kind):
     ours, theirs = model.state_dict(), again.state_dict()
     assert type(again) is type(model) and list(ours) == list(theirs) and not again.training
     assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours)
-    x = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).dtype)
+    x = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)).to(
+        torch.bfloat16 if "bf16" in kind else next(model.parameters()).dtype
+    )
     with torch.no_grad():
         assert torch.equal(again(x), model(x))
     content = path.read_bytes()

@@ -439,6 +439,22 @@ def test_the_same_weights_under_two_names_are_said(caplog):
     assert not caplog.records
 
 
+def test_hooks_of_one_source_alone_are_said(caplog):
+    one, other = (Hooked() for _ in range(2))
+    KernelMerge([one, other])
+    assert not caplog.text
+    other.b.register_forward_hook(lambda module, inputs, output: output + 1)
+    merge = KernelMerge([one, other])
+    assert "b: source 1 has other hooks; the merge has source 0's" in caplog.text
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(merge.eval()(x), merge.fold().eval()(x))
+
+
+def test_what_a_recurrent_layer_has_is_no_kernel():
+    with pytest.raises(TypeError, match=r"weight_ih_l0 \[16, 3\] of a LSTM is not a kernel of a convolution or linear"):
+        KernelMerge([nn.LSTM(3, 4) for _ in range(2)])
+
+
 def test_layers_of_several_precisions_share_one_weight(x):
     class Mixed(Net):
         def build(self):
