@@ -100,7 +100,8 @@ cost: $(STAMP) ## Measure again, on this machine, what a step of each phase cost
 	$(call run,notebooks/cost.ipynb,params/open/cost-resnet50.yaml)
 
 report: $(STAMP) ## Draw every page of results/ again from its records alone: the same files
-	@$(BIN)/medmerge report $(filter-out params/open/source-%,$(wildcard params/open/*.yaml params/paper/*.yaml))
+	@seq $(JOBS) | xargs -P $(JOBS) -I{} bash -c '$(BIN)/medmerge report \
+	  $$(ls params/open/*.yaml params/paper/*.yaml | grep -v open/source- | awk "NR % $(JOBS) == {} - 1")'
 
 bench: $(STAMP) ## Measure again what a step, an epoch and a study cost against other ways; an hour
 	@$(BIN)/python -m benchmarks
