@@ -9,10 +9,8 @@ DATASETS, NETWORKS, APPROACHES, PAIRS, SETTINGS = (_NAMES[kind] for kind in _NAM
 
 
 def title(name: str) -> str:
-    """The words for a dataset, a source, a network or an approach; the name itself where there are none, as of a user's
-    own.
-    """
-    return next((words[name] for words in (DATASETS, NETWORKS, APPROACHES) if name in words), name)
+    """The words for a dataset, a source or a network; the name itself where there are none, as of a user's own."""
+    return DATASETS.get(name) or NETWORKS.get(name, name)
 
 
 def pair(name: str) -> str:
