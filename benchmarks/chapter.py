@@ -26,7 +26,8 @@ def load(part: str) -> dict:
 
 def paper() -> str:
     """What the parameter files of the paper ask for, and how long that takes at measured rates, in Markdown."""
-    steps = [row for row in load("step")["rows"] if row["image size"] == 224]
+    measured = load("step")
+    steps = [row for row in measured["rows"] if row["image size"] == 224]
     rates = {row["backbone"]: row["batch"] / row["FT step, ms"] * 1000 for row in steps}
     body = []
     for path in sorted((HERE.parent / "params" / "paper").glob("*.yaml")):
@@ -34,7 +35,11 @@ def paper() -> str:
             backbone, count = found
             hours = count / rates[backbone] / 3600
             body.append([f"`{path.name}`", f"{count / 1e6:.2f} million", f"{hours:,.0f} h"])
-    lines = [["parameter file", "training images, a seed", "one CPU core, bf16"], ["---", "---:", "---:"], *body]
+    lines = [
+        ["parameter file", "training images, a seed", f"one CPU core, {measured['machine']['precision']}"],
+        ["---", "---:", "---:"],
+        *body,
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

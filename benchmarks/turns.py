@@ -105,4 +105,5 @@ def machine(device: torch.device) -> dict:
     """The machine in words and numbers."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     size = {"cores": os.cpu_count(), "memory_gib": round(memory)}
+    size["precision"] = devices.choose_precision("auto", device)
     return {"device": devices.describe(device), **size, "torch": torch.__version__, "clock": clock(device)}

@@ -82,7 +82,7 @@ def load(path: str | Path) -> nn.Module:
             raise KeyError(*sorted(filled.keys() ^ state.keys())[:3])
         filled.update(state)
         model.load_state_dict(filled, assign=True)  # with the types that they were saved in
-    except (AttributeError, TypeError, ValueError, KeyError, RuntimeError, StopIteration) as error:
+    except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is not what its header says ({reason}); write it again") from error
     return model.eval()

@@ -145,6 +145,8 @@ def test_the_chapter_shows_every_measurement():
     for part in PARTS:
         assert chapter.load(part)["rows"], f"python -m benchmarks {part}"
         assert f'\\"{part}\\"' in page
+    older = chapter.load("step")["provenance"]["commit"].startswith("deda440")
+    assert ("These numbers are older than that" in page) == older, "the page says which code was measured"
     assert len({line.count("|") for line in chapter.paper().splitlines()}) == 1
 
 

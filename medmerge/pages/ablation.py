@@ -11,7 +11,7 @@ import pandas as pd
 from medmerge.pages import report
 from medmerge.pages.contrast import ALPHA, by_row, contrast
 from medmerge.pages.typeset import fill, number, span
-from medmerge.study.names import APPROACHES, setting, title
+from medmerge.study.names import setting, title
 from medmerge.study.params import Parameters
 from medmerge.study.records import Record, score_column
 
@@ -46,7 +46,7 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
             run = rows[one["label"]][0].run
             line = {
                 "label": one["label"],
-                "approach": APPROACHES[one["approach"]],
+                "approach": run["row"]["title"],
                 "sources": " + ".join(map(title, run["row"]["sources"])),
             }
             line |= {name: run["parameters"][name] for name in varied} | {"stage": stage}

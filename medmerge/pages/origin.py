@@ -83,11 +83,8 @@ def source_table(records: Sequence[Record]) -> pd.DataFrame:
         run, data, (study, network) = record.run, record.run["data"], record.folder.parts[-4:-2]
         line = {"trained on": names.title(data.get("name", run["parameters"]["target_data"]))}
         line |= {"network": names.title(network), "from": ", ".join(map(names.title, run["row"]["sources"]))}
-        line |= {
-            "study": names.pair(study).removeprefix("Source "),
-            "seed": run["seed"],
-            "images": sum(data["counts"]["train"].values()),
-        }
+        line |= {"study": names.pair(study).removeprefix("Source "), "seed": run["seed"]}
+        line |= {"images": sum(data["counts"]["train"].values())}
         lines.append(line | {"classes": len(data["classes"]), "macro F1": run["metrics"]["macro_f1"]})
     return pd.DataFrame(lines)
 

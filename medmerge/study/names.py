@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 _NAMES = yaml.safe_load(Path(__file__).with_name("names.yaml").read_text(encoding="utf-8"))
-DATASETS, NETWORKS, APPROACHES, PAIRS, SETTINGS = (_NAMES[kind] for kind in _NAMES)
+DATASETS, NETWORKS, PAIRS, SETTINGS = (_NAMES[kind] for kind in ("datasets", "networks", "pairs", "settings"))
 
 
 def title(name: str) -> str:
