@@ -230,6 +230,14 @@ def test_a_finished_run_of_another_definition_is_refused(project, finished):
     assert files(project / "results") == before
 
 
+def test_auto_takes_a_run_in_either_precision_as_finished_and_nothing_else_takes_that_of_another(project):
+    p = parameters(approaches=["ft"], seeds=[0], ft_epochs=1, precision="fp32")
+    folders = [record.folder for record in study.run(p)]
+    assert [record.folder for record in study.run(p.model_copy(update={"precision": "auto"}))] == folders
+    with pytest.raises(RecordError, match="precision is 'fp32' there and 'bf16' here"):
+        study.run(p.model_copy(update={"precision": "bf16"}))
+
+
 def test_other_data_or_weights_under_a_finished_record_are_refused(project, finished):
     copy_of(finished, project)
     path = project / "results/demo/demo/densenet_small/ft-lesions/seed0/run.json"

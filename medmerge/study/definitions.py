@@ -117,7 +117,7 @@ def chosen(values: Mapping) -> dict:
 
 
 def finished(p: Parameters, row: Row, seed: int) -> Record | None:
-    """The record of a run, if it is finished.
+    """The record of a run, if it is finished; where ``precision`` is ``"auto"``, in whichever it was asked for.
 
     Raises:
         RecordError: its folder holds a run of another definition; the message names the first difference.
@@ -127,6 +127,8 @@ def finished(p: Parameters, row: Row, seed: int) -> Record | None:
         record = records.read(where)
     except FileNotFoundError:
         return None
+    if wanted["precision"] == "auto":
+        wanted["precision"] = record.run["definition"].get("precision", "auto")
     if record.run["hash"] != definition_hash(wanted):
         raise RecordError(
             f"{where} holds a finished run of another definition: {difference(record.run['definition'], wanted)}. Give "
