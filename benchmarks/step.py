@@ -20,6 +20,8 @@ GIVEN_BACK = "FT, memory given back"
 """A step of fine-tuning in a process that leaves to the C library what becomes of memory that is freed."""
 
 ROUNDS = {32: 2, 64: 40, 224: 15}
+BATCH = {64: 32, 224: 8}
+"""Images a step by their size: four networks at work fit the memory of a small machine."""
 
 
 class Functional(nn.Module):
@@ -90,8 +92,8 @@ def kernel_mib(backbone: str) -> float:
 
 def measure(device: torch.device, small: bool) -> Iterator[dict]:
     """A row a backbone, image size and way; the ways of one network and FT take turns."""
-    batch, sizes = (8, (32,)) if small else (32, (64, 224))
-    for image_size, backbone in itertools.product(sizes, ["densenet_small"] if small else ["densenet121", "resnet50"]):
+    sizes, networks = ({32: 8}, ["densenet_small"]) if small else (BATCH, ["densenet121", "resnet50"])
+    for (image_size, batch), backbone in itertools.product(sizes.items(), networks):
         case = {"backbone": backbone, "image_size": image_size, "batch_size": batch, "device": device.type}
         ways = {way: case | {"way": way} for way in ("FT", *WAYS)}
         cases = {way: (make, arguments) for way, arguments in ways.items()}
