@@ -6,12 +6,17 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
+from test_sources import modes
 from torch import nn
 
 from medmerge import Classifier, KernelMerge, backbone, zeros_like
+from medmerge.sources import kernel_layers
 
-ARCHITECTURES = ["densenet_small", "densenet121", "resnet50", "mobilenet_v2"]
 GRANULARITIES = ["kernel", "parameter", "layer", "model"]
+NORMS = (nn.BatchNorm2d, nn.LayerNorm)
+ADDED = ("scale", "class_token", "pos_embedding", "relative_position_bias_table", "logit_scale")
+"""Parameters beside norms that are no kernels."""
 
 
 class Small(nn.Module):
@@ -33,25 +38,51 @@ class Small(nn.Module):
         return self.last(self.scale * F.relu(self.depthwise(self.grouped(x))))
 
 
-def randomised(module: nn.Module, seed: int) -> nn.Module:
-    """Batch norms as after training: nothing is at its default, so that mixing them up shows."""
-    generator = torch.Generator().manual_seed(seed)
-    for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d):
-            for name, low in {"weight": 0.5, "bias": -0.5, "running_mean": -0.5, "running_var": 0.5}.items():
-                values = low + torch.rand(child.num_features, generator=generator)
-                getattr(child, name).data.copy_(values)
-            child.num_batches_tracked.fill_(100 + seed)
-    return module.eval()
+class SwinV2(torchvision.models.SwinTransformer):
+    """Swin v2, small: its position biases come from a network of linear layers."""
+
+    num_features = 48
+
+    def __init__(self):
+        from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+
+        super().__init__(
+            *([4, 4], 24, [2, 2], [2, 4], [4, 4]),
+            stochastic_depth_prob=0.0,
+            block=SwinTransformerBlockV2,
+            downsample_layer=PatchMergingV2,
+        )
+        self.head = nn.Identity()
+
+
+OWN = {"small": Small, "swin_v2": SwinV2}
+NETWORKS = [*OWN, "densenet_small", "densenet121", "resnet50", "mobilenet_v2", "vit_mini", "swin_mini"]
 
 
 def source(name: str, seed: int) -> nn.Module:
+    """A network as after training: no norm and no parameter beside is at its default, so that mixing them up shows."""
     torch.manual_seed(seed)
-    return randomised(Small() if name == "small" else backbone(name, "random"), seed)
+    model = OWN[name]() if name in OWN else backbone(name, "random", 64)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, NORMS):
+                for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+                    tensor.copy_(torch.rand(tensor.shape) + (0.5 if key in ("weight", "running_var") else -0.5))
+            if isinstance(module, nn.BatchNorm2d):
+                module.num_batches_tracked.fill_(100 + seed)
+            for key, parameter in module.named_parameters(recurse=False):
+                if key in ADDED:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
 
 
-@pytest.fixture(scope="module", params=["small", *ARCHITECTURES])
+@pytest.fixture(scope="module", params=NETWORKS)
 def pair(request):
+    return source(request.param, 0), source(request.param, 1)
+
+
+@pytest.fixture(params=["small", "vit_mini", "swin_mini"])
+def light(request):
     return source(request.param, 0), source(request.param, 1)
 
 
@@ -76,12 +107,12 @@ def test_number_of_kernels(name, layers, kernels):
     assert (len(weights), sum(w.numel() for w in weights.values())) == (layers, kernels)
 
 
-@torch.no_grad()
 def test_ends_are_the_sources_to_the_bit(pair, x):
     for index, w in ((0, 1.0), (1, 0.0)):
-        merge = KernelMerge(pair, batchnorm=index).eval()
+        merge = KernelMerge(pair, batchnorm=index)
         merge.set_kernel_weights(w)
-        assert torch.equal(merge(x), pair[index](x))
+        for merged, original in modes(merge, copy.deepcopy(pair[index])):
+            assert torch.equal(merged(x), original(x))
 
 
 @torch.no_grad()
@@ -93,19 +124,18 @@ def test_equal_sources_make_w_irrelevant_to_the_bit(pair, x):
         assert torch.equal(merge(x), expected)
 
 
-@torch.no_grad()
 def test_fold_is_an_ordinary_network_with_the_same_output_to_the_bit(pair, x):
-    merge = KernelMerge(pair).eval()
+    merge = KernelMerge(pair)
     merge.set_kernel_weights(random_weights(merge))
     plain = merge.fold()
-    assert type(plain) is type(pair[0])
-    assert torch.equal(plain(x), merge(x))
-    assert [type(m) for m in plain.modules()] == [type(m) for m in pair[0].modules()]
-    fresh = copy.deepcopy(pair[1])
-    fresh.load_state_dict(plain.state_dict(), strict=True)
-    assert torch.equal(fresh(x), merge(x))
+    assert [(name, type(m)) for name, m in plain.named_modules()] == [(n, type(m)) for n, m in pair[0].named_modules()]
     assert list(plain.state_dict()) == list(pair[0].state_dict())
     assert all(parameter.requires_grad for parameter in plain.parameters())
+    fresh = copy.deepcopy(pair[1])
+    fresh.load_state_dict(plain.state_dict(), strict=True)
+    for merged, folded, loaded in modes(merge, plain, fresh):
+        out = merged(x)
+        assert torch.equal(out, folded(x)) and torch.equal(out, loaded(x))
 
 
 @torch.no_grad()
@@ -154,30 +184,26 @@ def test_weights_of_networks_in_half_precision_learn_as_those_of_others(small, x
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_gradient_of_w_is_the_kernel_gradient_along_the_difference(small, x, granularity):
-    b, c = (m.double() for m in small)
+def test_gradient_of_w_is_the_kernel_gradient_along_the_difference(light, x, granularity):
+    b, c = (m.double() for m in light)
     merge = KernelMerge([b, c], granularity=granularity).eval()
     plain = merge.fold().eval()
-    target = torch.randn(2, 5, dtype=torch.float64)
     for model in (merge, plain):
-        F.mse_loss(model(x.double()), target).backward()
-    kernels, (of_b, of_c) = dict(plain.named_parameters()), (dict(m.named_parameters()) for m in (b, c))
-    expected = {}
-    layers = dict(merge.layers())
-    for name in KernelMerge([b, c]).kernel_weights():
-        for kind in ("weight", "bias"):
-            key = f"{name}.{kind}"
-            if key in kernels:
-                product = kernels[key].grad * (of_b[key] - of_c[key])
-                w = layers[key if granularity == "parameter" and kind == "bias" else name].w
-                if granularity == "kernel":
-                    product = product.flatten(1).sum(1) if product.dim() > 1 else product
-                elif granularity != "parameter":
-                    product = product.sum()
-                expected[w] = expected.get(w, 0) + product
+        model(x.double()).square().sum().backward()
+    layers, expected = dict(merge.layers()), {}
+    for layer in kernel_layers(plain):
+        for key in filter(None, (layer.weight, layer.bias)):
+            folded, of_b, of_c = (getattr(m.get_submodule(layer.owner), key) for m in (plain, b, c))
+            product = folded.grad * (of_b - of_c)
+            own = f"{layer.name}.bias" if granularity == "parameter" and key == layer.bias else layer.name
+            if granularity == "kernel":
+                product = product.flatten(1).sum(1) if product.dim() > 1 else product
+            elif granularity != "parameter":
+                product = product.sum()
+            expected[layers[own].w] = expected.get(layers[own].w, 0) + product
     assert expected
     for w, gradient in expected.items():
-        torch.testing.assert_close(w.grad[0], gradient, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(w.grad[0], gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_probe_step_changes_w_norms_and_head_and_nothing_else(pair, x):
@@ -186,47 +212,35 @@ def test_probe_step_changes_w_norms_and_head_and_nothing_else(pair, x):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
     F.cross_entropy(model(x), torch.tensor([0, 2])).backward()
     optimizer.step()
-    norms = {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    norms = {n for n, m in model.named_modules() if isinstance(m, NORMS)}
     for name, value in model.state_dict().items():
         layer, _, kind = name.rpartition(".")
-        expected = kind == "w" or layer in norms or layer == "head" or kind == "scale"
+        expected = kind == "w" or layer in norms or layer == "head" or kind in ADDED
         assert torch.equal(value, before[name]) != expected, name
-    learns = {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
-    assert learns <= {"w", "weight", "bias", "scale"}
+    assert all(p.requires_grad == (not torch.equal(p, before[name])) for name, p in model.named_parameters())
 
 
-def test_sources_are_neither_changed_nor_shared(small, x):
-    before = [copy.deepcopy(s.state_dict()) for s in small]
-    model = Classifier(KernelMerge(small), 2).train()
+def test_sources_are_neither_changed_nor_shared(light, x):
+    before = [copy.deepcopy(s.state_dict()) for s in light]
+    model = Classifier(KernelMerge(light), 2).train()
     F.cross_entropy(model(x), torch.tensor([0, 1])).backward()
     with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
+        for tensor in (*model.parameters(), *model.buffers(), *model.backbone.fold().parameters()):
             tensor.fill_(7)
-    for s, state in zip(small, before, strict=True):
+    for s, state in zip(light, before, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in s.state_dict().items())
         assert all(parameter.grad is None for parameter in s.parameters())
 
 
-def test_integer_buffers_are_never_averaged(pair):
-    for batchnorm, expected in (("mean", 100), (0, 100), (1, 101)):
-        counts = [
-            buffer
-            for name, buffer in KernelMerge(pair, batchnorm=batchnorm).named_buffers()
-            if name.endswith("num_batches_tracked")
-        ]
-        assert counts and all(count.dtype == torch.int64 and count.item() == expected for count in counts)
-
-
-def test_norms_start_at_the_mean_or_at_one_source(pair):
-    tensors = [{**dict(s.named_parameters()), **dict(s.named_buffers())} for s in pair]
-    norms = [n for n, m in pair[0].named_modules() if isinstance(m, nn.BatchNorm2d)]
-    keys = [f"{n}.{kind}" for n in norms for kind in ("weight", "bias", "running_mean", "running_var")]
+def test_what_is_no_kernel_starts_at_the_mean_or_at_one_source(pair):
+    kernels = {f"{k.owner}.{key}" for k in kernel_layers(pair[0]) for key in (k.weight, k.bias)}
+    first, second = (s.state_dict() for s in pair)
     for batchnorm in ("mean", 0, 1):
-        merged = KernelMerge(pair, batchnorm=batchnorm).merged
-        got = {**dict(merged.named_parameters()), **dict(merged.named_buffers())}
-        for key in keys:
-            b, c = tensors[0][key], tensors[1][key]
-            assert torch.equal(got[key], (b + c) / 2 if batchnorm == "mean" else (b, c)[batchnorm]), key
+        plain = KernelMerge(pair, batchnorm=batchnorm).fold().state_dict()
+        for key in plain.keys() - kernels:
+            b, c, index = first[key], second[key], 0 if batchnorm == "mean" else batchnorm
+            mean = batchnorm == "mean" and b.is_floating_point()  # counts are never averaged
+            assert torch.equal(plain[key], (b + c) / 2 if mean else (b, c)[index]), key
 
 
 @torch.no_grad()
@@ -241,30 +255,35 @@ def test_state_dict_saves_and_loads(pair, x):
     assert torch.equal(other(x), merge(x))
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("normalisation", ["affine", "softmax"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_kernel_weights_round_trip(small, granularity, normalisation):
-    merge = KernelMerge(small, granularity=granularity, normalisation=normalisation)
+def test_weights_round_trip(light, x, granularity, normalisation):
+    options = {"granularity": granularity, "normalisation": normalisation}
+    merge, other = (KernelMerge(light, **options).eval() for _ in range(2))
     assert all((w == 0.5).all() for w in merge.kernel_weights().values())
     merge.set_kernel_weights(0.25)
-    for name, w in merge.kernel_weights().items():
+    for layer in kernel_layers(light[0]):
+        w = merge.kernel_weights()[layer.name]
         torch.testing.assert_close(w, torch.full_like(w, 0.25))
-        if granularity != "parameter":
-            assert w.shape == (len(small[0].get_submodule(name).weight),)
-    other = KernelMerge(small, granularity=granularity, normalisation=normalisation)
+        assert len(w) == len(layer)
+    if granularity in ("kernel", "parameter"):
+        merge.set_kernel_weights(random_weights(merge))
     other.set_kernel_weights(merge.kernel_weights())
     for w, again in zip(merge.kernel_weights().values(), other.kernel_weights().values(), strict=True):
         torch.testing.assert_close(w, again)
+    assert torch.equal(copy.deepcopy(merge)(x), merge(x)) and torch.equal(merge.fold()(x), merge(x))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_every_granularity_has_the_same_ends(small, x, granularity):
+def test_every_granularity_has_the_same_ends(light, x, granularity):
     for index, w in ((0, 1.0), (1, 0.0)):
         for normalisation in ("affine", "softmax"):
-            merge = KernelMerge(small, granularity=granularity, batchnorm=index, normalisation=normalisation).eval()
+            merge = KernelMerge(light, granularity=granularity, batchnorm=index, normalisation=normalisation)
             merge.set_kernel_weights(w)
-            assert torch.equal(merge(x), small[index](x))
-            assert torch.equal(merge.fold()(x), small[index](x))
+            for merged, folded, original in modes(merge, merge.fold(), copy.deepcopy(light[index])):
+                out = original(x)
+                assert torch.equal(merged(x), out) and torch.equal(folded(x), out)
 
 
 def test_number_of_learnt_weights(small):
@@ -278,21 +297,25 @@ def test_number_of_learnt_weights(small):
     assert {granularity: learnt(granularity) for granularity in GRANULARITIES} == expected
 
 
+@pytest.mark.parametrize("name", ["small", "vit_mini"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("normalisation", ["affine", "softmax"])
-def test_three_sources(x, normalisation):
-    sources = [source("small", seed) for seed in range(3)]
-    merge = KernelMerge(sources, normalisation=normalisation, batchnorm=1).eval()
-    for w in merge.kernel_weights().values():
+def test_three_sources(x, name, granularity, normalisation):
+    sources = [source(name, seed) for seed in range(3)]
+    merge = KernelMerge(sources, granularity=granularity, normalisation=normalisation, batchnorm=1)
+    weights = merge.kernel_weights()
+    for w in weights.values():
         assert w.shape[0] == 3
         torch.testing.assert_close(w, torch.full_like(w, 1 / 3))
-    plain = merge.fold()
-    mean = sum(s.stem.weight for s in sources) / 3
-    torch.testing.assert_close(plain.stem.weight, mean)
-    one_hot = {name: torch.eye(3)[1][:, None].expand(3, w.shape[1]) for name, w in merge.kernel_weights().items()}
-    merge.set_kernel_weights(one_hot)
-    assert torch.equal(merge(x), sources[1](x))
-    assert torch.equal(merge.fold()(x), merge(x))
-    F.mse_loss(merge(x), torch.zeros(2, 5)).backward()
+    b, c, d, mean = (next(iter(kernel_layers(m))).module.weight for m in (*sources, merge.fold()))
+    torch.testing.assert_close(mean, (b + c + d) / 3)
+    merge.set_kernel_weights(
+        {name: torch.eye(3)[1].view(3, *[1] * (w.dim() - 1)).expand(w.shape) for name, w in weights.items()}
+    )
+    for merged, folded, original in modes(merge, merge.fold(), copy.deepcopy(sources[1])):
+        out = merged(x)
+        assert torch.equal(out, original(x)) and torch.equal(out, folded(x))
+    merge(x).square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in merge.parameters() if p.grad is not None)
 
 
@@ -338,14 +361,15 @@ def test_a_source_may_be_a_single_layer():
     torch.testing.assert_close(merge.fold().weight, (layers[0].weight + layers[1].weight) / 2)
 
 
-def test_zeros_like_keeps_norms_and_only_weighs_kernels(small, x):
-    zeros = zeros_like(small[0])
+@torch.no_grad()
+def test_zeros_like_keeps_norms_and_only_weighs_kernels(light, x):
+    zeros = zeros_like(light[0])
+    kernels = {f"{k.owner}.{key}" for k in kernel_layers(light[0]) for key in (k.weight, k.bias)}
     for name, parameter in zeros.named_parameters():
-        kept = name.startswith(("norm", "scale"))
-        assert torch.equal(parameter, small[0].get_parameter(name)) if kept else not parameter.any()
-    merge = KernelMerge([small[0], zeros]).eval()
+        assert not parameter.any() if name in kernels else torch.equal(parameter, light[0].get_parameter(name)), name
+    merge = KernelMerge([light[0], zeros]).eval()
     merge.set_kernel_weights(1.0)
-    assert torch.equal(merge(x), small[0](x))
+    assert torch.equal(merge(x), light[0](x))
 
 
 @pytest.mark.parametrize(
@@ -372,9 +396,6 @@ def test_same_shapes_with_other_options_are_refused(small):
     deeper.last.append(nn.ReLU())
     with pytest.raises(ValueError, match="last.3"):
         KernelMerge([small[0], deeper])
-
-
-def test_other_dtype_is_refused(small):
     with pytest.raises(ValueError, match=r"float32.*float64"):
         KernelMerge([small[0], copy.deepcopy(small[1]).double()])
 

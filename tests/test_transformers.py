@@ -1,17 +1,17 @@
 """Transformers merge as convolutional networks do: attention's projections are kernels, positions follow the norms."""
 
 import copy
-import io
 
 import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 import torchvision
+from test_merge import random_weights, source
+from test_sources import modes
 from torch import nn
 
-from medmerge import Classifier, KernelMerge, backbone, zeros_like
+from medmerge import Classifier, KernelMerge, backbone
 from medmerge.backbones import CheckpointError, check_image_size, patch_size
 from medmerge.saving import save
 from medmerge.sources import is_embedding
@@ -21,96 +21,12 @@ from medmerge.study.params import ParameterError, Parameters
 from medmerge.training import Protocol, parameter_groups
 
 SIZE = 32
-GRANULARITIES = ["kernel", "parameter", "layer", "model"]
 PROJECTION = "encoder.layers.encoder_layer_0.self_attention.in_proj"
-ADDED = ("class_token", "pos_embedding", "relative_position_bias_table", "logit_scale")
-
-
-class SwinV2(torchvision.models.SwinTransformer):
-    """Swin v2, small: its position biases come from a network of linear layers."""
-
-    def __init__(self):
-        from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
-
-        super().__init__(
-            *([4, 4], 24, [2, 2], [2, 4], [4, 4]),
-            stochastic_depth_prob=0.0,
-            block=SwinTransformerBlockV2,
-            downsample_layer=PatchMergingV2,
-        )
-        self.head = nn.Identity()
-
-
-def source(name: str, seed: int) -> nn.Module:
-    """A network as after training: no parameter at its initial value, so that mixing them up shows."""
-    torch.manual_seed(seed)
-    model = SwinV2().eval() if name == "swin_v2" else backbone(name, "random", SIZE)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-@pytest.fixture(scope="module", params=["vit_mini", "swin_mini", "swin_v2"])
-def pair(request):
-    return source(request.param, 0), source(request.param, 1)
 
 
 @pytest.fixture(scope="module")
 def vits():
     return [source("vit_mini", seed) for seed in range(3)]
-
-
-@pytest.fixture
-def x():
-    return torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
-
-
-def random_weights(merge: KernelMerge) -> dict:
-    generator = torch.Generator().manual_seed(3)
-    return {name: torch.rand(w.shape, generator=generator) for name, w in merge.kernel_weights().items()}
-
-
-def modes(*models: nn.Module):
-    """Eval without and with gradients (attention computes these two in different ways), and training."""
-    for training, gradients in ((False, False), (False, True), (True, True)):
-        with torch.set_grad_enabled(gradients):
-            yield [model.train(training) for model in models]
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_ends_are_the_sources_to_the_bit(pair, x, granularity):
-    for index, w in ((0, 1.0), (1, 0.0)):
-        merge = KernelMerge(pair, batchnorm=index, granularity=granularity)
-        merge.set_kernel_weights(w)
-        for merged, original in modes(merge, pair[index]):
-            assert torch.equal(merged(x), original(x))
-
-
-def test_equal_sources_make_w_irrelevant_to_the_bit(pair, x):
-    merge = KernelMerge([pair[0], copy.deepcopy(pair[0])])
-    for w in (0.5, -3.7, 0.123, 11.0):
-        merge.set_kernel_weights(w)
-        for merged, original in modes(merge, pair[0]):
-            assert torch.equal(merged(x), original(x))
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("normalisation", ["affine", "softmax"])
-def test_fold_is_an_ordinary_network_with_the_same_output_to_the_bit(pair, x, granularity, normalisation):
-    merge = KernelMerge(pair, granularity=granularity, normalisation=normalisation)
-    if granularity in ("kernel", "parameter"):
-        merge.set_kernel_weights(random_weights(merge))
-    plain = merge.fold()
-    for merged, folded in modes(merge, plain):
-        assert torch.equal(merged(x), folded(x))
-    assert [type(m) for m in plain.modules()] == [type(m) for m in pair[0].modules()]
-    assert list(plain.state_dict()) == list(pair[0].state_dict())
-    assert [name for name, _ in plain.named_modules()] == [name for name, _ in pair[0].named_modules()]
-    assert all(parameter.requires_grad for parameter in plain.parameters())
-    fresh = copy.deepcopy(pair[1])
-    fresh.load_state_dict(plain.state_dict(), strict=True)
-    assert torch.equal(fresh.eval()(x), plain.eval()(x))
 
 
 @torch.no_grad()
@@ -129,114 +45,6 @@ def test_kernels_of_attention_are_rows_of_its_projections(vits):
     )
     torch.testing.assert_close(merged.in_proj_bias, w * b.in_proj_bias + (1 - w) * c.in_proj_bias)
     torch.testing.assert_close(merged.out_proj.weight, (b.out_proj.weight + c.out_proj.weight) / 2)
-
-
-def test_positions_tokens_and_norms_follow_the_batchnorm_policy(pair):
-    for batchnorm in ("mean", 0, 1):
-        plain = KernelMerge(pair, batchnorm=batchnorm).fold()
-        norms = {name for name, m in plain.named_modules() if isinstance(m, nn.LayerNorm)}
-        seen = set()
-        for key, got in plain.named_parameters():
-            owner, _, own = key.rpartition(".")
-            if owner in norms or own in ADDED:
-                b, c = (s.get_parameter(key) for s in pair)
-                assert torch.equal(got, (b + c) / 2 if batchnorm == "mean" else (b, c)[batchnorm]), key
-                seen.add(own)
-        assert seen & set(ADDED) and {"weight", "bias"} <= seen
-
-
-def test_probe_step_changes_w_norms_positions_and_head_and_nothing_else(pair, x):
-    merge = KernelMerge(pair)
-    merge.merged.num_features = 48
-    model = Classifier(merge, 3).train()
-    before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
-    F.cross_entropy(model(x), torch.tensor([0, 2, 1])).backward()
-    optimizer.step()
-    norms = {n for n, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
-    learns = {name for name, p in model.named_parameters() if p.requires_grad}
-    for name, value in model.state_dict().items():
-        layer, _, own = name.rpartition(".")
-        expected = own == "w" or layer in norms or layer == "head" or own in ADDED
-        assert (name in learns) == expected, name
-        assert torch.equal(value, before[name]) != expected, name
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_gradient_of_w_is_the_kernel_gradient_along_the_difference(vits, x, granularity):
-    b, c = (copy.deepcopy(m).double() for m in vits[:2])
-    merge = KernelMerge([b, c], granularity=granularity)
-    plain = merge.fold()
-    for model in (merge, plain):
-        model(x.double()).square().sum().backward()
-    attention, *of_sources = (m.get_submodule(PROJECTION.removesuffix(".in_proj")) for m in (plain, b, c))
-    weight, bias = (
-        getattr(attention, name).grad * (getattr(of_sources[0], name) - getattr(of_sources[1], name))
-        for name in ("in_proj_weight", "in_proj_bias")
-    )
-    layer = dict(merge.layers())[PROJECTION]
-    if granularity == "kernel":
-        torch.testing.assert_close(layer.w.grad[0], weight.sum(1) + bias, rtol=1e-9, atol=1e-12)
-    elif granularity == "parameter":
-        torch.testing.assert_close(layer.w.grad[0], weight, rtol=1e-9, atol=1e-12)
-        bias_w = dict(merge.layers())[f"{PROJECTION}.bias"].w
-        torch.testing.assert_close(bias_w.grad[0], bias, rtol=1e-9, atol=1e-12)
-    elif granularity == "layer":
-        torch.testing.assert_close(layer.w.grad[0], weight.sum() + bias.sum(), rtol=1e-9, atol=1e-12)
-    else:
-        assert layer.w is next(merge.layers())[1].w and layer.w.grad.abs() > 0
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_three_sources_share_by_softmax(vits, x, granularity):
-    merge = KernelMerge(vits, granularity=granularity, batchnorm=1).eval()
-    weights = merge.kernel_weights()
-    assert merge.normalisation == "softmax" and all(w.shape[0] == 3 for w in weights.values())
-    merge.set_kernel_weights(
-        {name: torch.eye(3)[1].view(3, *[1] * (w.dim() - 1)).expand(w.shape) for name, w in weights.items()}
-    )
-    for merged, folded, original in modes(merge, merge.fold(), vits[1]):
-        assert torch.equal(merged(x), original(x)) and torch.equal(merged(x), folded(x))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_weights_round_trip_through_copies_and_files(pair, x, granularity):
-    merge = KernelMerge(pair, granularity=granularity).eval()
-    merge.set_kernel_weights(0.25)
-    if granularity in ("kernel", "parameter"):
-        merge.set_kernel_weights(random_weights(merge))
-    other = KernelMerge(pair, granularity=granularity).eval()
-    other.set_kernel_weights(merge.kernel_weights())
-    file = io.BytesIO()
-    torch.save(merge.state_dict(), file)
-    file.seek(0)
-    loaded = KernelMerge(pair[::-1], granularity=granularity, batchnorm=1).eval()
-    loaded.load_state_dict(torch.load(file, weights_only=True), strict=True)
-    for again in (other, loaded, copy.deepcopy(merge)):
-        assert list(again.kernel_weights()) == list(merge.kernel_weights())
-        assert torch.equal(again(x), merge(x))
-
-
-@torch.no_grad()
-def test_swapping_the_sources_maps_w_to_one_minus_w(pair, x):
-    merge, swapped = KernelMerge(pair).eval(), KernelMerge(pair[::-1]).eval()
-    weights = random_weights(merge)
-    merge.set_kernel_weights(weights)
-    swapped.set_kernel_weights({name: 1 - w for name, w in weights.items()})
-    torch.testing.assert_close(merge(x), swapped(x), rtol=1e-4, atol=1e-5)
-
-
-def test_sources_are_neither_changed_nor_shared(pair, x):
-    before = [copy.deepcopy(s.state_dict()) for s in pair]
-    types = [[type(m) for m in s.modules()] for s in pair]
-    merge = KernelMerge(pair)
-    with torch.no_grad():
-        for tensor in (*merge.parameters(), *merge.buffers(), *merge.fold().parameters()):
-            tensor.fill_(7)
-    for s, state, kinds in zip(pair, before, types, strict=True):
-        assert list(s.state_dict()) == list(state) and [type(m) for m in s.modules()] == kinds
-        assert all(torch.equal(value, state[key]) for key, value in s.state_dict().items())
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -273,23 +81,7 @@ def test_only_known_embeddings_are_taken_for_positions(vits):
 
 
 @torch.no_grad()
-def test_zeros_has_no_kernel_left_and_keeps_norms_and_positions(pair, x):
-    zeros = zeros_like(pair[0])
-    assert [type(m) for m in zeros.modules()] == [type(m) for m in pair[0].modules()]
-    norms = {name for name, m in zeros.named_modules() if isinstance(m, nn.LayerNorm)}
-    for key, parameter in zeros.named_parameters():
-        owner, _, own = key.rpartition(".")
-        if owner in norms or own in ADDED:
-            assert torch.equal(parameter, pair[0].get_parameter(key)), key
-        else:
-            assert not parameter.any(), key
-    merge = KernelMerge([pair[0], zeros]).eval()
-    merge.set_kernel_weights(1.0)
-    assert torch.equal(merge(x), pair[0].eval()(x))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["vit_mini", "swin_mini", "vit_b_32", "swin_t", "swin_v2_t"])
+@pytest.mark.parametrize("name", ["vit_mini", "swin_mini", "vit_b_32", "swin_t"])
 def test_saved_classifier_is_torchvisions_own_network(name, tmp_path):
     torch.manual_seed(0)
     model = Classifier(backbone(name, "random", SIZE), 5).eval()
@@ -367,8 +159,9 @@ def test_older_and_unfit_files_of_a_vit(tmp_path):
             backbone("vit_mini", tmp_path / "bad.pt", 32)
 
 
-def test_weight_decay_is_for_rows_of_linear_layers_alone(pair):
-    merge = KernelMerge(pair)
+@pytest.mark.parametrize("name", ["vit_mini", "swin_mini", "swin_v2"])
+def test_weight_decay_is_for_rows_of_linear_layers_alone(name):
+    merge = KernelMerge([source(name, seed) for seed in range(2)])
     decays, others, weights = (group["params"] for group in parameter_groups(merge, Protocol()))
     assert not decays and len(others) + len(weights) == len(list(merge.parameters()))
     plain = merge.fold()
