@@ -31,6 +31,8 @@ def rerun(capsys, status: int = 0) -> str:
 
 
 def test_the_same_machine_gives_every_file_again_and_touches_none(project, capsys):
+    asked = json.loads(Path("p.yaml").read_text())
+    Path("p.yaml").write_text(json.dumps(asked | {"precision": "auto"}))  # the record's own, fp32, is taken
     folder = project / FOLDER / "ft-objects/seed0"
     before = {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()}
     assert rerun(capsys) == "FT objects, seed 0: all 3 files of the record the same, byte for byte"

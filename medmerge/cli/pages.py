@@ -44,7 +44,6 @@ def add(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("notebook", type=Path, nargs="?", metavar="NOTEBOOK.ipynb", help="that of the file by default")
     parser.add_argument("params", type=Path, metavar="PARAMS.yaml")
     parser.add_argument("--output", type=Path, help="the executed notebook (results/TRACK/PARAMS.ipynb)")
-    parser.add_argument("--html", action="store_true", help="write the page beside it as one HTML file, without code")
     parser.set_defaults(command=_run)
 
 
@@ -61,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
         runs.left(p)
         if execute(notebook, params, p, output):
             return 1
-        print(f"{output}\nTo look at it: {_html(output) if options.html else f'jupyter lab {output}'}")
+        print(f"{output}\nTo look at it: jupyter lab {output}")
     return 0
 
 
@@ -150,19 +149,6 @@ def _interruptible(execute: Callable[[], object]) -> None:
             for child in psutil.Process().children(recursive=True):
                 child.kill()
             raise
-
-
-def _html(page: Path) -> Path:
-    """Write a page as one HTML file, without code and with nothing to load from elsewhere; returns where it is."""
-    from nbconvert import HTMLExporter  # takes a second to import, and few ask for it
-
-    exporter = HTMLExporter(
-        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True
-    )
-    exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = exporter.widget_renderer_url = ""
-    text, _ = exporter.from_notebook_node(nbformat.read(page, 4))
-    files.write(page.with_suffix(".html"), text)
-    return page.with_suffix(".html")
 
 
 def _again(notebook: Path, params: Path, p: Parameters) -> str:

@@ -175,7 +175,8 @@ def rerun(p: Parameters, row: Row, seed: int) -> Compared:
     if record is None:
         raise ParameterError(f"{row.label}, seed {seed} is not finished: there is nothing to hold a rerun against")
     with tempfile.TemporaryDirectory(prefix="medmerge-rerun-") as name:
-        apart, only = p.model_copy(update={"results": name, "save_weights": "", "seeds": [seed]}), {(row, seed)}
+        asked = {"precision": record.run["definition"].get("precision", "auto"), "results": name, "save_weights": ""}
+        apart, only = p.model_copy(update=asked | {"seeds": [seed]}), {(row, seed)}
         study.check(apart, only)
         inputs.load_data(apart, [record])
         inputs.check_sources(apart, row.sources, [record])
