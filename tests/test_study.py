@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_fixtures import write_ham10k, write_isic2019
 
-from medmerge import Parameters, backbone, data, explore, save_backbone, training
+from medmerge import Parameters, backbone, data, devices, explore, save_backbone, training
 from medmerge.approaches import APPROACHES, matching
 from medmerge.backbones import CheckpointError, read_state
 from medmerge.pages import report
@@ -236,6 +236,26 @@ def test_auto_takes_a_run_in_either_precision_as_finished_and_nothing_else_takes
     assert [record.folder for record in study.run(p.model_copy(update={"precision": "auto"}))] == folders
     with pytest.raises(RecordError, match="precision is 'fp32' there and 'bf16' here"):
         study.run(p.model_copy(update={"precision": "bf16"}))
+
+
+def test_a_run_is_not_continued_in_another_precision(project, monkeypatch):
+    """As on a cluster of several kinds of processors."""
+    options, validate, calls = {"approaches": ["ft"], "precision": "auto"}, training.validate, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "validate", interrupted)
+        patch.setattr(devices, "_capabilities", dict)
+        study.run(parameters(**options))
+    monkeypatch.setattr(devices, "_capabilities", lambda: {"avx512_bf16": True})
+    records = [study.run(parameters(**options, pair=pair))[0] for pair in ("demo", "whole")]
+    assert [record.run["precision"] for record in records] == ["bf16", "bf16"]
+    assert records[0].run["network"] == records[1].run["network"]
 
 
 def test_other_data_or_weights_under_a_finished_record_are_refused(project, finished):

@@ -220,7 +220,8 @@ def run_row(
     approach, p = APPROACHES[row.approach], row.parameters(p)
     sources = [inputs.load_source(p, name, seed) for name in row.sources]
     prints = {name: state_sha256(source) for name, source in zip(row.sources, sources, strict=True)}
-    key = json.dumps([definition_hash(defined), dataset.fingerprint, prints])
+    precision = devices.choose_precision(p.precision, devices.choose_device(p.device))
+    key = json.dumps([definition_hash(defined), precision, dataset.fingerprint, prints])
     task = Task(
         *(dataset.train, dataset.val, len(dataset.classes), seed, protocol(p), where / MODEL.parent, key),
         sources=row.sources,
@@ -250,7 +251,7 @@ def run_row(
         "network": state_sha256(outcome.model),
         "cost": task.cost,
         "device": devices.describe(task.device),
-        "precision": devices.choose_precision(task.protocol.precision, task.device),
+        "precision": precision,
         "provenance": provenance(),
     }
     _keep(outcome, where, p.model_copy(update={"seeds": [seed]}), row, dataset)
