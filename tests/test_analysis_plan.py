@@ -132,6 +132,16 @@ def test_a_pair_of_the_second_round_is_as_planned(name, real_data):
     assert p.vary["w_lr"][1] * steps == pytest.approx(budget, rel=0.03) and str(budget) in SECOND
 
 
+@pytest.mark.parametrize("network", ["resnet50", "mobilenet"])
+def test_other_networks_of_the_second_round_see_the_same_images_and_rows(network):
+    one, first = parameters(f"skin-2-{network}"), parameters("skin-2")
+    own = ("title", "note", "base_data", "base_weights", "source_weights", "backbone", "precision", "seeds")
+    assert {**one.model_dump(), **dict.fromkeys(own)} == {**first.model_dump(), **dict.fromkeys(own)}
+    source = parameters(f"source-isic2017-2-{network}")
+    assert (source.save_weights, source.base_weights) == (one.source_weights, one.base_weights)
+    assert one.seeds == source.seeds == first.seeds[: len(one.seeds)] and source.fractions == [0.8, 0.1, 0.1]
+
+
 def test_the_files_and_the_power_that_the_second_plan_names_are_there():
     named = set(re.findall(r"`((?:skin|chest|retina)-2[\w-]*)`", SECOND))
     assert named == {path.stem for path in (ROOT / "params/open").glob("[!s]*-2*.yaml")} | {

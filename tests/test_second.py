@@ -127,6 +127,16 @@ def test_what_too_few_seeds_say_is_described(tmp_path):
     assert found["difference"].str.fullmatch(r"[+−]0\.\d{3} \(.* to .*\)").all()
 
 
+def test_the_smaller_network_is_judged_alone(tmp_path):
+    """It is among the pairs that are planned, and none of those that decide the claims or are pooled."""
+    assert second.SMALLER in second.PLANNED and second.SMALLER[1] != "densenet121"
+    kinds = [kind for kind in KINDS if kind != LONG]
+    few = {kind: runs for kind, runs in rows(tmp_path, 45, 40, 45, 40, 40, 2, 45).items() if kind in kinds}
+    table = second.family(few)
+    assert len(table) == 8 and table["p_holm"].min() == pytest.approx(8 * table["p"].min())
+    assert (table.query("row == @FAST")["superior"] == "superior").all()
+
+
 def test_a_family_is_both_rows_and_the_spread_is_that_of_all_rows(tmp_path):
     one = rows(tmp_path, 30, 25, 20, 15, 10, 12, 28)
     table = second.family(one)
