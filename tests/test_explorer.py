@@ -244,6 +244,8 @@ def test_the_page_holds_every_weight_and_a_history_within_its_budget(runs, monke
     np.testing.assert_allclose(stored, kept, atol=2e-3 if bits == 8 else 1e-5)
     with pytest.raises(ValueError, match="there is no epoch 3; there are: 2, 4"):
         medmerge.explore(runs, epoch=3)
+    monkeypatch.setattr(explorer_data, "BYTES", 3 * sum(LAYERS.values()) * bits // 8)
+    assert not any("history" in run for run in explorer_data.payload(explorer_data.collect(runs))["runs"])
 
 
 def test_a_run_knows_its_budget_and_what_its_weights_are_worth(runs):

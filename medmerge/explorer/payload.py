@@ -19,8 +19,9 @@ from medmerge.study import names, records
 from medmerge.study.layers import Modules, layers, modules_of
 from medmerge.study.records import Record
 
-WEIGHT_BYTES, HISTORY_BYTES = 250_000, 230_000
-"""Up to the first all weights have 16 bits, beyond it 8. Up to the second, runs have their histories."""
+WEIGHT_BYTES, HISTORY_BYTES, BYTES = 250_000, 230_000, 510_000
+"""Up to the first all weights have 16 bits, beyond it 8. Up to the second runs have their histories, fewer where the
+weights leave less of the third: a page has to stay below a megabyte, however many runs there are."""
 
 SHOWN = 0.99
 """Share of all runs' kernels that the one colour scale around 0.5 tells apart; others have the colour of its end."""
@@ -200,8 +201,9 @@ def payload(runs: Sequence[Run]) -> dict:
     after another, a history epoch by epoch.
     """
     networks: dict[tuple, int] = {}
-    packed, left = {}, HISTORY_BYTES
-    bits = 16 if 2 * sum(w.size for run in runs for w in run.weights.values()) <= WEIGHT_BYTES else 8
+    packed, count = {}, sum(w.size for run in runs for w in run.weights.values())
+    bits = 16 if 2 * count <= WEIGHT_BYTES else 8
+    left = min(HISTORY_BYTES, BYTES - bits // 8 * count)
     first = {(run.study, run.backbone): run for run in reversed(runs)}
     for run in sorted(runs, key=lambda run: first[run.study, run.backbone] is not run):  # these have their histories
         described = tuple(layers(run.weights, run.backbone, run.modules))
