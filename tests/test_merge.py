@@ -60,7 +60,7 @@ NETWORKS = [*OWN, "densenet_small", "densenet121", "resnet50", "mobilenet_v2", "
 
 
 def source(name: str, seed: int) -> nn.Module:
-    """A network as after training: no norm and no parameter beside is at its default, so that mixing them up shows."""
+    """A network as after training: no norm, bias or position is at its default, so that mixing them up shows."""
     torch.manual_seed(seed)
     model = OWN[name]() if name in OWN else backbone(name, "random", 64)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def source(name: str, seed: int) -> nn.Module:
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked.fill_(100 + seed)
             for key, parameter in module.named_parameters(recurse=False):
-                if key in ADDED:
+                if key in ADDED or key.endswith("bias"):
                     parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 

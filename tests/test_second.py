@@ -127,9 +127,7 @@ def test_what_too_few_seeds_say_is_described(tmp_path):
     assert found["difference"].str.fullmatch(r"[+−]0\.\d{3} \(.* to .*\)").all()
 
 
-def test_the_smaller_network_is_judged_alone(tmp_path):
-    """It is among the pairs that are planned, and none of those that decide the claims or are pooled."""
-    assert second.SMALLER in second.PLANNED and second.SMALLER[1] != "densenet121"
+def test_a_family_without_ft_of_twice_the_epochs_has_eight_comparisons(tmp_path):
     kinds = [kind for kind in KINDS if kind != LONG]
     few = {kind: runs for kind, runs in rows(tmp_path, 45, 40, 45, 40, 40, 2, 45).items() if kind in kinds}
     table = second.family(few)

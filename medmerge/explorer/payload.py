@@ -21,7 +21,7 @@ from medmerge.study.records import Record
 
 WEIGHT_BYTES, HISTORY_BYTES, BYTES = 250_000, 230_000, 510_000
 """Up to the first all weights have 16 bits, beyond it 8. Up to the second runs have their histories, fewer where the
-weights leave less of the third: a page has to stay below a megabyte, however many runs there are."""
+weights leave less of the third: a page of many runs has to stay below a megabyte."""
 
 SHOWN = 0.99
 """Share of all runs' kernels that the one colour scale around 0.5 tells apart; others have the colour of its end."""
